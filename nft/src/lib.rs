@@ -1,0 +1,2 @@
+//! nf_tables over netlink.
+pub mod netlink;

@@ -1,0 +1,4 @@
+//! Pointsman: a drop-in replacement for kube-proxy that compiles Services into nftables maps.
+#![forbid(unsafe_code)]
+
+pub mod source;
