@@ -1,4 +1,7 @@
 //! Pointsman: a drop-in replacement for kube-proxy that compiles Services into nftables maps.
 #![forbid(unsafe_code)]
 
+pub mod model;
+pub mod policy;
+pub mod schedule;
 pub mod source;

@@ -1,0 +1,27 @@
+//! Services, EndpointSlices and Nodes as the proxy means them.
+//!
+//! [`crate::source`] delivers objects as Kubernetes spells them; this module parses each of them once into what the proxy needs
+//! and nothing else: addresses that are addresses, ports that are ports, names that can be compared. Whatever cannot be used
+//! becomes a [`Problem`] that names the object, the field and the value, and the rest of the object is kept.
+//!
+//! Vocabulary:
+//! - a *Service port* is one entry of `spec.ports`, identified by Service, port name and protocol ([`PortKey`]);
+//! - an *endpoint* is an address of a slice with its conditions; together with a slice port it becomes a socket address;
+//! - [`Store`] holds everything known and says which Services a change touches.
+//!
+//! Invariants: parsing never fails as a whole; a problem is reported once per object until the object changes; the store's
+//! content depends on the objects alone and not on the order in which they came (property test in `store.rs`).
+
+mod address;
+mod node;
+mod problem;
+mod service;
+mod slice;
+mod store;
+
+pub use address::{Family, Protocol, parse_address};
+pub use node::Node;
+pub use problem::{Problem, Problems};
+pub use service::{PortKey, Service, ServiceKey, ServicePort};
+pub use slice::{Endpoint, Slice, SlicePort};
+pub use store::{Effect, Store};

@@ -1,0 +1,216 @@
+//! An EndpointSlice: who stands behind a Service.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::address::{Family, Protocol, parse_address, unusable};
+use super::problem::{Problem, Report};
+use super::service::{ServiceKey, port_number};
+use crate::source::object::{self, labels};
+use crate::source::{Kind, ObjectKey};
+
+/// Label that ties a slice to its Service (`discovery.k8s.io/v1`).
+pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// Label on the slices of headless Services; such slices are none of our business.
+pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
+/// A slice of one family that belongs to a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// The Service it belongs to.
+    pub service: ServiceKey,
+    /// The family of all its addresses.
+    pub family: Family,
+    /// Usable ports.
+    pub ports: Vec<SlicePort>,
+    /// Usable endpoints, in the order of the object.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A port that every endpoint of a slice listens on: the resolved target port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// The Service port's name it belongs to; empty for the unnamed one.
+    pub name: Arc<str>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port on the endpoint, 1..65535.
+    pub port: u16,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its (first) address.
+    pub address: IpAddr,
+    /// Takes new connections.
+    pub ready: bool,
+    /// Answers, even if it is not ready because it terminates.
+    pub serving: bool,
+    /// On its way out.
+    pub terminating: bool,
+    /// The node it runs on.
+    pub node: Option<Arc<str>>,
+    /// The pod behind it.
+    pub pod: Option<Arc<str>>,
+}
+
+// === impl Slice ===
+
+impl Slice {
+    /// Parses a slice. `None` means it is none of our business or not usable as a whole (the latter is reported).
+    pub fn parse(key: &ObjectKey, slice: &object::EndpointSlice) -> (Option<Self>, Vec<Problem>) {
+        let labels = labels(&slice.metadata);
+        if labels.contains_key(HEADLESS_LABEL) {
+            return (None, Vec::new());
+        }
+        let mut report = Report::new(Kind::EndpointSlice, key.clone());
+        let Some(service) = labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty()) else {
+            report.add(
+                format!("metadata.labels[{SERVICE_NAME_LABEL}]"),
+                "",
+                "belongs to no Service without this label; ignored",
+            );
+            return (None, report.problems);
+        };
+        let Some(family) = Family::from_kubernetes(&slice.address_type) else {
+            report.add("addressType", &slice.address_type, "only IPv4 and IPv6 slices can be programmed; ignored");
+            return (None, report.problems);
+        };
+        let parsed = Self {
+            service: ServiceKey::new(&key.namespace, service),
+            family,
+            ports: ports(slice, &mut report),
+            endpoints: endpoints(slice, family, &mut report),
+        };
+        (Some(parsed), report.problems)
+    }
+}
+
+fn ports(slice: &object::EndpointSlice, report: &mut Report) -> Vec<SlicePort> {
+    let mut ports = Vec::new();
+    for (index, port) in slice.ports.iter().enumerate() {
+        let Some(name) = &port.name else {
+            report.add(format!("ports[{index}].name"), "", "a port without a name matches no Service port; skipped");
+            continue;
+        };
+        let Some(protocol) = Protocol::from_kubernetes(port.protocol.as_deref()) else {
+            let protocol = port.protocol.as_deref().unwrap_or_default();
+            report.add(format!("ports[{index}].protocol"), protocol, "not TCP, UDP or SCTP; skipped");
+            continue;
+        };
+        let Some(number) = port.port.and_then(port_number) else {
+            let number = port.port.map(|port| port.to_string()).unwrap_or_default();
+            report.add(format!("ports[{index}].port"), number, "not in 1..65535; skipped");
+            continue;
+        };
+        ports.push(SlicePort { name: name.as_str().into(), protocol, port: number });
+    }
+    ports
+}
+
+fn endpoints(slice: &object::EndpointSlice, family: Family, report: &mut Report) -> Vec<Endpoint> {
+    let mut endpoints = Vec::with_capacity(slice.endpoints.len());
+    for (index, endpoint) in slice.endpoints.iter().enumerate() {
+        let Some(text) = endpoint.addresses.first() else {
+            report.add(format!("endpoints[{index}].addresses"), "[]", "an endpoint without an address; skipped");
+            continue;
+        };
+        let field = || format!("endpoints[{index}].addresses[0]");
+        let Some(address) = parse_address(text) else {
+            report.add(field(), text, "not an IP address; skipped");
+            continue;
+        };
+        if let Some(why) = unusable(address) {
+            report.add(field(), text, format!("{why} cannot be an endpoint; skipped"));
+            continue;
+        }
+        if Family::of(address) != family {
+            report.add(field(), text, format!("the slice's addressType is {family}; skipped"));
+            continue;
+        }
+        endpoints.push(Endpoint {
+            address,
+            ready: endpoint.conditions.ready.unwrap_or(true),
+            serving: endpoint.conditions.serving.unwrap_or(true),
+            terminating: endpoint.conditions.terminating.unwrap_or(false),
+            node: endpoint.node_name.as_deref().map(Into::into),
+            pod: endpoint.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Into::into),
+        });
+    }
+    endpoints
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(value: serde_json::Value) -> (Option<Slice>, Vec<String>) {
+        let object: object::EndpointSlice = serde_json::from_value(value).expect("decodes");
+        let key = ObjectKey { namespace: "shop".into(), name: "web-1".into() };
+        let (slice, problems) = Slice::parse(&key, &object);
+        (slice, problems.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn conditions_default_as_the_api_says() {
+        let (slice, problems) = parse(json!({
+            "metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+            "ports": [{"name": "", "port": 8080}],
+            "endpoints": [
+                {"addresses": ["10.0.0.1", "10.0.0.99"]},
+                {"addresses": ["10.0.0.2"], "conditions": {"ready": false, "serving": true, "terminating": true},
+                 "nodeName": "n1", "targetRef": {"kind": "Pod", "name": "web-abc"}},
+            ],
+        }));
+        let slice = slice.expect("usable");
+        assert_eq!(problems, Vec::<String>::new());
+        let first = &slice.endpoints[0];
+        assert_eq!((first.ready, first.serving, first.terminating), (true, true, false));
+        let second = &slice.endpoints[1];
+        assert_eq!((second.ready, second.serving, second.terminating), (false, true, true));
+        assert_eq!((second.node.as_deref(), second.pod.as_deref()), (Some("n1"), Some("web-abc")));
+        assert_eq!(slice.service, ServiceKey::new("shop", "web"));
+    }
+
+    #[test]
+    fn each_bad_field_is_named_and_the_rest_is_used() {
+        let (slice, problems) = parse(json!({
+            "metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+            "ports": [{"port": 80}, {"name": "a"}, {"name": "b", "port": 0}, {"name": "c", "port": 1, "protocol": "tcp"}, {"name": "d", "port": 9}],
+            "endpoints": [
+                {"addresses": []}, {"addresses": ["fd00::1"]}, {"addresses": ["pod-7"]}, {"addresses": ["0.0.0.0"]},
+                {"addresses": ["10.0.0.7"], "conditions": null},
+            ],
+        }));
+        let slice = slice.expect("usable");
+        assert_eq!((slice.ports.len(), slice.endpoints.len()), (1, 1));
+        insta::assert_snapshot!(problems.join("\n"), @r#"
+        EndpointSlice shop/web-1: ports[0].name: "": a port without a name matches no Service port; skipped
+        EndpointSlice shop/web-1: ports[1].port: "": not in 1..65535; skipped
+        EndpointSlice shop/web-1: ports[2].port: "0": not in 1..65535; skipped
+        EndpointSlice shop/web-1: ports[3].protocol: "tcp": not TCP, UDP or SCTP; skipped
+        EndpointSlice shop/web-1: endpoints[0].addresses: "[]": an endpoint without an address; skipped
+        EndpointSlice shop/web-1: endpoints[1].addresses[0]: "fd00::1": the slice's addressType is IPv4; skipped
+        EndpointSlice shop/web-1: endpoints[2].addresses[0]: "pod-7": not an IP address; skipped
+        EndpointSlice shop/web-1: endpoints[3].addresses[0]: "0.0.0.0": the unspecified address cannot be an endpoint; skipped
+        "#);
+    }
+
+    #[test]
+    fn slices_that_cannot_be_used_at_all() {
+        let fqdn = json!({"metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "addressType": "FQDN",
+            "endpoints": [{"addresses": ["example.org"]}]});
+        assert_eq!(
+            parse(fqdn),
+            (None, vec![r#"EndpointSlice shop/web-1: addressType: "FQDN": only IPv4 and IPv6 slices can be programmed; ignored"#.into()])
+        );
+        let (slice, problems) = parse(json!({"metadata": {}, "addressType": "IPv4"}));
+        assert!(slice.is_none() && problems.len() == 1);
+        let headless = json!({"metadata": {"labels": {"service.kubernetes.io/headless": ""}}, "addressType": "IPv4"});
+        assert_eq!(parse(headless), (None, Vec::new()));
+    }
+}

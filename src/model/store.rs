@@ -1,0 +1,232 @@
+//! Everything known, and which Services a change touches.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::node::Node;
+use super::problem::{Problem, Problems};
+use super::service::{Service, ServiceKey};
+use super::slice::Slice;
+use crate::source::{Change, Kind, Object, ObjectKey};
+
+/// The objects known now. Owned and changed by a single task.
+#[derive(Debug, Default)]
+pub struct Store {
+    services: HashMap<ServiceKey, Service>,
+    /// Slices by the Service they belong to, then by name: the name's order decides between duplicate endpoints, so that the
+    /// outcome does not depend on which slice came first.
+    slices: HashMap<ServiceKey, BTreeMap<String, Slice>>,
+    /// Which Service a slice was last filed under.
+    filed: HashMap<ObjectKey, ServiceKey>,
+    node: Option<Node>,
+    problems: Problems,
+}
+
+/// What a change touched.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Effect {
+    /// Services whose data plane may differ now; empty if the change changed nothing that matters.
+    pub services: Vec<ServiceKey>,
+    /// Problems of the changed object that have not been reported yet.
+    pub problems: Vec<Problem>,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Takes a change in. [`Change::Synced`] changes nothing here.
+    pub fn apply(&mut self, change: Change) -> Effect {
+        match change {
+            Change::Apply(object) => {
+                let key = object.key();
+                match object {
+                    Object::Service(service) => {
+                        let (parsed, problems) = Service::parse(&key, &service);
+                        self.put_service(&key, parsed, problems)
+                    }
+                    Object::EndpointSlice(slice) => {
+                        let (parsed, problems) = Slice::parse(&key, &slice);
+                        self.put_slice(&key, parsed, problems)
+                    }
+                    Object::Node(node) => {
+                        let (parsed, problems) = Node::parse(&key, &node);
+                        self.node = Some(parsed);
+                        Effect { services: Vec::new(), problems: self.problems.replace(Kind::Node, &key, problems) }
+                    }
+                }
+            }
+            Change::Delete(Kind::Service, key) => self.put_service(&key, None, Vec::new()),
+            Change::Delete(Kind::EndpointSlice, key) => self.put_slice(&key, None, Vec::new()),
+            Change::Delete(Kind::Node, key) => {
+                // A Node that is deleted under our feet leaves us with what we knew: kube-proxy keeps running too.
+                Effect { services: Vec::new(), problems: self.problems.replace(Kind::Node, &key, Vec::new()) }
+            }
+            Change::Synced(_) => Effect::default(),
+        }
+    }
+
+    /// The Service of this name, if it is served here.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    /// All Services served here, in no particular order.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    /// The slices of a Service, in the order of their names.
+    pub fn slices(&self, key: &ServiceKey) -> impl Iterator<Item = &Slice> + Clone {
+        self.slices.get(key).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Our Node, once it has been seen.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// All standing problems of objects.
+    pub fn problems(&self) -> &Problems {
+        &self.problems
+    }
+
+    fn put_service(&mut self, key: &ObjectKey, now: Option<Service>, problems: Vec<Problem>) -> Effect {
+        let problems = self.problems.replace(Kind::Service, key, problems);
+        let key = ServiceKey::from(key);
+        let before = match now.clone() {
+            Some(service) => self.services.insert(key.clone(), service),
+            None => self.services.remove(&key),
+        };
+        let services = if before == now { Vec::new() } else { vec![key] };
+        Effect { services, problems }
+    }
+
+    fn put_slice(&mut self, key: &ObjectKey, now: Option<Slice>, problems: Vec<Problem>) -> Effect {
+        let problems = self.problems.replace(Kind::EndpointSlice, key, problems);
+        let mut services = Vec::new();
+        if let Some(old_owner) = self.filed.get(key).cloned() {
+            let moved = now.as_ref().is_none_or(|slice| slice.service != old_owner);
+            let unchanged = self.slices.get(&old_owner).and_then(|slices| slices.get(&key.name)) == now.as_ref();
+            if moved {
+                self.filed.remove(key);
+                if let Some(slices) = self.slices.get_mut(&old_owner) {
+                    slices.remove(&key.name);
+                    if slices.is_empty() {
+                        self.slices.remove(&old_owner);
+                    }
+                }
+            }
+            if !unchanged {
+                services.push(old_owner);
+            }
+        }
+        if let Some(slice) = now {
+            let owner = slice.service.clone();
+            if self.filed.insert(key.clone(), owner.clone()).is_none() {
+                services.push(owner.clone());
+            }
+            self.slices.entry(owner).or_default().insert(key.name.clone(), slice);
+        }
+        Effect { services, problems }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::source::object;
+
+    fn slice(name: &str, service: &str, address: &str) -> Change {
+        let value = json!({
+            "metadata": {"namespace": "shop", "name": name, "labels": {"kubernetes.io/service-name": service}},
+            "addressType": "IPv4", "ports": [{"name": "", "port": 80}], "endpoints": [{"addresses": [address]}],
+        });
+        Change::Apply(Object::EndpointSlice(Box::new(serde_json::from_value(value).expect("decodes"))))
+    }
+
+    fn service(name: &str, ip: &str) -> Change {
+        let value = json!({"metadata": {"namespace": "shop", "name": name}, "spec": {"clusterIP": ip, "ports": [{"port": 80}]}});
+        let object: object::Service = serde_json::from_value(value).expect("decodes");
+        Change::Apply(Object::Service(Box::new(object)))
+    }
+
+    fn delete(kind: Kind, name: &str) -> Change {
+        Change::Delete(kind, ObjectKey { namespace: "shop".into(), name: name.into() })
+    }
+
+    fn touched(effect: Effect) -> Vec<String> {
+        effect.services.iter().map(|key| key.name.to_string()).collect()
+    }
+
+    #[test]
+    fn a_change_names_the_services_it_touches() {
+        let mut store = Store::default();
+        assert_eq!(touched(store.apply(service("web", "10.0.0.1"))), ["web"]);
+        assert_eq!(touched(store.apply(service("web", "10.0.0.1"))), [""; 0], "the same again");
+        assert_eq!(touched(store.apply(slice("s1", "web", "10.1.0.1"))), ["web"]);
+        assert_eq!(touched(store.apply(slice("s1", "web", "10.1.0.1"))), [""; 0], "the same again");
+        assert_eq!(touched(store.apply(slice("s1", "web", "10.1.0.2"))), ["web"]);
+        assert_eq!(touched(store.apply(slice("s1", "cart", "10.1.0.2"))), ["web", "cart"], "a slice changes hands");
+        assert_eq!(store.slices(&ServiceKey::new("shop", "web")).count(), 0);
+        assert_eq!(touched(store.apply(delete(Kind::EndpointSlice, "s1"))), ["cart"]);
+        assert_eq!(touched(store.apply(delete(Kind::EndpointSlice, "s1"))), [""; 0], "unknown by now");
+        assert_eq!(touched(store.apply(delete(Kind::Service, "web"))), ["web"]);
+        assert_eq!(touched(store.apply(delete(Kind::Service, "web"))), [""; 0]);
+        assert!(
+            store.services.is_empty() && store.slices.is_empty() && store.filed.is_empty(),
+            "nothing is left behind"
+        );
+    }
+
+    #[test]
+    fn a_problem_is_reported_once_and_again_after_it_was_mended() {
+        let mut store = Store::default();
+        assert_eq!(store.apply(service("web", "nonsense")).problems.len(), 1);
+        assert_eq!(store.apply(service("web", "nonsense")).problems.len(), 0);
+        assert_eq!(store.problems().len(), 1);
+        assert_eq!(store.apply(service("web", "10.0.0.1")).problems.len(), 0);
+        assert!(store.problems().is_empty());
+        assert_eq!(store.apply(service("web", "nonsense")).problems.len(), 1);
+    }
+
+    fn any_change() -> impl Strategy<Value = Change> {
+        let name = prop_oneof![Just("a"), Just("b"), Just("c")];
+        prop_oneof![
+            (name.clone(), 1u8..4).prop_map(|(name, ip)| service(name, &format!("10.0.0.{ip}"))),
+            (name.clone(), name.clone(), 1u8..4).prop_map(|(name, owner, ip)| slice(
+                name,
+                owner,
+                &format!("10.1.0.{ip}")
+            )),
+            name.clone().prop_map(|name| delete(Kind::Service, name)),
+            name.prop_map(|name| delete(Kind::EndpointSlice, name)),
+        ]
+    }
+
+    proptest! {
+        /// The store after any history equals a store that saw only each object's last word, in any order.
+        #[test]
+        fn only_the_last_word_on_each_object_counts(history in proptest::collection::vec(any_change(), 0..40)) {
+            let mut store = Store::default();
+            let mut last: BTreeMap<(Kind, ObjectKey), Change> = BTreeMap::new();
+            for change in history {
+                let slot = match &change {
+                    Change::Apply(object) => (object.kind(), object.key()),
+                    Change::Delete(kind, key) => (*kind, key.clone()),
+                    Change::Synced(_) => unreachable!(),
+                };
+                last.insert(slot, change.clone());
+                store.apply(change);
+            }
+            let mut fresh = Store::default();
+            for change in last.into_values().rev() {
+                fresh.apply(change);
+            }
+            prop_assert_eq!(&store.services, &fresh.services);
+            prop_assert_eq!(&store.slices, &fresh.slices);
+            prop_assert_eq!(&store.filed, &fresh.filed);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Who gets a frontend that several Services ask for.
+//!
+//! The API server hands out each ClusterIP once, but manifests, restored backups and races can ask for one frontend twice. The
+//! oldest Service keeps it, then the first by name; the others are told. When the holder goes, the next in line takes over.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use super::Frontend;
+use crate::model::ServiceKey;
+
+/// The order of precedence: creation time, then name.
+type Rank = (i64, ServiceKey);
+
+/// All claims on all frontends.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// Single claims, which is nearly all of them, need no tree.
+    holders: HashMap<Frontend, Rank>,
+    /// Those that wait, in order of precedence.
+    waiting: HashMap<Frontend, BTreeSet<Rank>>,
+    by_service: HashMap<ServiceKey, (i64, HashSet<Frontend>)>,
+}
+
+// === impl Claims ===
+
+impl Claims {
+    /// Replaces all claims of a Service; returns the other Services that gained or lost a frontend by it.
+    pub fn set(
+        &mut self,
+        service: &ServiceKey,
+        created: i64,
+        wanted: impl Iterator<Item = Frontend>,
+    ) -> Vec<ServiceKey> {
+        let wanted: HashSet<_> = wanted.collect();
+        let before = self.by_service.get(service).cloned();
+        let mut others = BTreeSet::new();
+        if let Some((since, had)) = before {
+            for frontend in had.iter().filter(|frontend| since != created || !wanted.contains(frontend)) {
+                self.release(frontend, &(since, service.clone()), &mut others);
+            }
+        }
+        for frontend in &wanted {
+            self.claim(frontend, &(created, service.clone()), &mut others);
+        }
+        if wanted.is_empty() {
+            self.by_service.remove(service);
+        } else {
+            self.by_service.insert(service.clone(), (created, wanted));
+        }
+        others.remove(service);
+        others.into_iter().collect()
+    }
+
+    /// Whether this Service has the frontend.
+    pub fn holds(&self, service: &ServiceKey, frontend: &Frontend) -> bool {
+        self.holder(frontend) == Some(service)
+    }
+
+    /// Who has the frontend.
+    pub fn holder(&self, frontend: &Frontend) -> Option<&ServiceKey> {
+        self.holders.get(frontend).map(|(_, service)| service)
+    }
+
+    fn claim(&mut self, frontend: &Frontend, rank: &Rank, others: &mut BTreeSet<ServiceKey>) {
+        match self.holders.get_mut(frontend) {
+            None => {
+                self.holders.insert(*frontend, rank.clone());
+            }
+            Some(holder) if holder == rank => {}
+            Some(holder) if rank < holder => {
+                let loser = std::mem::replace(holder, rank.clone());
+                others.insert(loser.1.clone());
+                let line = self.waiting.entry(*frontend).or_default();
+                line.remove(rank);
+                line.insert(loser);
+            }
+            Some(_) => {
+                self.waiting.entry(*frontend).or_default().insert(rank.clone());
+            }
+        }
+    }
+
+    fn release(&mut self, frontend: &Frontend, rank: &Rank, others: &mut BTreeSet<ServiceKey>) {
+        let next = if self.holders.get(frontend) == Some(rank) {
+            self.holders.remove(frontend);
+            self.waiting.get_mut(frontend).and_then(BTreeSet::pop_first)
+        } else {
+            if let Some(line) = self.waiting.get_mut(frontend) {
+                line.remove(rank);
+            }
+            None
+        };
+        if self.waiting.get(frontend).is_some_and(BTreeSet::is_empty) {
+            self.waiting.remove(frontend);
+        }
+        if let Some(next) = next {
+            others.insert(next.1.clone());
+            self.holders.insert(*frontend, next);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::Protocol;
+
+    fn frontend(port: u16) -> Frontend {
+        Frontend { address: [10, 0, 0, 1].into(), protocol: Protocol::Tcp, port }
+    }
+
+    fn key(name: &str) -> ServiceKey {
+        ServiceKey::new("ns", name)
+    }
+
+    fn names(services: Vec<ServiceKey>) -> Vec<String> {
+        services.iter().map(|service| service.name.to_string()).collect()
+    }
+
+    #[test]
+    fn the_oldest_wins_then_the_name_and_the_next_in_line_follows() {
+        let mut claims = Claims::default();
+        let set = |claims: &mut Claims, name: &str, created: i64, ports: &[u16]| {
+            names(claims.set(&key(name), created, ports.iter().map(|port| frontend(*port))))
+        };
+        assert_eq!(set(&mut claims, "young", 20, &[80]), [""; 0]);
+        assert_eq!(set(&mut claims, "old", 10, &[80, 81]), ["young"], "an older one takes it");
+        assert_eq!(set(&mut claims, "a", 10, &[80]), ["old"], "same age: by name");
+        assert_eq!(set(&mut claims, "z", 30, &[80]), [""; 0], "the youngest waits");
+        assert_eq!(claims.holder(&frontend(80)), Some(&key("a")));
+        assert_eq!(set(&mut claims, "a", 10, &[]), ["old"]);
+        assert_eq!(set(&mut claims, "old", 10, &[81]), ["young"]);
+        assert_eq!(set(&mut claims, "young", 40, &[80]), ["z"], "recreated later: behind");
+        assert_eq!(set(&mut claims, "z", 30, &[]), ["young"]);
+        assert_eq!(set(&mut claims, "young", 40, &[]), [""; 0]);
+        assert_eq!(set(&mut claims, "old", 10, &[]), [""; 0]);
+        assert!(claims.holders.is_empty() && claims.waiting.is_empty() && claims.by_service.is_empty());
+    }
+
+    proptest! {
+        /// After any history each frontend is with the best of those who ask for it, and whoever gained or lost one was named.
+        #[test]
+        fn the_best_claim_always_holds(history in proptest::collection::vec((0u8..4, 0i64..3, proptest::collection::hash_set(1u16..4, 0..3)), 1..30)) {
+            let mut claims = Claims::default();
+            let mut asks: HashMap<ServiceKey, (i64, HashSet<u16>)> = HashMap::new();
+            for (name, created, ports) in history {
+                let service = key(&name.to_string());
+                let before: HashMap<_, _> = (1..4).map(|port| (port, claims.holder(&frontend(port)).cloned())).collect();
+                let told = claims.set(&service, created, ports.iter().map(|port| frontend(*port)));
+                asks.insert(service.clone(), (created, ports));
+                for port in 1..4 {
+                    let best = asks.iter().filter(|(_, (_, ports))| ports.contains(&port)).map(|(key, (created, _))| (*created, key.clone())).min();
+                    let holder = claims.holder(&frontend(port)).cloned();
+                    prop_assert_eq!(&holder, &best.map(|(_, key)| key));
+                    if holder != before[&port] {
+                        for party in [holder, before[&port].clone()].into_iter().flatten() {
+                            prop_assert!(party == service || told.contains(&party));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
