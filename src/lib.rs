@@ -1,6 +1,8 @@
 //! Pointsman: a drop-in replacement for kube-proxy that compiles Services into nftables maps.
 #![forbid(unsafe_code)]
 
+pub mod compile;
+pub mod engine;
 pub mod model;
 pub mod policy;
 pub mod schedule;

@@ -21,8 +21,9 @@ use std::net::{IpAddr, SocketAddr};
 
 pub use claims::Claims;
 
-use crate::model::{Endpoint, Family, PortKey, Protocol, Service, ServicePort, Slice};
+use crate::model::{Endpoint, Family, PortKey, Problem, Protocol, Service, ServicePort, Slice};
 use crate::schedule::Scheduler;
+use crate::source::Kind;
 
 /// What clients connect to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +69,20 @@ pub fn frontends(service: &Service) -> impl Iterator<Item = Frontend> + '_ {
 fn port_frontends<'a>(service: &'a Service, port: &'a ServicePort) -> impl Iterator<Item = Frontend> + 'a {
     let (protocol, port) = (port.protocol, port.port);
     service.cluster_ips.iter().map(move |address| Frontend { address: *address, protocol, port })
+}
+
+/// The frontends that a Service asks for and another has, as problems of the one that lost.
+pub fn lost_frontends(service: &Service, claims: &Claims) -> Vec<Problem> {
+    let lost = frontends(service).filter_map(|frontend| Some((frontend, claims.holder(&frontend)?)));
+    lost.filter(|(_, holder)| **holder != service.key)
+        .map(|(frontend, holder)| Problem {
+            kind: Kind::Service,
+            object: service.key.object(),
+            field: "spec.ports".to_owned(),
+            value: frontend.to_string(),
+            reason: format!("already served for Service {holder}, which is older or first by name; not served"),
+        })
+        .collect()
 }
 
 /// Decides for all ports of a Service. Frontends that [`Claims`] give to another Service are left out.

@@ -1,0 +1,283 @@
+//! Differences between two states of the data plane.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::layout::{Decision, DedicatedChain, PoolId};
+use crate::model::Family;
+use crate::policy::Frontend;
+
+/// What one map element was and is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edit<V> {
+    /// What the kernel has.
+    pub before: Option<V>,
+    /// What it shall have; `None` removes the element.
+    pub after: Option<V>,
+}
+
+/// The elements of one map that differ, in the order of their keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edits<K, V>(BTreeMap<K, Edit<V>>);
+
+/// Value of map `services`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Pool and plan.
+    pub decision: Decision,
+    /// The element's comment: whose frontend this is.
+    pub label: Arc<str>,
+}
+
+/// Key of map `endpoints`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotKey {
+    /// The pool.
+    pub pool: PoolId,
+    /// Number of the slot, from 0.
+    pub slot: u32,
+}
+
+/// Value of map `endpoints`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The endpoint that stands in the slot.
+    pub endpoint: SocketAddr,
+    /// The element's comment: whose endpoint this is.
+    pub label: Arc<str>,
+}
+
+/// What differs in the table of one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableDelta {
+    /// Map `services`.
+    pub services: Edits<Frontend, Target>,
+    /// Map `endpoints`.
+    pub endpoints: Edits<SlotKey, Slot>,
+    /// Map `dedicated`, and the chains it refers to.
+    pub dedicated: Edits<PoolId, DedicatedChain>,
+}
+
+/// What differs in both tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// The `ip` table.
+    pub v4: TableDelta,
+    /// The `ip6` table.
+    pub v6: TableDelta,
+}
+
+/// The elements of one table as a kernel has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableImage {
+    /// Map `services`.
+    pub services: HashMap<Frontend, Target>,
+    /// Map `endpoints`.
+    pub endpoints: HashMap<SlotKey, Slot>,
+    /// Map `dedicated`.
+    pub dedicated: HashMap<PoolId, DedicatedChain>,
+}
+
+/// The elements of both tables as a kernel has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Image {
+    /// The `ip` table.
+    pub v4: TableImage,
+    /// The `ip6` table.
+    pub v6: TableImage,
+}
+
+// === impl Edits ===
+
+impl<K, V> Default for Edits<K, V> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Ord, V: PartialEq> Edits<K, V> {
+    /// Notes that an element goes from `before` to `after`. Edits of the same key run together: one that begins where an earlier
+    /// one ended continues it, and when an element changes hands its new owner may speak before the old one. What leads back to
+    /// where it began is forgotten.
+    pub fn note(&mut self, key: K, before: Option<V>, after: Option<V>) {
+        use std::collections::btree_map::Entry;
+        match self.0.entry(key) {
+            Entry::Vacant(entry) => {
+                if before != after {
+                    entry.insert(Edit { before, after });
+                }
+            }
+            Entry::Occupied(mut entry) => {
+                let edit = entry.get_mut();
+                if edit.after == before {
+                    edit.after = after;
+                } else {
+                    debug_assert!(edit.before.is_none() && after.is_none(), "the two halves of a move between owners");
+                    edit.before = before;
+                }
+                if entry.get().before == entry.get().after {
+                    entry.remove();
+                }
+            }
+        }
+    }
+
+    /// Turns the complete desired content (every `before` empty) into the difference to what a kernel has.
+    fn rebase(&mut self, actual: HashMap<K, V>) {
+        for (key, value) in actual {
+            use std::collections::btree_map::Entry;
+            match self.0.entry(key) {
+                Entry::Occupied(entry) if entry.get().after.as_ref() == Some(&value) => {
+                    entry.remove();
+                }
+                Entry::Occupied(mut entry) => entry.get_mut().before = Some(value),
+                Entry::Vacant(entry) => {
+                    entry.insert(Edit { before: Some(value), after: None });
+                }
+            }
+        }
+    }
+
+    /// The edits, in the order of their keys.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &Edit<V>)> + Clone {
+        self.0.iter()
+    }
+
+    /// Elements to remove: those that vanish and those whose value changes.
+    pub fn removed(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
+        self.0.iter().filter_map(|(key, edit)| Some((key, edit.before.as_ref()?)))
+    }
+
+    /// Elements to add: those that are new and those whose value changes.
+    pub fn added(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
+        self.0.iter().filter_map(|(key, edit)| Some((key, edit.after.as_ref()?)))
+    }
+
+    /// How many elements differ.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// By how much the map grows (or shrinks).
+    pub fn growth(&self) -> isize {
+        self.0.values().map(|edit| isize::from(edit.after.is_some()) - isize::from(edit.before.is_some())).sum()
+    }
+}
+
+// === impl TableDelta ===
+
+impl TableDelta {
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many elements differ.
+    pub fn len(&self) -> usize {
+        self.services.len() + self.endpoints.len() + self.dedicated.len()
+    }
+
+    fn rebase(&mut self, actual: TableImage) {
+        self.services.rebase(actual.services);
+        self.endpoints.rebase(actual.endpoints);
+        self.dedicated.rebase(actual.dedicated);
+    }
+}
+
+// === impl Delta ===
+
+impl Delta {
+    /// The part of one family.
+    pub fn table(&self, family: Family) -> &TableDelta {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    /// The part of one family, to be changed.
+    pub fn table_mut(&mut self, family: Family) -> &mut TableDelta {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
+    }
+
+    /// How many elements differ.
+    pub fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// Turns the complete desired state (a delta to nothing) into the difference to what a kernel has.
+    pub fn rebase(mut self, actual: Image) -> Self {
+        self.v4.rebase(actual.v4);
+        self.v6.rebase(actual.v6);
+        self
+    }
+}
+
+// === impl Image ===
+
+impl Image {
+    /// The part of one family.
+    pub fn table(&self, family: Family) -> &TableImage {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    /// The part of one family, to be changed.
+    pub fn table_mut(&mut self, family: Family) -> &mut TableImage {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edits_of_one_key_run_together() {
+        let mut edits = Edits::default();
+        edits.note("a", Some(1), Some(2));
+        edits.note("a", Some(2), Some(3));
+        edits.note("b", None, Some(1));
+        edits.note("b", Some(1), None);
+        edits.note("c", Some(1), Some(1));
+        edits.note("d", Some(1), None);
+        edits.note("d", None, Some(2));
+        edits.note("e", None, Some(2));
+        edits.note("e", Some(1), None);
+        let all: Vec<_> = edits.iter().map(|(key, edit)| (*key, edit.before, edit.after)).collect();
+        assert_eq!(all, [("a", Some(1), Some(3)), ("d", Some(1), Some(2)), ("e", Some(1), Some(2))]);
+        assert_eq!(edits.growth(), 0);
+    }
+
+    #[test]
+    fn rebasing_leaves_what_differs() {
+        let mut edits = Edits::default();
+        for (key, value) in [("same", 1), ("other", 2), ("new", 3)] {
+            edits.note(key, None, Some(value));
+        }
+        edits.rebase(HashMap::from([("same", 1), ("other", 9), ("stale", 4)]));
+        let all: Vec<_> = edits.iter().map(|(key, edit)| (*key, edit.before, edit.after)).collect();
+        assert_eq!(all, [("new", None, Some(3)), ("other", Some(9), Some(2)), ("stale", Some(4), None)]);
+        assert_eq!(edits.removed().map(|(key, _)| *key).collect::<Vec<_>>(), ["other", "stale"]);
+        assert_eq!(edits.added().map(|(key, _)| *key).collect::<Vec<_>>(), ["new", "other"]);
+    }
+}
