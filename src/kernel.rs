@@ -1,0 +1,27 @@
+//! The kernel's side: applying differences, adopting what is there, removing it again.
+//!
+//! [`DataPlane`] owns the netlink connection and the tables of both families. It turns a [`crate::compile::Delta`] into
+//! transactions, and a kernel's tables back into an [`crate::compile::Image`]. It knows no Kubernetes: names reach it as chain
+//! names and comments only.
+//!
+//! Where things are: `skeleton` defines tables, maps, fixed chains and base chains; `encode` translates keys and values;
+//! `plane` decides what goes into which transaction; `lock` keeps two processes apart where the kernel cannot.
+//!
+//! Invariants:
+//! - one [`DataPlane::apply`] of ordinary size is one transaction: all of it happens or none;
+//! - the first load comes in chunks with the base chains last, so that no packet meets half a table;
+//! - element deletions and additions are ordered so that a packet between two chunks of a large difference finds either the old or
+//!   the new endpoints of its frontend, never another's;
+//! - chains never change: their names say what they do, and a chain that is no longer used is deleted after the transaction that
+//!   stopped using it, because kernels before 6.2 release references late.
+//!
+//! Proven by `tests/kernel/`.
+
+mod encode;
+mod error;
+mod lock;
+mod plane;
+mod skeleton;
+
+pub use error::KernelError;
+pub use plane::{Applied, DataPlane, Found};

@@ -1,0 +1,584 @@
+//! Which operation goes into which transaction.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use nft::{Chain, Connection, Element, Rule, Table, TableFlags, Transaction, Verdict};
+
+use super::encode::{
+    DECISION_FIELDS, SLOT_FIELDS, endpoint_value, frontend_fields, frontend_key, nft_family, number, slot_key,
+};
+use super::error::KernelError;
+use super::lock::InstanceLock;
+use super::read::{self, Structure};
+use super::skeleton::{self, DEDICATED, ENDPOINTS, PLANS, SERVICES, Sizes, set_ref};
+use crate::compile::layout::{Decision, DedicatedChain, Plan, PoolId, TABLE};
+use crate::compile::{Delta, Image, TableDelta};
+use crate::model::Family;
+
+/// Elements per transaction of a large load: the netlink lock is then held for well under 10 ms.
+const CHUNK: usize = 8192;
+
+/// The tables of this network namespace.
+///
+/// Belongs to one thread: every call waits for the kernel, for the time of a commit.
+#[derive(Debug)]
+pub struct DataPlane {
+    connection: Connection,
+    /// Held where tables cannot be owned.
+    _lock: Option<InstanceLock>,
+    flags: TableFlags,
+    tables: Vec<TableState>,
+    transaction: Transaction,
+}
+
+/// What a start found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The elements that can be adopted.
+    pub image: Image,
+    /// Whether tables of ours were there.
+    pub existed: bool,
+    /// Why a table that was there could not be adopted; it will be replaced in one transaction.
+    pub rejected: Vec<String>,
+}
+
+/// What applying a difference took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Elements added and removed.
+    pub elements: usize,
+    /// Transactions committed.
+    pub transactions: usize,
+    /// Bytes sent.
+    pub bytes: usize,
+    /// Time from the first byte encoded to the last acknowledgement.
+    pub duration: Duration,
+    /// The longest single transaction.
+    pub longest: Duration,
+}
+
+/// What we know of one family's table.
+#[derive(Debug)]
+struct TableState {
+    family: Family,
+    /// Whether the table is there in our layout; if not, the next load builds it.
+    whole: bool,
+    /// Whether something of that name is there that has to go first.
+    occupied: bool,
+    /// Whether the base chains are there.
+    active: bool,
+    sizes: Sizes,
+    counts: Counts,
+    /// Shared and dedicated chains that are there.
+    chains: BTreeSet<String>,
+    /// Dedicated chains that nobody refers to any more.
+    retired: BTreeSet<String>,
+}
+
+/// Elements in the maps that grow.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    services: usize,
+    endpoints: usize,
+    dedicated: usize,
+}
+
+// === impl DataPlane ===
+
+impl DataPlane {
+    /// Opens the netlink connection in the calling thread's network namespace and finds out what the kernel offers. Nothing is
+    /// changed yet.
+    pub fn open() -> Result<Self, KernelError> {
+        let mut connection = Connection::open()?;
+        let features = connection.probe()?;
+        let flags = TableFlags { owner: features.owner_persist, persist: features.owner_persist };
+        let lock = if features.owner_persist { None } else { Some(InstanceLock::take()?) };
+        let mut tables = Vec::new();
+        for family in Family::ALL {
+            match probe_family(&mut connection, family) {
+                Ok(()) => tables.push(TableState::absent(family)),
+                Err(error) if family_missing(&error) => {
+                    tracing::warn!(%family, %error, "this kernel has no nftables for the family; it is not served");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if tables.is_empty() {
+            return Err(KernelError::NoFamily);
+        }
+        Ok(Self { connection, _lock: lock, flags, tables, transaction: Transaction::new() })
+    }
+
+    /// Reads what is there, and takes possession of it. A table of ours in another layout, or one that somebody changed, is not
+    /// read: the next load replaces it.
+    pub fn read(&mut self) -> Result<Found, KernelError> {
+        let mut found = Found::default();
+        let present = self.connection.tables()?;
+        for state in &mut self.tables {
+            let family = state.family;
+            *state = TableState::absent(family);
+            let Some(info) = present.iter().find(|table| table.name == TABLE && table.family == nft_family(family)) else {
+                continue;
+            };
+            found.existed = true;
+            state.occupied = true;
+            claim(&mut self.connection, &mut self.transaction, info, self.flags)?;
+            match read::table(&mut self.connection, family, info) {
+                Ok((structure, image)) => {
+                    state.adopt(structure, &image);
+                    *found.image.table_mut(family) = image;
+                }
+                Err(KernelError::Foreign { what, .. }) => found.rejected.push(format!("{family}: {what}")),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Applies a difference to what [`DataPlane::read`] found and earlier calls left. On an error nothing of the transaction that
+    /// failed was applied; read again before trying again.
+    pub fn apply(&mut self, delta: &Delta) -> Result<Applied, KernelError> {
+        let mut work = Work::begin();
+        if self.tables.iter().all(|state| state.whole && state.active) {
+            self.update(delta, &mut work)?;
+        } else {
+            self.load(delta, &mut work)?;
+        }
+        self.delete_retired(&mut work);
+        Ok(work.end())
+    }
+
+    /// Replaces the tables as a whole, in one transaction, by what `everything` says: for a map that outgrew its size and for a
+    /// table of another layout. Connections being set up see the old table or the new one.
+    pub fn replace(&mut self, everything: &Delta) -> Result<Applied, KernelError> {
+        let mut work = Work::begin();
+        self.transaction.clear();
+        for state in &mut self.tables {
+            let delta = everything.table(state.family);
+            let occupied = state.occupied;
+            *state = TableState { sizes: sizes_for(delta), ..TableState::absent(state.family) };
+            if occupied {
+                self.transaction.delete_table(&Table::new(nft_family(state.family), TABLE));
+            }
+            state.add_structure(&mut self.transaction, self.flags);
+            state.add_elements(&mut self.transaction, delta);
+            add_chains(&mut self.transaction, skeleton::base_chains(state.family));
+            work.elements += delta.len();
+        }
+        self.commit(&mut work)?;
+        for state in &mut self.tables {
+            state.installed(everything.table(state.family));
+        }
+        Ok(work.end())
+    }
+
+    /// Removes our tables. Returns how many there were.
+    pub fn remove(&mut self) -> Result<usize, KernelError> {
+        let present = self.connection.tables()?;
+        let ours: Vec<_> = present
+            .into_iter()
+            .filter(|info| info.name == TABLE && self.tables.iter().any(|state| nft_family(state.family) == info.family))
+            .collect();
+        for info in &ours {
+            claim(&mut self.connection, &mut self.transaction, info, self.flags)?;
+        }
+        if !ours.is_empty() {
+            self.transaction.clear();
+            for info in &ours {
+                self.transaction.delete_table(&Table::new(info.family, TABLE));
+            }
+            self.connection.commit(&self.transaction)?;
+        }
+        for state in &mut self.tables {
+            *state = TableState::absent(state.family);
+        }
+        Ok(ours.len())
+    }
+
+    /// The families served.
+    pub fn families(&self) -> impl Iterator<Item = Family> + '_ {
+        self.tables.iter().map(|state| state.family)
+    }
+
+    /// Builds what is missing: structure, then elements in chunks, then the base chains, so that no packet meets half a table.
+    /// What a predecessor left unfinished is finished.
+    fn load(&mut self, delta: &Delta, work: &mut Work) -> Result<(), KernelError> {
+        if self.tables.iter().any(|state| state.occupied && !state.whole) {
+            // Something stands in our place: only one transaction can replace it without a gap.
+            let applied = self.replace(delta)?;
+            work.add(applied);
+            return Ok(());
+        }
+        self.transaction.clear();
+        for state in self.tables.iter_mut().filter(|state| !state.whole) {
+            state.sizes = sizes_for(delta.table(state.family));
+            state.add_structure(&mut self.transaction, self.flags);
+        }
+        self.commit(work)?;
+        for state in self.tables.iter_mut().filter(|state| !state.whole) {
+            (state.whole, state.occupied) = (true, true);
+        }
+        self.update(delta, work)?;
+        self.transaction.clear();
+        for state in self.tables.iter().filter(|state| !state.active) {
+            add_chains(&mut self.transaction, skeleton::base_chains(state.family));
+        }
+        self.commit(work)?;
+        for state in &mut self.tables {
+            state.active = true;
+        }
+        Ok(())
+    }
+
+    /// Changes elements of tables that are whole.
+    fn update(&mut self, delta: &Delta, work: &mut Work) -> Result<(), KernelError> {
+        for state in &self.tables {
+            state.check_room(delta.table(state.family))?;
+        }
+        work.elements += self.tables.iter().map(|state| delta.table(state.family).len()).sum::<usize>();
+        if delta.len() <= CHUNK {
+            self.transaction.clear();
+            for state in &mut self.tables {
+                let delta = delta.table(state.family);
+                state.add_missing_chains(&mut self.transaction, delta);
+                state.remove_elements(&mut self.transaction, delta);
+                state.add_elements(&mut self.transaction, delta);
+            }
+            self.commit(work)?;
+        } else {
+            self.update_in_phases(delta, work)?;
+        }
+        for state in &mut self.tables {
+            state.applied(delta.table(state.family));
+        }
+        Ok(())
+    }
+
+    /// A large difference. First come slots that were not there: no frontend refers to them yet. Then, in one transaction, all
+    /// that changes or is referred to. Last go slots that nobody refers to any more.
+    fn update_in_phases(&mut self, delta: &Delta, work: &mut Work) -> Result<(), KernelError> {
+        self.transaction.clear();
+        for state in &mut self.tables {
+            state.add_missing_chains(&mut self.transaction, delta.table(state.family));
+        }
+        self.commit(work)?;
+        for index in 0..self.tables.len() {
+            let family = self.tables[index].family;
+            let new = delta.table(family).endpoints.iter().filter(|(_, edit)| edit.before.is_none());
+            let mut new = new.filter_map(|(key, edit)| Some((key, edit.after.as_ref()?))).peekable();
+            while new.peek().is_some() {
+                self.transaction.clear();
+                add_endpoints(&mut self.transaction, family, new.by_ref().take(CHUNK));
+                self.commit(work)?;
+            }
+        }
+        self.transaction.clear();
+        for index in 0..self.tables.len() {
+            let family = self.tables[index].family;
+            let delta = delta.table(family);
+            let fresh_only = delta.services.removed().next().is_none() && delta.dedicated.removed().next().is_none();
+            let changed = delta.endpoints.iter().filter(|(_, edit)| edit.before.is_some() && edit.after.is_some());
+            remove_services(&mut self.transaction, family, delta);
+            remove_dedicated(&mut self.transaction, family, delta);
+            remove_endpoints(&mut self.transaction, family, changed.clone().map(|(key, _)| key));
+            add_endpoints(
+                &mut self.transaction,
+                family,
+                changed.filter_map(|(key, edit)| Some((key, edit.after.as_ref()?))),
+            );
+            add_dedicated(&mut self.transaction, family, delta);
+            if fresh_only && !self.tables[index].active {
+                // The first load: nothing leads here yet, so even frontends can come in chunks.
+                self.commit(work)?;
+                let mut services = delta.services.added().peekable();
+                while services.peek().is_some() {
+                    self.transaction.clear();
+                    add_services(&mut self.transaction, family, services.by_ref().take(CHUNK));
+                    self.commit(work)?;
+                }
+                self.transaction.clear();
+            } else {
+                add_services(&mut self.transaction, family, delta.services.added());
+            }
+        }
+        self.commit(work)?;
+        for index in 0..self.tables.len() {
+            let family = self.tables[index].family;
+            let gone = delta.table(family).endpoints.iter().filter(|(_, edit)| edit.after.is_none());
+            let mut gone = gone.map(|(key, _)| key).peekable();
+            while gone.peek().is_some() {
+                self.transaction.clear();
+                remove_endpoints(&mut self.transaction, family, gone.by_ref().take(CHUNK));
+                self.commit(work)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes chains that nobody refers to any more. A refusal is no failure: kernels before 6.2 drop references late, and the
+    /// next call tries again.
+    fn delete_retired(&mut self, work: &mut Work) {
+        if self.tables.iter().all(|state| state.retired.is_empty()) {
+            return;
+        }
+        self.transaction.clear();
+        for state in &self.tables {
+            for name in &state.retired {
+                let chain = Chain::new(nft_family(state.family), TABLE, name.clone());
+                self.transaction.flush_chain(&chain);
+                self.transaction.delete_chain(&chain);
+            }
+        }
+        match self.commit(work) {
+            Ok(()) => {
+                for state in &mut self.tables {
+                    for name in std::mem::take(&mut state.retired) {
+                        state.chains.remove(&name);
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%error, "chains that are no longer used stay until later"),
+        }
+    }
+
+    fn commit(&mut self, work: &mut Work) -> Result<(), KernelError> {
+        if self.transaction.is_empty() {
+            return Ok(());
+        }
+        let begin = Instant::now();
+        self.connection.commit(&self.transaction)?;
+        work.longest = work.longest.max(begin.elapsed());
+        work.bytes += self.transaction.len();
+        work.transactions += 1;
+        Ok(())
+    }
+}
+
+// === impl TableState ===
+
+impl TableState {
+    fn absent(family: Family) -> Self {
+        Self {
+            family,
+            whole: false,
+            occupied: false,
+            active: false,
+            sizes: Sizes::for_counts(0, 0, 0),
+            counts: Counts::default(),
+            chains: BTreeSet::new(),
+            retired: BTreeSet::new(),
+        }
+    }
+
+    fn adopt(&mut self, structure: Structure, image: &crate::compile::TableImage) {
+        self.whole = true;
+        self.active = structure.active;
+        self.sizes = structure.sizes;
+        self.counts = Counts {
+            services: image.services.len(),
+            endpoints: image.endpoints.len(),
+            dedicated: image.dedicated.len(),
+        };
+        let used: BTreeSet<_> = image.dedicated.values().map(DedicatedChain::name).collect();
+        let is_dedicated = |name: &String| DedicatedChain::from_name(name).is_some();
+        self.retired = structure.chains.iter().filter(|name| is_dedicated(name) && !used.contains(*name)).cloned().collect();
+        self.chains = structure.chains;
+    }
+
+    fn add_structure(&self, transaction: &mut Transaction, flags: TableFlags) {
+        transaction.add_table(&skeleton::table(self.family, flags));
+        for map in skeleton::maps(self.family, self.sizes) {
+            transaction.add_set(&map);
+        }
+        add_chains(transaction, skeleton::fixed_chains(self.family));
+        add_plans(transaction, self.family, &[Plan::Refuse, Plan::Dedicated]);
+    }
+
+    /// Adds the chains that a difference needs and the table lacks.
+    fn add_missing_chains(&mut self, transaction: &mut Transaction, delta: &TableDelta) {
+        let plans: BTreeSet<Plan> = delta.services.added().map(|(_, target)| target.decision.plan).collect();
+        for plan in plans {
+            let Some((chain, rules)) = skeleton::shared_chain(self.family, plan) else { continue };
+            if self.chains.insert(chain.name.clone()) {
+                add_chains(transaction, [(chain, rules)]);
+                add_plans(transaction, self.family, &[plan]);
+            }
+        }
+        for (_, dedicated) in delta.dedicated.added() {
+            let name = dedicated.name();
+            self.retired.remove(&name);
+            if self.chains.insert(name) {
+                add_chains(transaction, [skeleton::dedicated_chain(self.family, dedicated)]);
+            }
+        }
+    }
+
+    fn remove_elements(&self, transaction: &mut Transaction, delta: &TableDelta) {
+        remove_services(transaction, self.family, delta);
+        remove_dedicated(transaction, self.family, delta);
+        remove_endpoints(transaction, self.family, delta.endpoints.removed().map(|(key, _)| key));
+    }
+
+    /// Adds elements, and the chains they need.
+    fn add_elements(&mut self, transaction: &mut Transaction, delta: &TableDelta) {
+        self.add_missing_chains(transaction, delta);
+        add_endpoints(transaction, self.family, delta.endpoints.added());
+        add_dedicated(transaction, self.family, delta);
+        add_services(transaction, self.family, delta.services.added());
+    }
+
+    fn check_room(&self, delta: &TableDelta) -> Result<(), KernelError> {
+        let (counts, sizes) = (&self.counts, &self.sizes);
+        for (map, count, growth, size) in [
+            (SERVICES, counts.services, delta.services.growth(), sizes.services),
+            (ENDPOINTS, counts.endpoints, delta.endpoints.growth(), sizes.endpoints),
+            (DEDICATED, counts.dedicated, delta.dedicated.growth(), sizes.dedicated),
+        ] {
+            if count.saturating_add_signed(growth) > size as usize {
+                return Err(KernelError::Outgrown { family: self.family, map, size });
+            }
+        }
+        Ok(())
+    }
+
+    fn applied(&mut self, delta: &TableDelta) {
+        let grow = |count: &mut usize, growth: isize| *count = count.saturating_add_signed(growth);
+        grow(&mut self.counts.services, delta.services.growth());
+        grow(&mut self.counts.endpoints, delta.endpoints.growth());
+        grow(&mut self.counts.dedicated, delta.dedicated.growth());
+        let used: BTreeSet<String> = delta.dedicated.added().map(|(_, chain)| chain.name()).collect();
+        for (_, chain) in delta.dedicated.removed() {
+            let name = chain.name();
+            if !used.contains(&name) && self.chains.contains(&name) {
+                self.retired.insert(name);
+            }
+        }
+    }
+
+    fn installed(&mut self, everything: &TableDelta) {
+        (self.whole, self.occupied, self.active) = (true, true, true);
+        self.counts = Counts::default();
+        self.applied(everything);
+    }
+}
+
+// === impl Work ===
+
+/// Adds up what an operation took.
+struct Work {
+    begin: Instant,
+    applied: Applied,
+}
+
+impl std::ops::Deref for Work {
+    type Target = Applied;
+
+    fn deref(&self) -> &Applied {
+        &self.applied
+    }
+}
+
+impl std::ops::DerefMut for Work {
+    fn deref_mut(&mut self) -> &mut Applied {
+        &mut self.applied
+    }
+}
+
+impl Work {
+    fn begin() -> Self {
+        Self { begin: Instant::now(), applied: Applied::default() }
+    }
+
+    fn add(&mut self, other: Applied) {
+        self.elements += other.elements;
+        self.transactions += other.transactions;
+        self.bytes += other.bytes;
+        self.longest = self.longest.max(other.longest);
+    }
+
+    fn end(mut self) -> Applied {
+        self.applied.duration = self.begin.elapsed();
+        self.applied
+    }
+}
+
+// === writing ===
+
+fn sizes_for(delta: &TableDelta) -> Sizes {
+    let count = |growth: isize| usize::try_from(growth).unwrap_or(0);
+    Sizes::for_counts(
+        count(delta.services.growth()),
+        count(delta.endpoints.growth()),
+        count(delta.dedicated.growth()),
+    )
+}
+
+fn add_chains(transaction: &mut Transaction, chains: impl IntoIterator<Item = (Chain, Vec<Rule>)>) {
+    // All chains before all rules: rules refer to chains.
+    let chains: Vec<_> = chains.into_iter().collect();
+    for (chain, _) in &chains {
+        transaction.add_chain(chain);
+    }
+    for rule in chains.iter().flat_map(|(_, rules)| rules) {
+        transaction.add_rule(rule);
+    }
+}
+
+fn add_plans(transaction: &mut Transaction, family: Family, plans: &[Plan]) {
+    for plan in plans {
+        let (key, verdict) = (number(plan.number()), Verdict::Goto(plan.chain()));
+        let element = Element::verdict(key.as_bytes(), &verdict);
+        transaction.add_elements(set_ref(family, PLANS), &DECISION_FIELDS, [element]);
+    }
+}
+
+fn dedicated_key(pool: PoolId) -> nft::Key {
+    number(Decision { pool: Some(pool), plan: Plan::Dedicated }.value())
+}
+
+fn add_dedicated(transaction: &mut Transaction, family: Family, delta: &TableDelta) {
+    for (pool, chain) in delta.dedicated.added() {
+        let (key, verdict) = (dedicated_key(*pool), Verdict::Goto(chain.name()));
+        let element = Element::verdict(key.as_bytes(), &verdict);
+        transaction.add_elements(set_ref(family, DEDICATED), &DECISION_FIELDS, [element]);
+    }
+}
+
+fn remove_dedicated(transaction: &mut Transaction, family: Family, delta: &TableDelta) {
+    for (pool, _) in delta.dedicated.removed() {
+        let key = dedicated_key(*pool);
+        transaction.delete_elements(set_ref(family, DEDICATED), &DECISION_FIELDS, [Element::new(key.as_bytes())]);
+    }
+}
+
+fn probe_family(connection: &mut Connection, family: Family) -> Result<(), nft::Error> {
+    let scratch = Table::new(nft_family(family), format!("{TABLE}-probe-{}", std::process::id()));
+    let mut transaction = Transaction::new();
+    transaction.add_table(&scratch);
+    transaction.delete_table(&scratch);
+    connection.commit(&transaction)
+}
+
+fn family_missing(error: &nft::Error) -> bool {
+    use nix::errno::Errno;
+    matches!(error.errno(), Some(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT))
+}
+
+/// Makes an orphaned table ours, if tables can be owned here.
+fn claim(
+    connection: &mut Connection,
+    transaction: &mut Transaction,
+    info: &nft::TableInfo,
+    flags: TableFlags,
+) -> Result<(), KernelError> {
+    if let Some(port) = info.owner.filter(|port| *port != connection.port()) {
+        return Err(nft::Error::Owned { family: info.family, table: info.name.clone(), port }.into());
+    }
+    if info.flags.owner && info.owner.is_none() {
+        transaction.clear();
+        transaction.add_table(&Table { flags, ..Table::new(info.family, info.name.clone()) });
+        connection.commit(transaction)?;
+    }
+    Ok(())
+}
