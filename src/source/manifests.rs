@@ -1,1 +1,6 @@
 //! manifests
+mod head;
+mod inventory;
+mod parse;
+mod problem;
+mod text;
