@@ -385,7 +385,8 @@ items:
             assert!(found.starts_with(expected), "{text:?}: {found}");
         }
         // What precisely is said is the library's affair; where it is, is ours.
-        for (text, line) in [("a: 1\na: 2", "2:"), ("b: 1\na: [1,\n2", "2:"), ("a: *x", "1:"), ("---\n\tb: 1\n", "2:")] {
+        for (text, line) in [("a: 1\na: 2", "2:"), ("b: 1\na: [1,\n2", "2:"), ("a: *x", "1:"), ("---\n\tb: 1\n", "2:")]
+        {
             assert!(error("a.yaml", text).starts_with(line), "{text:?}: {}", error("a.yaml", text));
         }
     }

@@ -154,10 +154,7 @@ fn yaml<'a, S: DeserializeSeed<'a>>(document: Document<'a>, seed: S) -> Result<S
     let mut at = String::new();
     let outcome = serde_saphyr::with_deserializer_from_str_with_options(document.text, options, |from| {
         let mut track = serde_path_to_error::Track::new();
-        seed.deserialize(serde_path_to_error::Deserializer::new(from, &mut track)).map_err(|error| {
-            at = path(track);
-            error
-        })
+        seed.deserialize(serde_path_to_error::Deserializer::new(from, &mut track)).inspect_err(|_| at = path(track))
     });
     outcome.map_err(|error| {
         let place = error.location().unwrap_or(serde_saphyr::Location::UNKNOWN);
