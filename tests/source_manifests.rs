@@ -444,6 +444,45 @@ async fn lists_foreign_kinds_and_nodes() {
     live.no_problem();
 }
 
+/// Whatever is done at whatever pace, the objects end up being those of the files.
+#[tokio::test]
+async fn a_storm_ends_where_the_files_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut live = Live::start(dir.path()).await;
+    let mut random = 1u64;
+    let mut next = |below: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % below
+    };
+    for round in 0..400u64 {
+        let file = dir.path().join(format!("f{}.yaml", next(6)));
+        let text = || service(&format!("s{}", round % 7), u8::try_from(round % 200).unwrap());
+        match next(6) {
+            0 => drop(fs::remove_file(&file)),
+            1 => drop(fs::rename(&file, dir.path().join(format!("f{}.yaml", next(6))))),
+            2 => replace(&file, &text()),
+            3 => fs::write(&file, "").unwrap(),
+            4 => fs::write(&file, "broken: [").unwrap(),
+            _ => fs::write(&file, text()).unwrap(),
+        }
+        if next(4) == 0 {
+            tokio::time::sleep(Duration::from_millis(next(12))).await;
+        }
+        while let Ok(change) = live.changes.try_recv() {
+            live.take(change);
+        }
+    }
+    let mut expected = BTreeMap::new();
+    for number in 0..6u8 {
+        let name = format!("only{number}");
+        replace(&dir.path().join(format!("f{number}.yaml")), &service(&name, number));
+        expected.insert(name, number);
+    }
+    let expected = expected.iter().map(|(name, version)| format!("{name}={version}")).collect::<Vec<_>>().join(" ");
+    live.until(&expected).await;
+    live.quiet().await;
+}
+
 #[tokio::test]
 async fn a_directory_that_is_not_there_is_an_error() {
     let error = ManifestSource::new("/nonexistent/manifests", "n1").unwrap_err();

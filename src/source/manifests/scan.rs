@@ -5,7 +5,7 @@
 //! It blocks on the file system and knows neither time-outs nor notifications: its owner calls it whenever something may have
 //! happened, and calling it once too often costs a `stat` per file.
 //!
-//! Rules, each proven below or in `tests/source_manifests.rs`:
+//! Rules, proven below and, with everything alive, in `tests/source_manifests.rs`:
 //! - A manifest is `*.yaml`, `*.yml` or `*.json` with a UTF-8 name that begins with neither `.` nor `#`.
 //! - Whatever goes wrong with a file, its last good content stays; a file that is gone (or a link to nothing) holds no objects.
 //! - A directory that cannot be listed changes nothing at all. When it is back it is given a moment ([`SETTLE`]) to be filled.
@@ -352,5 +352,91 @@ impl Stamp {
         let (seconds, nanos) = self.modified.max(self.changed);
         let changed = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
         SystemTime::now().duration_since(UNIX_EPOCH).ok()?.checked_sub(changed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "{apiVersion: v1, kind: Service, metadata: {name: a}}";
+
+    fn scanner(dir: &Path) -> Scanner {
+        Scanner::new(dir.to_owned(), "n1".to_owned())
+    }
+
+    /// As if nobody had touched it for an hour, so that its stamp can be trusted.
+    fn write_old(path: &Path, text: &str) {
+        fs::write(path, text).unwrap();
+        std::thread::sleep(CLOCK_TICK + Duration::from_millis(5));
+    }
+
+    fn calm() -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+
+    #[test]
+    fn names_of_manifests() {
+        for name in ["a.yaml", "a.yml", "a.json", "a b.yaml", "a.yaml.json"] {
+            assert!(is_manifest(name), "{name}");
+        }
+        for name in
+            ["a", "a.YAML", ".a.yaml", "..data", "a.yaml~", "#a.yaml#", ".#a.yaml", "4913", ".a.yaml.swp", "yaml"]
+        {
+            assert!(!is_manifest(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_unchanged_file_is_not_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        write_old(&dir.path().join("a.yaml"), A);
+        let mut scanner = scanner(dir.path());
+        assert_eq!(scanner.scan(&calm()).changes.len(), 1);
+        let known = scanner.files["a.yaml"].stamp;
+        assert!(known.is_some());
+        // Were it read, this digest would be put right.
+        scanner.files.get_mut("a.yaml").unwrap().digest = None;
+        assert!(scanner.scan(&calm()).changes.is_empty());
+        assert_eq!(scanner.files["a.yaml"].digest, None);
+    }
+
+    #[test]
+    fn a_fresh_file_is_read_again_but_says_nothing_new() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.yaml"), A).unwrap();
+        let mut scanner = scanner(dir.path());
+        assert_eq!(scanner.scan(&calm()).changes.len(), 1);
+        assert_eq!(scanner.files["a.yaml"].stamp, None, "its next edit might leave the same stamp");
+        assert!(scanner.scan(&calm()).changes.is_empty());
+    }
+
+    #[test]
+    fn a_busy_file_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.yaml");
+        fs::write(&file, A).unwrap();
+        let mut scanner = scanner(dir.path());
+        let busy = BTreeSet::from(["a.yaml".to_owned()]);
+        assert!(scanner.scan(&busy).changes.is_empty());
+        assert_eq!(scanner.scan(&calm()).changes.len(), 1);
+        fs::write(&file, "").unwrap();
+        assert!(scanner.scan(&busy).changes.is_empty());
+        fs::remove_file(&file).unwrap();
+        assert_eq!(scanner.scan(&busy).changes.len(), 1, "gone is gone");
+    }
+
+    #[test]
+    fn an_emptied_file_is_empty_after_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.yaml");
+        fs::write(&file, A).unwrap();
+        let mut scanner = scanner(dir.path());
+        scanner.scan(&calm());
+        fs::write(&file, "").unwrap();
+        let outcome = scanner.scan(&calm());
+        assert_eq!((outcome.changes.len(), outcome.again), (0, Some(SETTLE)));
+        std::thread::sleep(SETTLE);
+        assert_eq!(scanner.scan(&calm()).changes.len(), 1);
     }
 }
