@@ -43,7 +43,7 @@ use watch::Watcher;
 const QUIET: Duration = Duration::from_millis(5);
 /// A directory that never gets quiet is scanned at this interval.
 const RESTLESS: Duration = Duration::from_millis(50);
-/// The directory is scanned at least this often.
+/// The directory is scanned at least this often, unless told otherwise.
 const RESCAN: Duration = Duration::from_secs(2);
 
 /// A directory of manifests that is followed live.
@@ -51,6 +51,7 @@ const RESCAN: Duration = Duration::from_secs(2);
 pub struct ManifestSource {
     dir: PathBuf,
     node_name: String,
+    rescan: Duration,
     reports: Option<mpsc::UnboundedSender<Problem>>,
 }
 
@@ -72,6 +73,7 @@ struct Follower {
     watcher: Option<Watcher>,
     /// The trouble with notifications that has been reported.
     deaf: Option<String>,
+    rescan: Duration,
     reports: Option<mpsc::UnboundedSender<Problem>>,
     synced: bool,
 }
@@ -88,7 +90,12 @@ impl ManifestSource {
         let fail = |source| ManifestError { dir: dir.clone(), source };
         let absolute = std::path::absolute(&dir).map_err(fail)?;
         std::fs::read_dir(&absolute).map_err(fail)?;
-        Ok(ManifestSource { dir: absolute, node_name: node_name.into(), reports: None })
+        Ok(ManifestSource { dir: absolute, node_name: node_name.into(), rescan: RESCAN, reports: None })
+    }
+
+    /// How often the directory is looked at without a notification; every 2 s when not called. It costs a `stat` per file.
+    pub fn rescan_every(self, rescan: Duration) -> Self {
+        ManifestSource { rescan, ..self }
     }
 
     /// Also sends each problem there. They are logged in any case.
@@ -104,6 +111,7 @@ impl ManifestSource {
             scanner: Some(scanner),
             watcher: None,
             deaf: None,
+            rescan: self.rescan,
             reports: self.reports,
             synced: false,
         };
@@ -141,7 +149,7 @@ impl Follower {
                     }
                 }
             }
-            self.rest(again.unwrap_or(RESCAN)).await;
+            self.rest(again.unwrap_or(self.rescan)).await;
         }
     }
 

@@ -185,10 +185,13 @@ impl Scanner {
             let name = entry.file_name();
             let Some(name) = name.to_str().filter(|name| is_manifest(name)) else { continue };
             let path = entry.path();
-            if entry.file_type().is_ok_and(|kind| kind.is_symlink())
-                && let Some(target) = path.canonicalize().ok().as_deref().and_then(Path::parent)
-            {
-                outside.insert(target.to_owned());
+            if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+                // Where the file is, and where a link to nothing waits for one.
+                let there = path.canonicalize().ok();
+                let named = fs::read_link(&path).ok().map(|target| self.dir.join(target));
+                let parents =
+                    [there, named].into_iter().flatten().filter_map(|path| path.parent()?.canonicalize().ok());
+                outside.extend(parents);
             }
             match fs::metadata(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
