@@ -3,17 +3,18 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use nft::{Chain, Connection, Element, Rule, Table, TableFlags, Transaction, Verdict};
+use nft::{Connection, Table, TableFlags, Transaction};
 
-use super::encode::{
-    DECISION_FIELDS, SLOT_FIELDS, endpoint_value, frontend_fields, frontend_key, nft_family, number, slot_key,
-};
+use super::encode::nft_family;
 use super::error::KernelError;
 use super::lock::InstanceLock;
 use super::read::{self, Structure};
-use super::skeleton::{self, DEDICATED, ENDPOINTS, PLANS, SERVICES, Sizes, set_ref};
-use crate::compile::layout::{Decision, DedicatedChain, Plan, PoolId, TABLE};
-use crate::compile::{Delta, Image, TableDelta};
+use super::skeleton::{self, DEDICATED, ENDPOINTS, SERVICES, Sizes};
+use super::write::{
+    add_chains, add_dedicated, add_endpoints, add_plans, add_services, remove_dedicated, remove_endpoints, remove_services,
+};
+use crate::compile::layout::{DedicatedChain, Plan, TABLE};
+use crate::compile::{Delta, Image, TableDelta, TableImage};
 use crate::model::Family;
 
 /// Elements per transaction of a large load: the netlink lock is then held for well under 10 ms.
@@ -159,7 +160,7 @@ impl DataPlane {
             let occupied = state.occupied;
             *state = TableState { sizes: sizes_for(delta), ..TableState::absent(state.family) };
             if occupied {
-                self.transaction.delete_table(&Table::new(nft_family(state.family), TABLE));
+                self.transaction.delete_table(nft_family(state.family), TABLE);
             }
             state.add_structure(&mut self.transaction, self.flags);
             state.add_elements(&mut self.transaction, delta);
@@ -186,7 +187,7 @@ impl DataPlane {
         if !ours.is_empty() {
             self.transaction.clear();
             for info in &ours {
-                self.transaction.delete_table(&Table::new(info.family, TABLE));
+                self.transaction.delete_table(info.family, TABLE);
             }
             self.connection.commit(&self.transaction)?;
         }
@@ -325,9 +326,8 @@ impl DataPlane {
         self.transaction.clear();
         for state in &self.tables {
             for name in &state.retired {
-                let chain = Chain::new(nft_family(state.family), TABLE, name.clone());
-                self.transaction.flush_chain(&chain);
-                self.transaction.delete_chain(&chain);
+                self.transaction.flush_chain(nft_family(state.family), TABLE, name);
+                self.transaction.delete_chain(nft_family(state.family), TABLE, name);
             }
         }
         match self.commit(work) {
@@ -371,7 +371,7 @@ impl TableState {
         }
     }
 
-    fn adopt(&mut self, structure: Structure, image: &crate::compile::TableImage) {
+    fn adopt(&mut self, structure: Structure, image: &TableImage) {
         self.whole = true;
         self.active = structure.active;
         self.sizes = structure.sizes;
@@ -503,7 +503,7 @@ impl Work {
     }
 }
 
-// === writing ===
+// === asking ===
 
 fn sizes_for(delta: &TableDelta) -> Sizes {
     let count = |growth: isize| usize::try_from(growth).unwrap_or(0);
@@ -514,49 +514,11 @@ fn sizes_for(delta: &TableDelta) -> Sizes {
     )
 }
 
-fn add_chains(transaction: &mut Transaction, chains: impl IntoIterator<Item = (Chain, Vec<Rule>)>) {
-    // All chains before all rules: rules refer to chains.
-    let chains: Vec<_> = chains.into_iter().collect();
-    for (chain, _) in &chains {
-        transaction.add_chain(chain);
-    }
-    for rule in chains.iter().flat_map(|(_, rules)| rules) {
-        transaction.add_rule(rule);
-    }
-}
-
-fn add_plans(transaction: &mut Transaction, family: Family, plans: &[Plan]) {
-    for plan in plans {
-        let (key, verdict) = (number(plan.number()), Verdict::Goto(plan.chain()));
-        let element = Element::verdict(key.as_bytes(), &verdict);
-        transaction.add_elements(set_ref(family, PLANS), &DECISION_FIELDS, [element]);
-    }
-}
-
-fn dedicated_key(pool: PoolId) -> nft::Key {
-    number(Decision { pool: Some(pool), plan: Plan::Dedicated }.value())
-}
-
-fn add_dedicated(transaction: &mut Transaction, family: Family, delta: &TableDelta) {
-    for (pool, chain) in delta.dedicated.added() {
-        let (key, verdict) = (dedicated_key(*pool), Verdict::Goto(chain.name()));
-        let element = Element::verdict(key.as_bytes(), &verdict);
-        transaction.add_elements(set_ref(family, DEDICATED), &DECISION_FIELDS, [element]);
-    }
-}
-
-fn remove_dedicated(transaction: &mut Transaction, family: Family, delta: &TableDelta) {
-    for (pool, _) in delta.dedicated.removed() {
-        let key = dedicated_key(*pool);
-        transaction.delete_elements(set_ref(family, DEDICATED), &DECISION_FIELDS, [Element::new(key.as_bytes())]);
-    }
-}
-
 fn probe_family(connection: &mut Connection, family: Family) -> Result<(), nft::Error> {
     let scratch = Table::new(nft_family(family), format!("{TABLE}-probe-{}", std::process::id()));
     let mut transaction = Transaction::new();
     transaction.add_table(&scratch);
-    transaction.delete_table(&scratch);
+    transaction.delete_table(scratch.family, &scratch.name);
     connection.commit(&transaction)
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nft::{Connection, SetInfo, TableInfo, ViewData};
+use nft::{Connection, Field, SetData, SetInfo, TableInfo, ViewData};
 
 use super::encode::{foreign, nft_family, read_decision, read_endpoint, read_frontend, read_number, read_slot_key};
 use super::error::KernelError;
@@ -13,6 +13,9 @@ use super::skeleton::{self, DEDICATED, ENDPOINTS, FIXED_CHAINS, PLANS, SERVICES,
 use crate::compile::layout::{DedicatedChain, Plan, TABLE};
 use crate::compile::{Slot, TableImage, Target};
 use crate::model::Family;
+
+/// `NFT_DATA_VERDICT` (linux/netfilter/nf_tables.h).
+const VERDICT_TYPE: u32 = 0xffff_ff00;
 
 /// What a table has besides its elements.
 #[derive(Debug)]
@@ -98,8 +101,16 @@ fn structure(connection: &mut Connection, family: Family) -> Result<Structure, K
 fn check_map(family: Family, set: &SetInfo) -> Result<(), String> {
     let wanted = skeleton::maps(family, Sizes::for_counts(0, 0, 0)).into_iter().find(|map| map.name == set.name);
     let wanted = wanted.ok_or_else(|| format!("map {} is none of ours", set.name))?;
-    let same = nft::Field::key_len(&wanted.key) == set.key_len as usize && wanted.data_type() == set.data_type;
-    if same { Ok(()) } else { Err(format!("map {} has other types", set.name)) }
+    let data = match &wanted.data {
+        SetData::Value(fields) => set.data_len as usize == Field::key_len(fields),
+        SetData::Verdict => set.data_type == Some(VERDICT_TYPE),
+        SetData::None | SetData::Object(_) => false,
+    };
+    if data && Field::key_len(&wanted.key) == set.key_len as usize {
+        Ok(())
+    } else {
+        Err(format!("map {} has other types", set.name))
+    }
 }
 
 fn elements(connection: &mut Connection, family: Family) -> Result<TableImage, KernelError> {

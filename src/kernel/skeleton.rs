@@ -103,8 +103,8 @@ pub(super) fn fixed_chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
         lookup(PLANS, Some(Reg::VERDICT)),
     ];
     let refuse = match family {
-        Family::V4 => Reject::IcmpUnreachable(ICMP_PORT_UNREACHABLE),
-        Family::V6 => Reject::IcmpUnreachable(ICMP6_PORT_UNREACHABLE),
+        Family::V4 => Reject::Icmp(ICMP_PORT_UNREACHABLE),
+        Family::V6 => Reject::Icmpv6(ICMP6_PORT_UNREACHABLE),
     };
     let dedicated =
         vec![Expr::MetaLoad { key: MetaKey::Priority, dreg: Reg::slot(0) }, lookup(DEDICATED, Some(Reg::VERDICT))];
@@ -180,7 +180,7 @@ fn chain(family: Family, name: String, rules: Vec<Vec<Expr>>) -> (Chain, Vec<Rul
 }
 
 /// Four-byte register slots that an address takes.
-fn address_slots(family: Family) -> u8 {
+fn address_slots(family: Family) -> u32 {
     match family {
         Family::V4 => 1,
         Family::V6 => 4,
