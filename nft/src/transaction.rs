@@ -1,0 +1,610 @@
+//! Transactions: an ordered list of additions and deletions that the kernel applies as a whole or not at all.
+//!
+//! Vocabulary: a transaction is a run of netlink *messages* in one buffer; an *operation* is what the caller asked for, which for
+//! elements can take several messages and for everything else is one.
+//!
+//! Invariants: message `n` (from 1) carries sequence number `n` and is described by record `n - 1`, so that a refusal leads back to
+//! the operation; names and keys are read from the messages themselves, never stored twice. Something that cannot be encoded is
+//! remembered instead of sent: [`Connection::commit`](crate::Connection::commit) returns it as [`Error::Invalid`] before anything
+//! reaches the kernel. Proven by the unit tests below and the kernel tests `errors` and `elements`.
+
+use nftnl::nftnl_sys as ffi;
+
+use crate::chain::Chain;
+use crate::element::{self, Element, ElementData, ElementView};
+use crate::error::{Error, InvalidReason, Object, ObjectKind, Operation, RefusedElement, check_comment, name};
+use crate::key::{Field, Key};
+use crate::netlink::{self, HEADER_LEN, OpenMessage, OpenNest, Writer, find};
+use crate::object::{Stateful, StatefulKind};
+use crate::rule::Rule;
+use crate::set::{Set, SetRef};
+use crate::sys::Scratch;
+use crate::table::{Family, Table};
+use crate::uapi;
+
+/// Length of `struct nfgenmsg`, which every message of netfilter begins with.
+pub(crate) const NFGEN_LEN: usize = 4;
+
+/// The most that a list of elements can hold: the length of an attribute is 16 bits.
+const MAX_LIST_LEN: usize = u16::MAX as usize;
+
+/// An atomic change of the ruleset, built once and committed as often as wanted.
+#[derive(Debug, Default, Clone)]
+pub struct Transaction {
+    writer: Writer,
+    records: Vec<Record>,
+    /// Key fields of the element operations, for rendering keys in errors.
+    fields: Vec<Vec<Field>>,
+    operations: usize,
+    sets: u32,
+    scratch: Scratch,
+    invalid: Option<Error>,
+}
+
+/// What a message is about.
+#[derive(Debug, Clone, Copy)]
+struct Record {
+    start: usize,
+    operation: Operation,
+    kind: ObjectKind,
+    /// For elements: where in `fields`, and the place of the message's first element in its operation.
+    fields: u32,
+    first: u32,
+}
+
+/// A message of elements that is being written.
+struct OpenList {
+    message: OpenMessage,
+    nest: OpenNest,
+}
+
+/// Where and how elements are written.
+struct Target<'a> {
+    set: SetRef<'a>,
+    kind: u16,
+    flags: u16,
+    record: Record,
+}
+
+// === impl Transaction ===
+
+impl Transaction {
+    /// Nothing to do.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Forgets everything, keeps the memory.
+    pub fn clear(&mut self) {
+        self.writer.clear();
+        self.records.clear();
+        self.fields.clear();
+        self.operations = 0;
+        self.sets = 0;
+        self.invalid = None;
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.invalid.is_none()
+    }
+
+    /// Bytes that will be sent, without the batch's own two messages.
+    pub fn len(&self) -> usize {
+        self.writer.len()
+    }
+
+    /// Number of things asked for: one per definition, flush or deletion, and one per element.
+    pub fn operations(&self) -> usize {
+        self.operations
+    }
+
+    /// Number of netlink messages.
+    pub fn messages(&self) -> usize {
+        self.records.len()
+    }
+
+    /// The messages.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.writer.as_bytes()
+    }
+
+    /// The first thing that could not be encoded, if any.
+    pub fn check(&self) -> Result<(), Error> {
+        self.invalid.clone().map_or(Ok(()), Err)
+    }
+
+    /// Adds a table unless it exists; an orphan with the same flags is adopted.
+    pub fn add_table(&mut self, table: &Table) {
+        self.table(table, uapi::NLM_F_CREATE);
+    }
+
+    /// Adds a table that must not exist.
+    pub fn create_table(&mut self, table: &Table) {
+        self.table(table, uapi::NLM_F_CREATE | uapi::NLM_F_EXCL);
+    }
+
+    /// Deletes a table with everything in it.
+    pub fn delete_table(&mut self, family: Family, table: &str) {
+        let object = (ObjectKind::Table, family, table, "");
+        self.plain(uapi::NFT_MSG_DELTABLE, Operation::Delete, object, &[(uapi::NFTA_TABLE_NAME, table)], None);
+    }
+
+    /// Adds a chain unless it exists (a base chain's policy is updated).
+    pub fn add_chain(&mut self, chain: &Chain) {
+        self.chain(chain, uapi::NLM_F_CREATE);
+    }
+
+    /// Adds a chain that must not exist.
+    pub fn create_chain(&mut self, chain: &Chain) {
+        self.chain(chain, uapi::NLM_F_CREATE | uapi::NLM_F_EXCL);
+    }
+
+    /// Deletes a chain; nothing may lead to it any more. Kernels before 6.3 or so ask for its rules to be flushed first.
+    pub fn delete_chain(&mut self, family: Family, table: &str, chain: &str) {
+        let attributes = [(uapi::NFTA_CHAIN_TABLE, table), (uapi::NFTA_CHAIN_NAME, chain)];
+        let object = (ObjectKind::Chain, family, table, chain);
+        self.plain(uapi::NFT_MSG_DELCHAIN, Operation::Delete, object, &attributes, None);
+    }
+
+    /// Deletes all rules of a chain.
+    pub fn flush_chain(&mut self, family: Family, table: &str, chain: &str) {
+        let attributes = [(uapi::NFTA_RULE_TABLE, table), (uapi::NFTA_RULE_CHAIN, chain)];
+        let object = (ObjectKind::Chain, family, table, chain);
+        self.plain(uapi::NFT_MSG_DELRULE, Operation::Flush, object, &attributes, None);
+    }
+
+    /// Appends a rule to its chain.
+    pub fn add_rule(&mut self, rule: &Rule) {
+        self.rule(rule, uapi::NLM_F_CREATE | uapi::NLM_F_APPEND, Operation::Add, None);
+    }
+
+    /// Puts a rule before the others of its chain.
+    pub fn insert_rule(&mut self, rule: &Rule) {
+        self.rule(rule, uapi::NLM_F_CREATE, Operation::Add, None);
+    }
+
+    /// Puts a rule in the place of another of the same chain.
+    pub fn replace_rule(&mut self, handle: u64, rule: &Rule) {
+        self.rule(rule, uapi::NLM_F_REPLACE, Operation::Replace, Some(handle));
+    }
+
+    /// Deletes a rule by the kernel's handle.
+    pub fn delete_rule(&mut self, family: Family, table: &str, chain: &str, handle: u64) {
+        let attributes = [(uapi::NFTA_RULE_TABLE, table), (uapi::NFTA_RULE_CHAIN, chain)];
+        let object = (ObjectKind::Rule, family, table, chain);
+        let handle = Some((uapi::NFTA_RULE_HANDLE, handle));
+        self.plain(uapi::NFT_MSG_DELRULE, Operation::Delete, object, &attributes, handle);
+    }
+
+    /// Adds a set or map unless it exists.
+    pub fn add_set(&mut self, set: &Set) {
+        self.set(set, uapi::NLM_F_CREATE);
+    }
+
+    /// Adds a set or map that must not exist.
+    pub fn create_set(&mut self, set: &Set) {
+        self.set(set, uapi::NLM_F_CREATE | uapi::NLM_F_EXCL);
+    }
+
+    /// Deletes a set; no rule may use it any more.
+    pub fn delete_set<'a>(&mut self, set: impl Into<SetRef<'a>>) {
+        let set = set.into();
+        let attributes = [(uapi::NFTA_SET_TABLE, set.table), (uapi::NFTA_SET_NAME, set.name)];
+        let object = (ObjectKind::Set, set.family, set.table, set.name);
+        self.plain(uapi::NFT_MSG_DELSET, Operation::Delete, object, &attributes, None);
+    }
+
+    /// Deletes all elements of a set.
+    pub fn flush_set<'a>(&mut self, set: impl Into<SetRef<'a>>) {
+        let set = set.into();
+        let attributes = [(uapi::NFTA_SET_ELEM_LIST_TABLE, set.table), (uapi::NFTA_SET_ELEM_LIST_SET, set.name)];
+        let object = (ObjectKind::Set, set.family, set.table, set.name);
+        self.plain(uapi::NFT_MSG_DELSETELEM, Operation::Flush, object, &attributes, None);
+    }
+
+    /// Adds a named counter, quota or limit unless it exists.
+    pub fn add_stateful(&mut self, stateful: &Stateful) {
+        let (family, table, own) = stateful.place();
+        let object = (stateful.kind().into(), family, table, own);
+        match stateful.object() {
+            Ok(mut definition) => self.push(Operation::Add, object.0, |seq, scratch, writer| {
+                let flags = uapi::NLM_F_REQUEST | uapi::NLM_F_CREATE;
+                writer.raw(definition.message(scratch, uapi::NFT_MSG_NEWOBJ, family.number(), flags, seq));
+            }),
+            Err(reason) => self.invalid(object, reason),
+        }
+    }
+
+    /// Deletes a named counter, quota or limit; nothing may use it any more.
+    pub fn delete_stateful(&mut self, family: Family, table: &str, kind: StatefulKind, own: &str) {
+        let object = (kind.into(), family, table, own);
+        if let Err(reason) = name(table).and(name(own)) {
+            return self.invalid(object, reason);
+        }
+        self.push(Operation::Delete, object.0, |seq, _, writer| {
+            let message = begin(writer, uapi::NFT_MSG_DELOBJ, 0, seq, family);
+            writer.attr_str(uapi::NFTA_OBJ_TABLE, table);
+            writer.attr_str(uapi::NFTA_OBJ_NAME, own);
+            writer.attr_be32(uapi::NFTA_OBJ_TYPE, kind.number());
+            writer.end(message);
+        });
+    }
+
+    /// Adds elements that must not be there; `fields` are the set's key fields.
+    ///
+    /// To give a key other data, delete it first in the same transaction.
+    pub fn add_elements<'a, 'e>(
+        &mut self,
+        set: impl Into<SetRef<'a>>,
+        fields: &[Field],
+        elements: impl IntoIterator<Item = Element<'e>>,
+    ) {
+        let flags = uapi::NLM_F_CREATE | uapi::NLM_F_EXCL;
+        self.elements(set.into(), fields, elements, uapi::NFT_MSG_NEWSETELEM, flags, Operation::AddElements);
+    }
+
+    /// Deletes elements, which must be there.
+    pub fn delete_elements<'a, 'e>(
+        &mut self,
+        set: impl Into<SetRef<'a>>,
+        fields: &[Field],
+        elements: impl IntoIterator<Item = Element<'e>>,
+    ) {
+        self.elements(set.into(), fields, elements, uapi::NFT_MSG_DELSETELEM, 0, Operation::DeleteElements);
+    }
+
+    fn table(&mut self, table: &Table, flags: u16) {
+        match table.object() {
+            Ok(mut object) => self.push(Operation::Add, ObjectKind::Table, |seq, scratch, writer| {
+                let flags = uapi::NLM_F_REQUEST | flags;
+                writer.raw(object.message(scratch, uapi::NFT_MSG_NEWTABLE, table.family.number(), flags, seq));
+            }),
+            Err(reason) => self.invalid((ObjectKind::Table, table.family, &table.name, ""), reason),
+        }
+    }
+
+    fn chain(&mut self, chain: &Chain, flags: u16) {
+        match chain.object() {
+            Ok(mut object) => self.push(Operation::Add, ObjectKind::Chain, |seq, scratch, writer| {
+                let flags = uapi::NLM_F_REQUEST | flags;
+                writer.raw(object.message(scratch, uapi::NFT_MSG_NEWCHAIN, chain.family.number(), flags, seq));
+            }),
+            Err(reason) => self.invalid((ObjectKind::Chain, chain.family, &chain.table, &chain.name), reason),
+        }
+    }
+
+    fn set(&mut self, set: &Set, flags: u16) {
+        let kind = if set.is_map() { ObjectKind::Map } else { ObjectKind::Set };
+        self.sets += 1;
+        match set.object(self.sets) {
+            Ok(mut object) => self.push(Operation::Add, kind, |seq, scratch, writer| {
+                let flags = uapi::NLM_F_REQUEST | flags;
+                writer.raw(object.message(scratch, uapi::NFT_MSG_NEWSET, set.family.number(), flags, seq));
+            }),
+            Err(reason) => self.invalid((kind, set.family, &set.table, &set.name), reason),
+        }
+    }
+
+    fn rule(&mut self, rule: &Rule, flags: u16, operation: Operation, handle: Option<u64>) {
+        match rule.object() {
+            Ok(mut object) => {
+                if let Some(handle) = handle {
+                    object.u64(ffi::NFTNL_RULE_HANDLE, handle);
+                }
+                self.push(operation, ObjectKind::Rule, |seq, scratch, writer| {
+                    let flags = uapi::NLM_F_REQUEST | flags;
+                    writer.raw(object.message(scratch, uapi::NFT_MSG_NEWRULE, rule.family.number(), flags, seq));
+                });
+            }
+            Err(reason) => self.invalid((ObjectKind::Rule, rule.family, &rule.table, &rule.chain), reason),
+        }
+    }
+
+    /// A message that only names things.
+    fn plain(
+        &mut self,
+        kind: u16,
+        operation: Operation,
+        object: (ObjectKind, Family, &str, &str),
+        attributes: &[(u16, &str)],
+        handle: Option<(u16, u64)>,
+    ) {
+        if let Some(reason) = attributes.iter().find_map(|(_, text)| name(text).err()) {
+            return self.invalid(object, reason);
+        }
+        self.push(operation, object.0, |seq, _, writer| {
+            let message = begin(writer, kind, 0, seq, object.1);
+            for (attribute, text) in attributes {
+                writer.attr_str(*attribute, text);
+            }
+            if let Some((attribute, handle)) = handle {
+                writer.attr_be64(attribute, handle);
+            }
+            writer.end(message);
+        });
+    }
+
+    fn push(&mut self, operation: Operation, kind: ObjectKind, write: impl FnOnce(u32, &mut Scratch, &mut Writer)) {
+        self.records.push(Record { start: self.writer.len(), operation, kind, fields: 0, first: 0 });
+        self.operations += 1;
+        write(self.records.len() as u32, &mut self.scratch, &mut self.writer);
+    }
+
+    #[cold]
+    fn invalid(&mut self, (kind, family, table, own): (ObjectKind, Family, &str, &str), reason: InvalidReason) {
+        if self.invalid.is_none() {
+            self.invalid = Some(Error::Invalid { object: Box::new(Object::new(kind, family, table, own)), reason });
+        }
+    }
+
+    // === elements ===
+
+    fn elements<'e>(
+        &mut self,
+        set: SetRef<'_>,
+        fields: &[Field],
+        elements: impl IntoIterator<Item = Element<'e>>,
+        kind: u16,
+        flags: u16,
+        operation: Operation,
+    ) {
+        if let Err(reason) = name(set.table).and(name(set.name)) {
+            return self.invalid((ObjectKind::Set, set.family, set.table, set.name), reason);
+        }
+        let mut elements = elements.into_iter().peekable();
+        let Some(first) = elements.peek() else { return };
+        let object = if first.data == ElementData::None { ObjectKind::Set } else { ObjectKind::Map };
+        if self.fields.last().is_none_or(|last| last != fields) {
+            self.fields.push(fields.to_vec());
+        }
+        let key_len = Field::key_len(fields);
+        let record = Record { start: 0, operation, kind: object, fields: self.fields.len() as u32 - 1, first: 0 };
+        let mut target = Target { set, kind, flags, record };
+        let mut list = self.open(&target);
+        for (index, element) in elements.enumerate() {
+            if let Err(reason) = check_element(&element, index, key_len) {
+                self.invalid((object, set.family, set.table, set.name), reason);
+                continue;
+            }
+            // The only field of an interval set: the kernel wants the range's end as an element of its own.
+            let end = if fields.len() == 1 { element.key_end.map(successor) } else { None };
+            let element = if end.is_some() { Element { key_end: None, ..element } } else { element };
+            let extra = if end.is_some() { 24 + key_len } else { 0 };
+            if self.writer.nest_len(&list.nest) + element::encoded_len(&element) + extra > MAX_LIST_LEN {
+                self.close(list);
+                target.record.first = index as u32;
+                list = self.open(&target);
+            }
+            element::encode(&mut self.writer, &element);
+            if let Some(Some(end)) = &end {
+                element::encode_interval_end(&mut self.writer, &end.as_bytes()[..key_len]);
+            }
+            self.operations += 1;
+        }
+        self.close(list);
+    }
+
+    fn open(&mut self, target: &Target<'_>) -> OpenList {
+        self.records.push(Record { start: self.writer.len(), ..target.record });
+        let seq = self.records.len() as u32;
+        let message = begin(&mut self.writer, target.kind, target.flags, seq, target.set.family);
+        self.writer.attr_str(uapi::NFTA_SET_ELEM_LIST_TABLE, target.set.table);
+        self.writer.attr_str(uapi::NFTA_SET_ELEM_LIST_SET, target.set.name);
+        let nest = self.writer.begin_nest(uapi::NFTA_SET_ELEM_LIST_ELEMENTS);
+        OpenList { message, nest }
+    }
+
+    fn close(&mut self, list: OpenList) {
+        self.writer.end_nest(list.nest);
+        self.writer.end(list.message);
+    }
+
+    // === from an answer back to the operation ===
+
+    /// What message `seq` was about, and the element at byte `offset` of it.
+    pub(crate) fn describe(
+        &self,
+        seq: u32,
+        offset: Option<u32>,
+    ) -> Option<(Operation, Object, Option<RefusedElement>)> {
+        let record = self.records.get((seq as usize).checked_sub(1)?)?;
+        let bytes = self.as_bytes().get(record.start..)?;
+        let message = netlink::messages(bytes).next()?;
+        let family = Family::from_number(*message.payload.first()?)?;
+        let attributes = message.payload.get(NFGEN_LEN..)?;
+        let (table, own) = place(message.kind, attributes);
+        let object = Object::new(record.kind, family, table, own);
+        let element = offset.and_then(|offset| self.element(record, attributes, offset as usize));
+        Some((record.operation, object, element))
+    }
+
+    fn element(&self, record: &Record, message: &[u8], offset: usize) -> Option<RefusedElement> {
+        if !matches!(record.operation, Operation::AddElements | Operation::DeleteElements) {
+            return None;
+        }
+        let list = find(message, uapi::NFTA_SET_ELEM_LIST_ELEMENTS)?.value;
+        let list_start = HEADER_LEN + NFGEN_LEN + (list.as_ptr() as usize - message.as_ptr() as usize);
+        let mut at = list_start;
+        let mut index = record.first as usize;
+        let mut found = None;
+        for item in netlink::attributes(list) {
+            if at > offset {
+                break;
+            }
+            let end = at + (4 + item.value.len()).next_multiple_of(4);
+            let view = ElementView::decode(item.value)?;
+            if !view.interval_end {
+                found = Some((index, view));
+                index += 1;
+            }
+            if offset < end {
+                let (index, view) = found?;
+                let fields = self.fields.get(record.fields as usize)?;
+                return Some(RefusedElement {
+                    index,
+                    key: Key::display_bytes(view.key, fields).to_string(),
+                    comment: view.comment.map(str::to_owned),
+                });
+            }
+            at = end;
+        }
+        None
+    }
+}
+
+/// Starts a message of nf_tables.
+pub(crate) fn begin(writer: &mut Writer, kind: u16, flags: u16, seq: u32, family: Family) -> OpenMessage {
+    let kind = uapi::NFNL_SUBSYS_NFTABLES << 8 | kind;
+    writer.begin(kind, uapi::NLM_F_REQUEST | flags, seq, &[family.number(), 0, 0, 0])
+}
+
+/// Table and own name in a message's attributes; the own name is empty for tables, the chain's for rules.
+pub(crate) fn place(kind: u16, attributes: &[u8]) -> (&str, &str) {
+    let text = |kind| find(attributes, kind).and_then(|attribute| attribute.str()).unwrap_or_default();
+    match kind & 0xff {
+        uapi::NFT_MSG_NEWTABLE | uapi::NFT_MSG_DELTABLE => (text(uapi::NFTA_TABLE_NAME), ""),
+        uapi::NFT_MSG_NEWCHAIN | uapi::NFT_MSG_DELCHAIN => (text(uapi::NFTA_CHAIN_TABLE), text(uapi::NFTA_CHAIN_NAME)),
+        // Rules, sets, element lists and stateful objects: 1 is the table, 2 the chain's, set's or object's name.
+        _ => (text(uapi::NFTA_SET_TABLE), text(uapi::NFTA_SET_NAME)),
+    }
+}
+
+fn check_element(element: &Element<'_>, index: usize, expected: usize) -> Result<(), InvalidReason> {
+    for key in [Some(element.key), element.key_end].into_iter().flatten() {
+        if key.len() != expected {
+            return Err(InvalidReason::ElementKey { index, len: key.len(), expected });
+        }
+    }
+    match element.data {
+        ElementData::Value(value) if value.len() > 64 => return Err(InvalidReason::KeyLength(value.len())),
+        ElementData::Object(own) => drop(name(own)?),
+        ElementData::Verdict(verdict) => {
+            if let Some(chain) = verdict.chain() {
+                name(chain)?;
+            }
+        }
+        _ => {}
+    }
+    element.comment.map_or(Ok(()), |comment| check_comment(comment, 0))
+}
+
+/// The key behind this one, read as a big-endian number; `None` behind the last.
+fn successor(key: &[u8]) -> Option<Key> {
+    let mut bytes = [0; 64];
+    let bytes = &mut bytes[..key.len()];
+    bytes.copy_from_slice(key);
+    for byte in bytes.iter_mut().rev() {
+        let (next, carry) = byte.overflowing_add(1);
+        *byte = next;
+        if !carry {
+            return Some(Key::raw(bytes));
+        }
+    }
+    None
+}
+
+impl From<StatefulKind> for ObjectKind {
+    fn from(kind: StatefulKind) -> Self {
+        match kind {
+            StatefulKind::Counter => Self::Counter,
+            StatefulKind::Quota => Self::Quota,
+            StatefulKind::Limit => Self::Limit,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FIELDS: [Field; 3] = [Field::Ipv4Addr, Field::InetProto, Field::InetService];
+
+    fn key(n: u32) -> Key {
+        Key::new().ipv4((0x0a00_0000 + n).into()).proto(6).port(80)
+    }
+
+    /// Byte offset of element `index` of the whole operation, and the message it is in, found by a second way.
+    fn locate(transaction: &Transaction, wanted: &[u8]) -> (u32, u32) {
+        let bytes = transaction.as_bytes();
+        let at = bytes.windows(wanted.len()).position(|window| window == wanted).expect("the key is in there");
+        // In front of the key's bytes: value, key and item headers.
+        let item = at - 12;
+        let mut start = 0;
+        for message in netlink::messages(bytes) {
+            let end = start + HEADER_LEN + message.payload.len();
+            if item < end {
+                return (message.seq, (item - start) as u32);
+            }
+            start = end;
+        }
+        panic!("outside of all messages");
+    }
+
+    #[test]
+    fn long_lists_become_several_messages() {
+        let keys: Vec<Key> = (0..5000).map(key).collect();
+        let mut transaction = Transaction::new();
+        let set = SetRef::new(Family::Ip, "t", "s");
+        transaction.add_elements(set, &FIELDS, keys.iter().map(|key| Element::new(key.as_bytes())));
+        assert_eq!(transaction.operations(), 5000);
+        // 24 bytes an element: headers of item, key and value, and 12 of key.
+        assert_eq!(transaction.messages(), (5000usize * 24).div_ceil(65_531 / 24 * 24));
+        let mut read = 0;
+        for (index, message) in netlink::messages(transaction.as_bytes()).enumerate() {
+            assert_eq!(message.seq as usize, index + 1);
+            let list = find(&message.payload[NFGEN_LEN..], uapi::NFTA_SET_ELEM_LIST_ELEMENTS).expect("list");
+            for item in list.nested() {
+                assert_eq!(ElementView::decode(item.value).expect("element").key, keys[read].as_bytes());
+                read += 1;
+            }
+        }
+        assert_eq!(read, 5000);
+    }
+
+    #[test]
+    fn what_cannot_be_encoded_is_remembered() {
+        let mut transaction = Transaction::new();
+        transaction.add_table(&Table::new(Family::Ip, "a\0b"));
+        let error = transaction.check().expect_err("NUL in a name");
+        assert!(matches!(&error, Error::Invalid { reason: InvalidReason::Name(_), .. }), "{error:?}");
+        transaction.clear();
+        let short = Key::new().port(80);
+        let set = SetRef::new(Family::Ip, "t", "s");
+        transaction.add_elements(set, &FIELDS, [Element::new(short.as_bytes())]);
+        assert_eq!(
+            transaction.check().expect_err("short key").to_string(),
+            "set ip t s: the key of element 0 has 2 bytes, the set's 12"
+        );
+        assert!(!transaction.is_empty());
+    }
+
+    #[test]
+    fn the_key_behind_a_range() {
+        assert_eq!(successor(&[10, 255]).map(|key| key.as_bytes().to_vec()), Some(vec![11, 0]));
+        assert_eq!(successor(&[255, 255]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn an_offset_leads_to_its_element(count in 1u32..4000, pick in any::<prop::sample::Index>(), within in 0u32..24) {
+            let keys: Vec<Key> = (0..count).map(key).collect();
+            let index = pick.index(keys.len());
+            let mut transaction = Transaction::new();
+            transaction.delete_table(Family::Ip, "other");
+            let set = SetRef::new(Family::Ip, "t", "s");
+            let element = |key| Element::new(Key::as_bytes(key)).comment("why");
+            transaction.add_elements(set, &FIELDS, keys.iter().map(element));
+            let (seq, offset) = locate(&transaction, keys[index].as_bytes());
+            let (operation, object, element) = transaction.describe(seq, Some(offset + within)).expect("described");
+            prop_assert_eq!(operation, Operation::AddElements);
+            prop_assert_eq!(object.to_string(), "set ip t s");
+            let element = element.expect("an element");
+            prop_assert_eq!(element.index, index);
+            prop_assert_eq!(element.key, keys[index].display(&FIELDS).to_string());
+            prop_assert_eq!(element.comment.as_deref(), Some("why"));
+        }
+    }
+}
