@@ -43,10 +43,8 @@ pub fn endpoint_slice(
     addresses: &[&str],
     ports: &[(&str, &str, u16)],
 ) -> Value {
-    let ports: Vec<Value> = ports
-        .iter()
-        .map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port}))
-        .collect();
+    let ports: Vec<Value> =
+        ports.iter().map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port})).collect();
     let endpoints: Vec<Value> = addresses
         .iter()
         .map(|address| {

@@ -151,7 +151,8 @@ async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Answe
     match uri.path() {
         "/healthz" | "/livez" | "/readyz" => return reply(&shared, 200, "text/plain", b"ok".to_vec()),
         "/version" => {
-            let version = json!({"major": "1", "minor": "36", "gitVersion": "v1.36.0+double", "platform": "linux/amd64"});
+            let version =
+                json!({"major": "1", "minor": "36", "gitVersion": "v1.36.0+double", "platform": "linux/amd64"});
             return reply_json(&shared, 200, &version);
         }
         path if !path.starts_with("/api/") && !path.starts_with("/apis/") => return not_found(&shared, path),

@@ -267,10 +267,7 @@ impl Collection {
             metadata["continue"] = token.clone().into();
             metadata["remainingItemCount"] = page.remaining.into();
         }
-        format!(
-            r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":["#,
-            self.kind, self.api_version
-        )
+        format!(r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":["#, self.kind, self.api_version)
     }
 
     /// A bookmark line; `initial` marks the end of the initial events of a streaming list.
@@ -430,10 +427,7 @@ mod tests {
         let token = first.continue_token.unwrap();
         let rest = store.list(&query(&format!("/api/v1/services?limit=9&continue={token}"))).unwrap();
         assert_eq!((rest.objects.len(), rest.version, rest.continue_token), (3, first.version, None));
-        assert!(matches!(
-            store.list(&query(&format!("/api/v1/services?continue={token}"))),
-            Err(Refusal::Gone(_))
-        ));
+        assert!(matches!(store.list(&query(&format!("/api/v1/services?continue={token}"))), Err(Refusal::Gone(_))));
         assert!(matches!(store.list(&query("/api/v1/services?continue=x")), Err(Refusal::BadToken)));
     }
 
