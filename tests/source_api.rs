@@ -409,6 +409,22 @@ async fn a_rotated_token_is_picked_up() {
 }
 
 #[tokio::test]
+async fn a_token_file_may_end_with_a_line_feed() {
+    let double = shop();
+    let dir = tempfile::tempdir().unwrap();
+    double.require_token(Some("first"));
+    let kubeconfig = double.kubeconfig(dir.path());
+    std::fs::write(dir.path().join("token"), "first\n").unwrap();
+    let mut run = start_from(kubeconfig);
+    run.synced().await;
+    double.require_token(Some("second"));
+    std::fs::write(dir.path().join("token"), "second\n").unwrap();
+    double.drop_watches();
+    double.apply(web("api", 90));
+    run.until("the new Service", |run| run.has("default/api")).await;
+}
+
+#[tokio::test]
 async fn synced_is_said_once_per_kind_and_without_objects_too() {
     let double = ApiDouble::start();
     let mut run = start(&double);

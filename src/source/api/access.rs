@@ -107,7 +107,12 @@ impl Access {
             return Err(AccessError::Proxy(proxy));
         }
         if let Some(path) = &config.auth_info.token_file {
-            std::fs::read(path).map_err(|source| AccessError::Token { path: path.clone(), source })?;
+            let text =
+                std::fs::read_to_string(path).map_err(|source| AccessError::Token { path: path.clone(), source })?;
+            // client-go prefers the file to a token beside it and trims what it reads; kube does neither. A file that needs
+            // trimming is therefore handed over as a token, and read again when that is no longer accepted.
+            let token = text.trim();
+            config.auth_info.token = (token.len() != text.len()).then(|| token.to_owned().into());
         }
         if let Ok(user_agent) = HeaderValue::from_str(&self.user_agent) {
             config.headers.push((USER_AGENT, user_agent));
