@@ -2,7 +2,11 @@
 #![forbid(unsafe_code)]
 
 pub mod compile;
+pub mod config;
+pub mod daemon;
 pub mod engine;
+pub mod kernel;
+pub mod logging;
 pub mod model;
 pub mod policy;
 pub mod schedule;
