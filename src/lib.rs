@@ -3,6 +3,7 @@
 
 pub mod compile;
 pub mod engine;
+pub mod lab;
 pub mod model;
 pub mod policy;
 pub mod schedule;
