@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod compile;
+pub mod demo;
 pub mod engine;
 pub mod lab;
 pub mod model;

@@ -198,7 +198,7 @@ fn helper_that_is_killed() {
     let lab = Lab::builder().prefix(&prefix).pods(["a"]).build().expect("a lab");
     let mut sleep = Command::new("sleep");
     sleep.arg("60").stdout(Stdio::null());
-    let child = lab.node().spawn(sleep).expect("a process inside");
+    let mut child = lab.node().spawn(sleep).expect("a process inside");
     println!("inhabitant {}", child.id());
-    std::thread::sleep(Duration::from_secs(60));
+    child.wait().expect("its end, unless this process is killed before");
 }
