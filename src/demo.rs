@@ -76,16 +76,16 @@ pub fn run(options: &Options) -> ExitCode {
 }
 
 fn clear() -> ExitCode {
-    let before = lab::find_leftovers(PREFIX).len();
     let cleared = lab::clear_leftovers(PREFIX);
     for leftover in &cleared {
         println!("removed {} (made by process {}, which is gone)", leftover.name, leftover.maker);
     }
-    if cleared.len() < before {
-        eprintln!("pointsman: {} namespaces could not be removed; this needs root (try sudo)", before - cleared.len());
+    let left = lab::find_leftovers(PREFIX).len();
+    if left > 0 {
+        eprintln!("pointsman: {left} namespaces could not be removed; this needs root (try sudo)");
         return ExitCode::FAILURE;
     }
-    if before == 0 {
+    if cleared.is_empty() {
         println!("nothing to clear: no demo has left anything behind");
     }
     ExitCode::SUCCESS

@@ -106,9 +106,11 @@ impl<W: Write> Screen<W> {
     }
 
     fn board_text(&mut self) -> String {
-        self.on_screen = self.board.len();
+        // What has scrolled off the top cannot be redrawn: a low terminal shows the first lines only.
+        let height = terminal_size::terminal_size().map_or(usize::MAX, |(_, height)| usize::from(height.0));
+        self.on_screen = self.board.len().min(height.saturating_sub(1));
         let width = self.width();
-        self.board.iter().map(|line| self.line_text(line, width)).collect()
+        self.board.iter().take(self.on_screen).map(|line| self.line_text(line, width)).collect()
     }
 
     /// A line cut to a width, styled if the output is.

@@ -209,13 +209,13 @@ pub fn write_manifests(directory: &Path) -> io::Result<()> {
 }
 
 /// Replaces the endpoints of the scaled Service by these pods, atomically: whoever reads the directory sees the old file or the new
-/// one, never half of one. The last step is the rename.
+/// one, never half of one. The draft is written beside the directory, so that nothing happens inside before the rename, which is the
+/// last step.
 ///
 /// # Errors
 /// When the directory cannot be written.
 pub fn replace_endpoints(directory: &Path, pods: &BTreeMap<String, Addresses>) -> io::Result<()> {
-    // A name that no reader of manifests looks at.
-    let draft = directory.join(".web-endpoints.draft");
+    let draft = directory.with_extension("draft");
     std::fs::write(&draft, endpoints_manifest(pods))?;
     std::fs::rename(draft, directory.join(SCALED_FILE))
 }

@@ -23,6 +23,8 @@ use super::traffic::{Observation, Target, Traffic};
 use super::{Options, PREFIX, pause};
 use crate::lab::{Addresses, Lab, Listen, Namespace};
 
+/// Directory of the manifests, within the demo's own.
+const MANIFESTS: &str = "manifests";
 /// How long the daemon may take until every frontend answers.
 const START_PATIENCE: Duration = Duration::from_secs(15);
 /// One try while the daemon starts: nothing answers before it is done, and then at once.
@@ -33,6 +35,7 @@ const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(300);
 /// Pauses of the customers between two connections.
 const SWEEP_PAUSE: Duration = Duration::from_millis(1);
+const REFUSED_PAUSE: Duration = Duration::from_millis(200);
 const SCALED_PAUSE: Duration = Duration::from_micros(500);
 /// Customers that stay with the scaled Service.
 const SCALED_CUSTOMERS: usize = 2;
@@ -84,7 +87,7 @@ impl Show {
             duration(began.elapsed())
         ));
         let files = tempfile::Builder::new().prefix("pointsman-demo-").tempdir()?;
-        let manifests = files.path().join("manifests");
+        let manifests = files.path().join(MANIFESTS);
         std::fs::create_dir(&manifests)?;
         shop::write_manifests(&manifests)?;
         let commits = Commits::listen(lab.node())?;
@@ -162,9 +165,14 @@ impl Show {
 
     fn start_traffic(&mut self) -> Result<()> {
         let client = self.lab.client(0);
-        let all = self.board.targets();
         let scaled: Vec<_> = self.board.row_mut(SCALED).frontends.iter().map(|frontend| frontend.target).collect();
-        self.traffic.start(client, all, SWEEP_PAUSE)?;
+        let all = self.board.targets();
+        let refusing = |target: &Target| self.board.rows[target.service].members.is_empty();
+        let (refused, answered): (Vec<_>, Vec<_>) = all.into_iter().partition(refusing);
+        self.traffic.start(client, answered, SWEEP_PAUSE)?;
+        // Apart from the others: after a burst, the kernel sends one ICMP error per second and client (`net.ipv4.icmp_ratelimit`), so
+        // a refusal by ICMP may take as long as the client's second attempt.
+        self.traffic.start(client, refused, REFUSED_PAUSE)?;
         for customer in 0..SCALED_CUSTOMERS {
             let mut targets = scaled.clone();
             targets.rotate_left(customer % scaled.len());
@@ -203,6 +211,7 @@ impl Show {
 
     /// Adds pods, then tells the daemon, then waits for connections to all of them.
     fn scale_up(&mut self, count: u8) -> Result<()> {
+        self.board.check_distribution();
         let before = self.scaled.len();
         let mut added = BTreeSet::new();
         for number in (before + 1..).take(usize::from(count)) {
@@ -234,6 +243,7 @@ impl Show {
 
     /// Tells the daemon, waits until nobody connects to the pods any more, then removes them.
     fn scale_down(&mut self, count: u8) -> Result<()> {
+        self.board.check_distribution();
         let before = self.scaled.len();
         let mut names: Vec<_> = self.scaled.keys().cloned().collect();
         names.sort_by_key(|name| (name.len(), name.clone()));
@@ -262,9 +272,7 @@ impl Show {
 
     /// Replaces the file, and says when.
     fn replace_endpoints(&mut self) -> Result<Instant> {
-        // Bars of this round are complete here, and the next ones begin when the change has arrived.
-        self.board.check_distribution();
-        shop::replace_endpoints(&self.files.path().join("manifests"), &self.scaled)?;
+        shop::replace_endpoints(&self.files.path().join(MANIFESTS), &self.scaled)?;
         Ok(Instant::now())
     }
 
@@ -323,7 +331,7 @@ impl Show {
             format!("  be the client     ip netns exec {client} bash"),
             "    and connect     exec 3<>/dev/tcp/10.96.0.10/80; head -1 <&3    # says which pod answered".into(),
             format!("  without iproute2  nsenter --net=/run/netns/{node} bash"),
-            format!("  the manifests     {path}/manifests    # edit them: the daemon follows"),
+            format!("  the manifests     {path}/{MANIFESTS}    # edit them: the daemon follows"),
             format!("  the daemon's log  tail -f {}", self.daemon.log().display()),
         ]
     }
