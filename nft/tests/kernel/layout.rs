@@ -63,11 +63,14 @@ fn program(family: Family) -> Transaction {
     for set in [&services, &plans, &endpoints] {
         transaction.add_set(set);
     }
-    for chain in ["random-2", "first"] {
+    for chain in ["random-2", "first", "only"] {
         transaction.add_chain(&Chain::new(family, table, chain));
     }
     let numgen = Expr::Numgen { kind: NumgenKind::Random, modulus: 2, offset: 0, dreg: Reg::slot(1) };
     transaction.add_rule(&Rule::new(family, table, "random-2", translate(family, numgen)));
+    // Two ways to say slot 0. nft 1.0.6 lists the constant as `0x0 [invalid type]`, the generator of one number cleanly.
+    let one = Expr::Numgen { kind: NumgenKind::Incremental, modulus: 1, offset: 0, dreg: Reg::slot(1) };
+    transaction.add_rule(&Rule::new(family, table, "only", translate(family, one)));
     let constant = Expr::Immediate { dreg: Reg::slot(1), data: Key::new().mark(0) };
     transaction.add_rule(&Rule::new(family, table, "first", translate(family, constant)));
 
