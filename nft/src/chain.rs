@@ -21,7 +21,7 @@ pub struct Chain {
     pub name: String,
     /// Where it is hooked, if it is.
     pub base: Option<BaseChain>,
-    /// Free text, at most 253 bytes.
+    /// Free text, at most 251 bytes.
     pub comment: Option<String>,
 }
 

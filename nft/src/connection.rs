@@ -493,6 +493,13 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_may_move_to_another_thread() {
+        fn is_send<T: Send>() {}
+        is_send::<Connection>();
+        is_send::<crate::Monitor>();
+    }
+
+    #[test]
     fn retries_fit_the_error() {
         assert_eq!(retry_of(Errno::EBUSY), Retry::Backoff);
         assert_eq!(retry_of(Errno::ERESTART), Retry::Now);

@@ -23,7 +23,7 @@ pub struct Element<'a> {
     pub key: &'a [u8],
     /// What it carries; ignored on deletion of all but maps.
     pub data: ElementData<'a>,
-    /// Free text, at most 253 bytes.
+    /// Free text, at most 251 bytes.
     pub comment: Option<&'a str>,
     /// Life time, in whole milliseconds.
     pub timeout: Option<Duration>,
@@ -263,7 +263,7 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 1..=64),
             verdict in verdicts(),
             which in 0..4,
-            comment in proptest::option::of("[a-z/:]{0,253}"),
+            comment in proptest::option::of("[a-z/:]{0,251}"),
             timeout in proptest::option::of(0u64..1 << 40),
         ) {
             let (data, expected) = match which {

@@ -141,7 +141,7 @@ pub struct RefusedElement {
 pub enum InvalidReason {
     /// A name is empty, longer than 255 bytes or contains a NUL.
     Name(String),
-    /// A comment of this many bytes; at most 253 fit.
+    /// A comment of this many bytes; at most 251 fit.
     Comment(usize),
     /// A comment contains a NUL.
     CommentNul,
@@ -352,7 +352,7 @@ impl fmt::Display for InvalidReason {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name(name) => write!(out, "{name:?} is not a name: 1 to 255 bytes without NUL"),
-            Self::Comment(len) => write!(out, "a comment of {len} bytes is too long (253, with byte orders 241)"),
+            Self::Comment(len) => write!(out, "a comment of {len} bytes is too long (251; 239 for sets of numbers)"),
             Self::CommentNul => out.write_str("a comment contains a NUL"),
             Self::KeyLength(len) => {
                 write!(out, "a key or value of {len} bytes is longer than the 64 bytes of registers")

@@ -85,9 +85,9 @@ impl Field {
         self.byte_len().next_multiple_of(4)
     }
 
-    /// Whether the bytes are a number in the host's byte order.
+    /// Whether nft takes the bytes for host byte order: numbers, and names too.
     pub const fn host_endian(self) -> bool {
-        matches!(self, Self::Mark | Self::IfIndex)
+        matches!(self, Self::Mark | Self::IfIndex | Self::IfName)
     }
 
     /// nft's name for the type.

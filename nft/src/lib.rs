@@ -14,6 +14,7 @@
 
 mod chain;
 mod connection;
+mod describe;
 mod dump;
 mod element;
 mod error;

@@ -23,7 +23,7 @@ pub struct Rule {
     pub chain: String,
     /// Evaluated from first to last, until one does not match.
     pub exprs: Vec<Expr>,
-    /// Free text, at most 253 bytes.
+    /// Free text, at most 251 bytes.
     pub comment: Option<String>,
 }
 

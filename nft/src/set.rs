@@ -3,7 +3,7 @@
 //! Vocabulary: a *map* is a set whose elements carry data, a verdict or the name of a stateful object.
 //!
 //! Invariants: a declaration fits what nft can print: at most five fields (six bits each in a 32-bit type number) and 64 bytes.
-//! Host-endian fields are announced in the set's user data, because nft otherwise prints a lone `mark` byte-swapped. Proven by the
+//! Host-endian fields are announced in the set's user data, because nft otherwise prints a lone `mark` byte-swapped and a lone `ifname` empty. Proven by the
 //! unit tests below and the kernel tests `listing` and `dump`.
 
 use std::time::Duration;
@@ -47,7 +47,7 @@ pub struct Set {
     pub dynamic: bool,
     /// Whether elements are ranges.
     pub interval: bool,
-    /// Free text, at most 240 bytes.
+    /// Free text, at most 251 bytes; 12 less if key or data is a lone number.
     pub comment: Option<String>,
 }
 

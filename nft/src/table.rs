@@ -40,7 +40,7 @@ pub struct Table {
     pub name: String,
     /// Ownership.
     pub flags: TableFlags,
-    /// Free text, at most 253 bytes.
+    /// Free text, at most 251 bytes.
     pub comment: Option<String>,
 }
 

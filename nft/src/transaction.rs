@@ -11,10 +11,10 @@
 use nftnl::nftnl_sys as ffi;
 
 use crate::chain::Chain;
-use crate::element::{self, Element, ElementData, ElementView};
-use crate::error::{Error, InvalidReason, Object, ObjectKind, Operation, RefusedElement, check_comment, name};
+use crate::element::{self, Element, ElementData};
+use crate::error::{Error, InvalidReason, Object, ObjectKind, Operation, check_comment, name};
 use crate::key::{Field, Key};
-use crate::netlink::{self, HEADER_LEN, OpenMessage, OpenNest, Writer, find};
+use crate::netlink::{OpenMessage, OpenNest, Writer, find};
 use crate::object::{Stateful, StatefulKind};
 use crate::rule::Rule;
 use crate::set::{Set, SetRef};
@@ -32,9 +32,9 @@ const MAX_LIST_LEN: usize = u16::MAX as usize;
 #[derive(Debug, Default, Clone)]
 pub struct Transaction {
     writer: Writer,
-    records: Vec<Record>,
+    pub(crate) records: Vec<Record>,
     /// Key fields of the element operations, for rendering keys in errors.
-    fields: Vec<Vec<Field>>,
+    pub(crate) fields: Vec<Vec<Field>>,
     operations: usize,
     sets: u32,
     scratch: Scratch,
@@ -43,13 +43,13 @@ pub struct Transaction {
 
 /// What a message is about.
 #[derive(Debug, Clone, Copy)]
-struct Record {
-    start: usize,
-    operation: Operation,
-    kind: ObjectKind,
+pub(crate) struct Record {
+    pub start: usize,
+    pub operation: Operation,
+    pub kind: ObjectKind,
     /// For elements: where in `fields`, and the place of the message's first element in its operation.
-    fields: u32,
-    first: u32,
+    pub fields: u32,
+    pub first: u32,
 }
 
 /// A message of elements that is being written.
@@ -399,58 +399,6 @@ impl Transaction {
         self.writer.end_nest(list.nest);
         self.writer.end(list.message);
     }
-
-    // === from an answer back to the operation ===
-
-    /// What message `seq` was about, and the element at byte `offset` of it.
-    pub(crate) fn describe(
-        &self,
-        seq: u32,
-        offset: Option<u32>,
-    ) -> Option<(Operation, Object, Option<RefusedElement>)> {
-        let record = self.records.get((seq as usize).checked_sub(1)?)?;
-        let bytes = self.as_bytes().get(record.start..)?;
-        let message = netlink::messages(bytes).next()?;
-        let family = Family::from_number(*message.payload.first()?)?;
-        let attributes = message.payload.get(NFGEN_LEN..)?;
-        let (table, own) = place(message.kind, attributes);
-        let object = Object::new(record.kind, family, table, own);
-        let element = offset.and_then(|offset| self.element(record, attributes, offset as usize));
-        Some((record.operation, object, element))
-    }
-
-    fn element(&self, record: &Record, message: &[u8], offset: usize) -> Option<RefusedElement> {
-        if !matches!(record.operation, Operation::AddElements | Operation::DeleteElements) {
-            return None;
-        }
-        let list = find(message, uapi::NFTA_SET_ELEM_LIST_ELEMENTS)?.value;
-        let list_start = HEADER_LEN + NFGEN_LEN + (list.as_ptr() as usize - message.as_ptr() as usize);
-        let mut at = list_start;
-        let mut index = record.first as usize;
-        let mut found = None;
-        for item in netlink::attributes(list) {
-            if at > offset {
-                break;
-            }
-            let end = at + (4 + item.value.len()).next_multiple_of(4);
-            let view = ElementView::decode(item.value)?;
-            if !view.interval_end {
-                found = Some((index, view));
-                index += 1;
-            }
-            if offset < end {
-                let (index, view) = found?;
-                let fields = self.fields.get(record.fields as usize)?;
-                return Some(RefusedElement {
-                    index,
-                    key: Key::display_bytes(view.key, fields).to_string(),
-                    comment: view.comment.map(str::to_owned),
-                });
-            }
-            at = end;
-        }
-        None
-    }
 }
 
 /// Starts a message of nf_tables.
@@ -516,31 +464,14 @@ impl From<StatefulKind> for ObjectKind {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
+    use crate::element::ElementView;
+    use crate::netlink::{self, find};
 
     const FIELDS: [Field; 3] = [Field::Ipv4Addr, Field::InetProto, Field::InetService];
 
     fn key(n: u32) -> Key {
         Key::new().ipv4((0x0a00_0000 + n).into()).proto(6).port(80)
-    }
-
-    /// Byte offset of element `index` of the whole operation, and the message it is in, found by a second way.
-    fn locate(transaction: &Transaction, wanted: &[u8]) -> (u32, u32) {
-        let bytes = transaction.as_bytes();
-        let at = bytes.windows(wanted.len()).position(|window| window == wanted).expect("the key is in there");
-        // In front of the key's bytes: value, key and item headers.
-        let item = at - 12;
-        let mut start = 0;
-        for message in netlink::messages(bytes) {
-            let end = start + HEADER_LEN + message.payload.len();
-            if item < end {
-                return (message.seq, (item - start) as u32);
-            }
-            start = end;
-        }
-        panic!("outside of all messages");
     }
 
     #[test]
@@ -585,26 +516,5 @@ mod tests {
     fn the_key_behind_a_range() {
         assert_eq!(successor(&[10, 255]).map(|key| key.as_bytes().to_vec()), Some(vec![11, 0]));
         assert_eq!(successor(&[255, 255]), None);
-    }
-
-    proptest! {
-        #[test]
-        fn an_offset_leads_to_its_element(count in 1u32..4000, pick in any::<prop::sample::Index>(), within in 0u32..24) {
-            let keys: Vec<Key> = (0..count).map(key).collect();
-            let index = pick.index(keys.len());
-            let mut transaction = Transaction::new();
-            transaction.delete_table(Family::Ip, "other");
-            let set = SetRef::new(Family::Ip, "t", "s");
-            let element = |key| Element::new(Key::as_bytes(key)).comment("why");
-            transaction.add_elements(set, &FIELDS, keys.iter().map(element));
-            let (seq, offset) = locate(&transaction, keys[index].as_bytes());
-            let (operation, object, element) = transaction.describe(seq, Some(offset + within)).expect("described");
-            prop_assert_eq!(operation, Operation::AddElements);
-            prop_assert_eq!(object.to_string(), "set ip t s");
-            let element = element.expect("an element");
-            prop_assert_eq!(element.index, index);
-            prop_assert_eq!(element.key, keys[index].display(&FIELDS).to_string());
-            prop_assert_eq!(element.comment.as_deref(), Some("why"));
-        }
     }
 }

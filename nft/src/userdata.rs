@@ -2,13 +2,15 @@
 //!
 //! Comments live here, and the byte order of a set's key and data, without which `nft list` prints host-endian numbers swapped.
 //!
-//! Invariants: at most 256 bytes (`NFT_USERDATA_MAXLEN`); a comment is NUL-terminated and at most [`MAX_COMMENT`] bytes; reading
+//! Invariants: a comment is NUL-terminated and at most [`MAX_COMMENT`] bytes; reading
 //! stops at the first malformed length. Proven by the round-trip test below.
 
 use crate::uapi;
 
-/// Bytes of the longest comment: 256 minus type, length and NUL. nft's own command line accepts 128 but lists longer ones.
-pub(crate) const MAX_COMMENT: usize = uapi::NFT_USERDATA_MAXLEN - 3;
+/// Bytes of the longest comment. The header promises 256 bytes of user data, but for elements the kernel keeps lengths in 8 bits
+/// (`nft_add_set_elem`): it refuses 255 and silently forgets 256. Type, length and NUL take 3 of the 254 that are left. nft's own
+/// command line accepts 128 but lists longer ones.
+pub(crate) const MAX_COMMENT: usize = uapi::NFT_USERDATA_MAXLEN - 2 - 3;
 
 /// Appends an entry.
 pub(crate) fn put(out: &mut Vec<u8>, kind: u8, value: &[u8]) {
@@ -45,7 +47,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn comments_come_back(text in "[a-z/:]{0,253}", order in any::<u32>()) {
+        fn comments_come_back(text in "[a-z/:]{0,251}", order in any::<u32>()) {
             let mut bytes = Vec::new();
             put(&mut bytes, 1, &order.to_ne_bytes());
             put_comment(&mut bytes, 7, &text);
