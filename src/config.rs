@@ -167,7 +167,8 @@ mod tests {
 
     #[test]
     fn all_errors_are_told_at_once() {
-        let errors = resolve(&["--hostname-override", "  ", "--ipvs-scheduler=fast", "--manifests=/m", "--kubeconfig=/k"]);
+        let errors =
+            resolve(&["--hostname-override", "  ", "--ipvs-scheduler=fast", "--manifests=/m", "--kubeconfig=/k"]);
         insta::assert_snapshot!(errors.expect_err("invalid").join("\n"), @r#"
         --hostname-override: "  ": empty hostname is invalid
         --ipvs-scheduler: unknown scheduler "fast": one of random, rr

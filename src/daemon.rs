@@ -224,8 +224,7 @@ impl Controller {
                     Trust::Unknown { pause, .. } => pause,
                 };
                 error!(%error, retry_in = ?pause, "programming failed; what is programmed stays, and will be compared and corrected");
-                self.trust =
-                    Trust::Unknown { retry_at: Instant::now() + pause, pause: (pause * 2).min(LONGEST_PAUSE) };
+                self.trust = Trust::Unknown { retry_at: Instant::now() + pause, pause: (pause * 2).min(LONGEST_PAUSE) };
                 Ok(())
             }
         }

@@ -2,9 +2,13 @@
 #![forbid(unsafe_code)]
 
 pub mod compile;
+pub mod config;
+pub mod daemon;
 pub mod demo;
 pub mod engine;
+pub mod kernel;
 pub mod lab;
+pub mod logging;
 pub mod model;
 pub mod policy;
 pub mod schedule;

@@ -11,7 +11,8 @@ use super::lock::InstanceLock;
 use super::read::{self, Structure};
 use super::skeleton::{self, DEDICATED, ENDPOINTS, SERVICES, Sizes};
 use super::write::{
-    add_chains, add_dedicated, add_endpoints, add_plans, add_services, remove_dedicated, remove_endpoints, remove_services,
+    add_chains, add_dedicated, add_endpoints, add_plans, add_services, remove_dedicated, remove_endpoints,
+    remove_services,
 };
 use crate::compile::layout::{DedicatedChain, Plan, TABLE};
 use crate::compile::{Delta, Image, TableDelta, TableImage};
@@ -119,7 +120,8 @@ impl DataPlane {
         for state in &mut self.tables {
             let family = state.family;
             *state = TableState::absent(family);
-            let Some(info) = present.iter().find(|table| table.name == TABLE && table.family == nft_family(family)) else {
+            let Some(info) = present.iter().find(|table| table.name == TABLE && table.family == nft_family(family))
+            else {
                 continue;
             };
             found.existed = true;
@@ -179,7 +181,9 @@ impl DataPlane {
         let present = self.connection.tables()?;
         let ours: Vec<_> = present
             .into_iter()
-            .filter(|info| info.name == TABLE && self.tables.iter().any(|state| nft_family(state.family) == info.family))
+            .filter(|info| {
+                info.name == TABLE && self.tables.iter().any(|state| nft_family(state.family) == info.family)
+            })
             .collect();
         for info in &ours {
             claim(&mut self.connection, &mut self.transaction, info, self.flags)?;
@@ -382,7 +386,8 @@ impl TableState {
         };
         let used: BTreeSet<_> = image.dedicated.values().map(DedicatedChain::name).collect();
         let is_dedicated = |name: &String| DedicatedChain::from_name(name).is_some();
-        self.retired = structure.chains.iter().filter(|name| is_dedicated(name) && !used.contains(*name)).cloned().collect();
+        self.retired =
+            structure.chains.iter().filter(|name| is_dedicated(name) && !used.contains(*name)).cloned().collect();
         self.chains = structure.chains;
     }
 
@@ -507,11 +512,7 @@ impl Work {
 
 fn sizes_for(delta: &TableDelta) -> Sizes {
     let count = |growth: isize| usize::try_from(growth).unwrap_or(0);
-    Sizes::for_counts(
-        count(delta.services.growth()),
-        count(delta.endpoints.growth()),
-        count(delta.dedicated.growth()),
-    )
+    Sizes::for_counts(count(delta.services.growth()), count(delta.endpoints.growth()), count(delta.dedicated.growth()))
 }
 
 fn probe_family(connection: &mut Connection, family: Family) -> Result<(), nft::Error> {

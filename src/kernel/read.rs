@@ -87,7 +87,7 @@ fn structure(connection: &mut Connection, family: Family) -> Result<Structure, K
         return Err(foreign(format!("chain {chain} does not have {} rules", skeleton::PICKING_RULES)));
     }
     let sets = connection.sets(nft_family(family), TABLE)?;
-    let mut size = |name: &str| {
+    let size = |name: &str| {
         let set = sets.iter().find(|set| set.name == name).ok_or_else(|| foreign(format!("map {name} is missing")))?;
         check_map(family, set).map_err(foreign)?;
         set.size.ok_or_else(|| foreign(format!("map {name} has no declared size")))

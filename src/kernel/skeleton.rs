@@ -4,8 +4,8 @@
 //! others keep their place relative to ours.
 
 use nft::{
-    Chain, ChainKind, Expr, Hook, Key, MetaKey, NatFlags, NatKind, NumgenKind, PayloadBase, Reg, Reject, Rule, Set, SetData,
-    SetRef, Table, TableFlags, Verdict,
+    Chain, ChainKind, Expr, Hook, Key, MetaKey, NatFlags, NatKind, NumgenKind, PayloadBase, Reg, Reject, Rule, Set,
+    SetData, SetRef, Table, TableFlags, Verdict,
 };
 
 use super::encode::{DECISION_FIELDS, SLOT_FIELDS, endpoint_fields, frontend_fields, nft_family};
@@ -95,7 +95,12 @@ pub(super) fn fixed_chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
     let services = vec![
         load_destination(family),
         Expr::MetaLoad { key: MetaKey::L4Proto, dreg: Reg::slot(address_slots(family)) },
-        Expr::PayloadLoad { base: PayloadBase::Transport, offset: 2, len: 2, dreg: Reg::slot(address_slots(family) + 1) },
+        Expr::PayloadLoad {
+            base: PayloadBase::Transport,
+            offset: 2,
+            len: 2,
+            dreg: Reg::slot(address_slots(family) + 1),
+        },
         lookup(SERVICES, Some(Reg::slot(0))),
         Expr::MetaSet { key: MetaKey::Priority, sreg: Reg::slot(0) },
         Expr::MetaLoad { key: MetaKey::Priority, dreg: Reg::slot(0) },
@@ -150,10 +155,11 @@ pub(super) fn dedicated_chain(family: Family, dedicated: &DedicatedChain) -> (Ch
 fn picking_chain(family: Family, name: String, pick: Pick, slots: u32) -> (Chain, Vec<Rule>) {
     let kind = match pick {
         Pick::Random => NumgenKind::Random,
-        Pick::Counter => NumgenKind::Inc,
+        Pick::Counter => NumgenKind::Incremental,
     };
     let picked = Expr::Numgen { kind, modulus: slots, offset: 0, dreg: Reg::slot(1) };
-    let first = Expr::Immediate { dreg: Reg::slot(1), data: Key::new().mark(0) };
+    // A constant would do, but nft 1.0.6 cannot print one inside a concatenation; the only number below 1 prints well.
+    let first = Expr::Numgen { kind: NumgenKind::Random, modulus: 1, offset: 0, dreg: Reg::slot(1) };
     let to_slot = |slot: Expr| {
         vec![
             Expr::MetaLoad { key: MetaKey::Priority, dreg: Reg::slot(0) },

@@ -34,7 +34,13 @@ pub(super) fn add_dedicated(transaction: &mut Transaction, family: Family, delta
 }
 
 pub(super) fn remove_dedicated(transaction: &mut Transaction, family: Family, delta: &TableDelta) {
-    remove(transaction, family, DEDICATED, &DECISION_FIELDS, delta.dedicated.removed().map(|(pool, _)| dedicated_key(*pool)));
+    remove(
+        transaction,
+        family,
+        DEDICATED,
+        &DECISION_FIELDS,
+        delta.dedicated.removed().map(|(pool, _)| dedicated_key(*pool)),
+    );
 }
 
 pub(super) fn add_services<'a>(
@@ -42,7 +48,8 @@ pub(super) fn add_services<'a>(
     family: Family,
     services: impl Iterator<Item = (&'a Frontend, &'a Target)>,
 ) {
-    let values = services.map(|(frontend, target)| (frontend_key(frontend), number(target.decision.value()), &*target.label));
+    let values =
+        services.map(|(frontend, target)| (frontend_key(frontend), number(target.decision.value()), &*target.label));
     add(transaction, family, SERVICES, &frontend_fields(family), values);
 }
 
@@ -51,12 +58,20 @@ pub(super) fn remove_services(transaction: &mut Transaction, family: Family, del
     remove(transaction, family, SERVICES, &frontend_fields(family), keys);
 }
 
-pub(super) fn add_endpoints<'a>(transaction: &mut Transaction, family: Family, slots: impl Iterator<Item = (&'a SlotKey, &'a Slot)>) {
+pub(super) fn add_endpoints<'a>(
+    transaction: &mut Transaction,
+    family: Family,
+    slots: impl Iterator<Item = (&'a SlotKey, &'a Slot)>,
+) {
     let values = slots.map(|(key, slot)| (slot_key(key), endpoint_value(slot.endpoint), &*slot.label));
     add(transaction, family, ENDPOINTS, &SLOT_FIELDS, values);
 }
 
-pub(super) fn remove_endpoints<'a>(transaction: &mut Transaction, family: Family, slots: impl Iterator<Item = &'a SlotKey>) {
+pub(super) fn remove_endpoints<'a>(
+    transaction: &mut Transaction,
+    family: Family,
+    slots: impl Iterator<Item = &'a SlotKey>,
+) {
     remove(transaction, family, ENDPOINTS, &SLOT_FIELDS, slots.map(slot_key));
 }
 
@@ -69,7 +84,8 @@ fn add<'a>(
     elements: impl Iterator<Item = (Key, Key, &'a str)>,
 ) {
     let elements: Vec<_> = elements.collect();
-    let elements = elements.iter().map(|(key, value, label)| Element::value(key.as_bytes(), value.as_bytes()).comment(label));
+    let elements =
+        elements.iter().map(|(key, value, label)| Element::value(key.as_bytes(), value.as_bytes()).comment(label));
     transaction.add_elements(set_ref(family, map), fields, elements);
 }
 
