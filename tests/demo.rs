@@ -164,4 +164,6 @@ fn what_a_killed_demo_leaves_is_removed_by_clear() {
     assert!(find_leftovers("pointsman").iter().all(|leftover| leftover.maker != pid as i32));
     assert_eq!(namespaces_of(pid), [""; 0]);
     assert!(is_gone(daemon));
+    let files = fs::read_dir(directory.path()).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+    assert!(files.into_iter().all(|name| !name.to_string_lossy().starts_with("pointsman-demo-")));
 }

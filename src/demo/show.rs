@@ -16,6 +16,7 @@ use super::board::Board;
 use super::commits::{Commits, RulesetSize};
 use super::daemon::{self, Daemon};
 use super::interrupt::Interrupt;
+use super::leftovers;
 use super::render::{self, Line, Style, duration};
 use super::screen::Screen;
 use super::shop::{self, NODE_NAME, SCALED, Shop};
@@ -52,6 +53,8 @@ pub struct Show {
     board: Board,
     /// Pods behind the scaled Service.
     scaled: BTreeMap<String, Addresses>,
+    /// How long each change took until the kernel had committed it.
+    updates: Vec<Duration>,
     screen: Screen<std::io::Stdout>,
     interrupt: Interrupt,
 }
@@ -79,7 +82,7 @@ impl Show {
             lab.name(),
             duration(began.elapsed())
         ));
-        let files = tempfile::Builder::new().prefix("pointsman-demo-").tempdir()?;
+        let files = leftovers::make_directory()?;
         let manifests = files.path().join(MANIFESTS);
         std::fs::create_dir(&manifests)?;
         shop::write_manifests(&manifests)?;
@@ -88,7 +91,18 @@ impl Show {
         let scaled = shop.scaled().frontends.iter().flat_map(|frontend| &frontend.pods);
         let scaled = scaled.map(|pod| (pod.clone(), lab.pod(pod).addresses())).collect();
         let board = Board::new(&shop);
-        Ok(Self { traffic: Traffic::default(), commits, daemon, lab, files, board, scaled, screen, interrupt })
+        Ok(Self {
+            traffic: Traffic::default(),
+            commits,
+            daemon,
+            lab,
+            files,
+            board,
+            scaled,
+            updates: Vec::new(),
+            screen,
+            interrupt,
+        })
     }
 
     /// The demo itself; true if everything worked as it should.
@@ -146,8 +160,7 @@ impl Show {
             }
         }
         self.screen.say(&format!(
-            "started kube-proxy (process {}) on the shop's manifests; first connection through a ClusterIP after {}, all {} frontends \
-             work after {}",
+            "kube-proxy runs (process {}); first connection through a ClusterIP after {}, all {} frontends after {}",
             self.daemon.pid(),
             duration(first.unwrap_or_default()),
             self.board.targets().len(),
@@ -230,7 +243,7 @@ impl Show {
             let missing: Vec<_> = missing.into_iter().collect();
             self.board.complain(format!("no connection reached {} within {CHANGE_PATIENCE:?}", missing.join(", ")));
         }
-        self.end_change(before, renamed, took, "first connection to a new endpoint after")
+        self.end_change(before, renamed, took, "first answer from a new pod")
     }
 
     /// Tells the daemon, waits until nobody connects to the pods any more, then removes them.
@@ -255,7 +268,7 @@ impl Show {
             self.board
                 .complain(format!("connections still reach removed endpoints {CHANGE_PATIENCE:?} after their removal"));
         }
-        self.end_change(before, renamed, took, "last connection to a removed endpoint after")?;
+        self.end_change(before, renamed, took, "last answer from a removed pod")?;
         for pod in &removed {
             self.lab.remove_pod(pod)?;
         }
@@ -274,6 +287,7 @@ impl Show {
         let commits = self.commits.after(renamed);
         let kernel = match commits.first() {
             Some(first) => {
+                self.updates.push(first.at - renamed);
                 let changed: usize = commits.iter().map(|commit| commit.elements + commit.objects).sum();
                 let transactions =
                     if commits.len() == 1 { "1 transaction" } else { &format!("{} transactions", commits.len()) };
@@ -287,7 +301,7 @@ impl Show {
         self.board.row_mut(SCALED).set_members(self.scaled.keys().cloned().collect());
         let after = self.scaled.len();
         self.screen.say(&format!(
-            "scaled {SCALED} {} from {before} to {after} endpoints: {kernel}, {traffic} {}",
+            "scaled {SCALED} {} from {before} to {after}: {kernel}, {traffic} after {}",
             if after > before { "up" } else { "down" },
             took.map_or("never".into(), duration),
         ));
@@ -307,6 +321,17 @@ impl Show {
         self.screen.finish(&board);
         let worked = self.board.failed == 0 && self.board.complaints.is_empty();
         let mut lines: Vec<Line> = Vec::new();
+        self.updates.sort();
+        if let (Some(median), Some(slowest)) =
+            (self.updates.get(self.updates.len().saturating_sub(1) / 2), self.updates.last())
+        {
+            let (median, slowest) = (duration(*median), duration(*slowest));
+            let text = format!(
+                " {} changes of endpoints: from the renamed file to the kernel in {median} (median), {slowest} at most.",
+                self.updates.len()
+            );
+            lines.push(vec![(Style::Plain, text)]);
+        }
         if let Some(size) = size {
             lines.push(vec![(Style::Plain, format!(" The ruleset: {size}."))]);
         }
