@@ -289,9 +289,7 @@ impl Show {
             Some(first) => {
                 self.updates.push(first.at - renamed);
                 let changed: usize = commits.iter().map(|commit| commit.elements + commit.objects).sum();
-                let transactions =
-                    if commits.len() == 1 { "1 transaction" } else { &format!("{} transactions", commits.len()) };
-                format!("in the kernel after {} ({changed} changes in {transactions})", duration(first.at - renamed))
+                format!("in the kernel after {} ({changed} changes)", duration(first.at - renamed))
             }
             None => {
                 self.board.complain(format!("the kernel announced no change of {SCALED}'s endpoints"));
