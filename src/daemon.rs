@@ -70,7 +70,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (changes, taken) = mpsc::channel(CHANNEL);
     // The source is made first: a directory that is not there, or a kubeconfig that does not parse, must not leave a trace in the
     // kernel. The data plane is opened before the source runs: without permission there is no use in listing a cluster.
-    let source = make_source(&config).await?;
+    let source = make_source(&config)?;
     let (opened, open_result) = oneshot::channel();
     let (ended, end_result) = oneshot::channel();
     let node = config.node.clone();
@@ -117,7 +117,7 @@ enum Source {
     Api(Box<ApiSource>),
 }
 
-async fn make_source(config: &Config) -> anyhow::Result<Source> {
+fn make_source(config: &Config) -> anyhow::Result<Source> {
     Ok(match &config.source {
         SourceConfig::Manifests(dir) => Source::Manifests(ManifestSource::new(dir, &config.node)?),
         SourceConfig::Api { kubeconfig, master } => Source::Api(Box::new(ApiSource::new(ApiConfig {

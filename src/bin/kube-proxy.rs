@@ -8,7 +8,14 @@ use pointsman::config::{Config, Flags};
 use pointsman::{daemon, logging};
 
 fn main() -> ExitCode {
-    let flags = Flags::parse();
+    let flags = match Flags::try_parse() {
+        Ok(flags) => flags,
+        Err(message) => {
+            // kube-proxy exits with 1 on a flag it does not know, where clap would say 2.
+            drop(message.print());
+            return if message.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
     logging::start(flags.verbosity);
     match run(&flags) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and runs the demo: a small shop served by the real daemon in network namespaces of its own.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+.ci/install
+cargo build --release --quiet --bins
+as_root=()
+[ "$(id -u)" -eq 0 ] || as_root=(sudo)
+exec "${as_root[@]}" target/release/pointsman demo "$@"
