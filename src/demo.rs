@@ -8,13 +8,14 @@
 //! It is also a test: it knows from the manifests what must happen ([`board`]), says what did not, and exits accordingly.
 //!
 //! Parts: [`shop`] reads the manifests, [`daemon`] runs the daemon, [`traffic`] connects, [`commits`] listens to the kernel,
-//! [`board`] counts and judges, [`render`] and [`screen`] show, [`interrupt`] hears Ctrl-C. [`Show`] owns them all in the order in
+//! [`board`] counts and judges, [`render`] and [`screen`] show, [`interrupt`] hears Ctrl-C. `show` owns them all in the order in
 //! which they must go.
 
 pub mod board;
 pub mod commits;
 pub mod daemon;
 pub mod interrupt;
+mod leftovers;
 pub mod render;
 pub mod screen;
 pub mod shop;
@@ -77,6 +78,7 @@ pub fn run(options: &Options) -> ExitCode {
 
 fn clear() -> ExitCode {
     let cleared = lab::clear_leftovers(PREFIX);
+    leftovers::clear();
     for leftover in &cleared {
         println!("removed {} (made by process {}, which is gone)", leftover.name, leftover.maker);
     }

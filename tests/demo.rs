@@ -1,6 +1,6 @@
-//! `pointsman demo` as a command: what it says and leaves behind when things go wrong. Needs root, and fails without it.
+//! `pointsman demo` as a command: what it says and leaves behind, also when things go wrong. Needs root, and fails without it.
 //!
-//! A stand-in takes the daemon's place here: a script beside a copy of the command.
+//! Where it must fail, a stand-in takes the daemon's place: a script beside a copy of the command.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -79,6 +79,29 @@ fn start(directory: &TempDir) -> (Child, i32) {
     (child, daemon)
 }
 
+#[test]
+fn with_the_real_daemon_everything_works_as_it_should() {
+    // Cargo has built the daemon beside the command.
+    assert!(fs::exists(env!("CARGO_BIN_EXE_kube-proxy")).expect("a path"));
+    let child = Command::new(env!("CARGO_BIN_EXE_pointsman"))
+        .args(["demo", "--seconds", "2", "--rounds", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the demo");
+    let pid = child.id();
+    let output = child.wait_with_output().expect("its end");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", stderr(&output));
+    for expected in
+        [" 0 failed, ", "scaled web up from 3 to 5", "scaled web down from 5 to 3", " The ruleset: 2 tables, "]
+    {
+        assert!(text.contains(expected), "{expected:?} is not in:\n{text}");
+    }
+    assert!(!text.contains('\x1b'), "no escape codes in a log");
+    assert_eq!(namespaces_of(pid), [""; 0]);
+}
+
 const WAITING_DAEMON: &str = "echo $$ > $TMPDIR/daemon.pid; exec sleep 60";
 
 #[test]
@@ -141,4 +164,6 @@ fn what_a_killed_demo_leaves_is_removed_by_clear() {
     assert!(find_leftovers("pointsman").iter().all(|leftover| leftover.maker != pid as i32));
     assert_eq!(namespaces_of(pid), [""; 0]);
     assert!(is_gone(daemon));
+    let files = fs::read_dir(directory.path()).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+    assert!(files.into_iter().all(|name| !name.to_string_lossy().starts_with("pointsman-demo-")));
 }

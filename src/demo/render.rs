@@ -36,13 +36,14 @@ const LEFT: usize = 17 + 24 + 8 + 8;
 
 /// The whole board, for a width in columns.
 pub fn board(board: &Board, width: usize) -> Vec<Line> {
-    let mut lines = vec![vec![(
+    let header = vec![(
         Style::Dim,
         format!(
             " {:<16} {:<23} {:<7} {:>7}  {}",
             "SERVICE", "ADDRESS", "SCHED", "CONNS", "PER ENDPOINT SINCE THE LAST CHANGE"
         ),
-    )]];
+    )];
+    let mut lines = vec![Line::new(), header];
     lines.extend(board.rows.iter().map(|row| service(row, width)));
     for (name, why) in &board.ignored {
         lines.push(vec![(Style::Dim, format!(" {name:<16} {why}"))]);

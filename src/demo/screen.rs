@@ -74,9 +74,6 @@ impl<W: Write> Screen<W> {
     /// Leaves the last board standing, and says no more in place.
     pub fn finish(&mut self, board: &[Line]) {
         let mut text = self.up();
-        if !self.terminal {
-            text.push('\n');
-        }
         let width = if self.terminal { self.width() } else { usize::MAX };
         board.iter().for_each(|line| text += &self.line_text(line, width));
         self.board.clear();
@@ -167,7 +164,7 @@ mod tests {
         assert!(!screen.wants_board());
         screen.show(vec![line("early")]);
         screen.finish(&[line("late   ")]);
-        assert_eq!(text(screen), "[  0.0s] hello\n\nlate\n");
+        assert_eq!(text(screen), "[  0.0s] hello\nlate\n");
     }
 
     #[test]

@@ -13,9 +13,10 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use super::board::Board;
-use super::commits::Commits;
+use super::commits::{Commits, RulesetSize};
 use super::daemon::{self, Daemon};
 use super::interrupt::Interrupt;
+use super::leftovers;
 use super::render::{self, Line, Style, duration};
 use super::screen::Screen;
 use super::shop::{self, NODE_NAME, SCALED, Shop};
@@ -33,6 +34,8 @@ const START_TRY: Duration = Duration::from_millis(30);
 const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 /// A removed endpoint counts as gone when no new connection has reached it for so long.
 const QUIET: Duration = Duration::from_millis(300);
+/// How long to listen for the rest of a change after its first effects.
+const SETTLE: Duration = Duration::from_millis(50);
 /// Pauses of the customers between two connections.
 const SWEEP_PAUSE: Duration = Duration::from_millis(1);
 const REFUSED_PAUSE: Duration = Duration::from_millis(200);
@@ -50,17 +53,10 @@ pub struct Show {
     board: Board,
     /// Pods behind the scaled Service.
     scaled: BTreeMap<String, Addresses>,
+    /// How long each change took until the kernel had committed it.
+    updates: Vec<Duration>,
     screen: Screen<std::io::Stdout>,
     interrupt: Interrupt,
-}
-
-/// How long a change took, seen from outside; both from the renaming of the file.
-#[derive(Debug, Default)]
-struct Took {
-    /// Until the kernel committed it.
-    kernel: Option<Duration>,
-    /// Until the first connection reached a new endpoint, or the last one a removed endpoint.
-    traffic: Option<Duration>,
 }
 
 impl Show {
@@ -86,7 +82,7 @@ impl Show {
             lab.name(),
             duration(began.elapsed())
         ));
-        let files = tempfile::Builder::new().prefix("pointsman-demo-").tempdir()?;
+        let files = leftovers::make_directory()?;
         let manifests = files.path().join(MANIFESTS);
         std::fs::create_dir(&manifests)?;
         shop::write_manifests(&manifests)?;
@@ -95,7 +91,18 @@ impl Show {
         let scaled = shop.scaled().frontends.iter().flat_map(|frontend| &frontend.pods);
         let scaled = scaled.map(|pod| (pod.clone(), lab.pod(pod).addresses())).collect();
         let board = Board::new(&shop);
-        Ok(Self { traffic: Traffic::default(), commits, daemon, lab, files, board, scaled, screen, interrupt })
+        Ok(Self {
+            traffic: Traffic::default(),
+            commits,
+            daemon,
+            lab,
+            files,
+            board,
+            scaled,
+            updates: Vec::new(),
+            screen,
+            interrupt,
+        })
     }
 
     /// The demo itself; true if everything worked as it should.
@@ -153,8 +160,7 @@ impl Show {
             }
         }
         self.screen.say(&format!(
-            "started kube-proxy (process {}) on the shop's manifests; first connection through a ClusterIP after {}, all {} frontends \
-             work after {}",
+            "kube-proxy runs (process {}); first connection through a ClusterIP after {}, all {} frontends after {}",
             self.daemon.pid(),
             duration(first.unwrap_or_default()),
             self.board.targets().len(),
@@ -224,11 +230,11 @@ impl Show {
         }
         self.board.row_mut(SCALED).also_allow(added.clone());
         let renamed = self.replace_endpoints()?;
-        let mut took = Took::default();
+        let mut took = None;
         let mut missing = added.clone();
         let complete = self.watch(CHANGE_PATIENCE, |_, seen| {
             if let Some(pod) = seen.outcome.as_ref().ok().map(|answer| &answer.pod).filter(|pod| added.contains(*pod)) {
-                took.traffic.get_or_insert(seen.ended - renamed);
+                took.get_or_insert(seen.ended - renamed);
                 missing.remove(pod);
             }
             missing.is_empty()
@@ -237,8 +243,7 @@ impl Show {
             let missing: Vec<_> = missing.into_iter().collect();
             self.board.complain(format!("no connection reached {} within {CHANGE_PATIENCE:?}", missing.join(", ")));
         }
-        self.end_change(before, renamed, &mut took, "first connection to a new endpoint after");
-        Ok(())
+        self.end_change(before, renamed, took, "first answer from a new pod")
     }
 
     /// Tells the daemon, waits until nobody connects to the pods any more, then removes them.
@@ -250,12 +255,12 @@ impl Show {
         let removed: BTreeSet<_> = names.split_off(before - usize::from(count)).into_iter().collect();
         self.scaled.retain(|name, _| !removed.contains(name));
         let renamed = self.replace_endpoints()?;
-        let mut took = Took::default();
+        let mut took = None;
         let mut last = renamed;
         let quiet = self.watch(CHANGE_PATIENCE, |_, seen| {
             if seen.outcome.as_ref().is_ok_and(|answer| removed.contains(&answer.pod)) && seen.started > renamed {
                 last = seen.started;
-                took.traffic = Some(last - renamed);
+                took = Some(last - renamed);
             }
             seen.started.saturating_duration_since(last) > QUIET
         })?;
@@ -263,7 +268,7 @@ impl Show {
             self.board
                 .complain(format!("connections still reach removed endpoints {CHANGE_PATIENCE:?} after their removal"));
         }
-        self.end_change(before, renamed, &mut took, "last connection to a removed endpoint after");
+        self.end_change(before, renamed, took, "last answer from a removed pod")?;
         for pod in &removed {
             self.lab.remove_pod(pod)?;
         }
@@ -276,28 +281,58 @@ impl Show {
         Ok(Instant::now())
     }
 
-    fn end_change(&mut self, before: usize, renamed: Instant, took: &mut Took, traffic: &str) {
-        took.kernel = self.commits.first_after(renamed).map(|commit| commit - renamed);
-        if took.kernel.is_none() {
-            self.board.complain(format!("the kernel announced no change of {SCALED}'s endpoints"));
-        }
+    fn end_change(&mut self, before: usize, renamed: Instant, took: Option<Duration>, traffic: &str) -> Result<()> {
+        // The families may be changed one after the other.
+        self.watch(SETTLE, |_, _| false)?;
+        let commits = self.commits.after(renamed);
+        let kernel = match commits.first() {
+            Some(first) => {
+                self.updates.push(first.at - renamed);
+                let changed: usize = commits.iter().map(|commit| commit.elements + commit.objects).sum();
+                format!("in the kernel after {} ({changed} changes)", duration(first.at - renamed))
+            }
+            None => {
+                self.board.complain(format!("the kernel announced no change of {SCALED}'s endpoints"));
+                "not in the kernel".into()
+            }
+        };
         self.board.row_mut(SCALED).set_members(self.scaled.keys().cloned().collect());
         let after = self.scaled.len();
-        let or_never = |time: Option<Duration>| time.map_or("never".into(), duration);
         self.screen.say(&format!(
-            "scaled {SCALED} {} from {before} to {after} endpoints: in the kernel after {}, {traffic} {}",
+            "scaled {SCALED} {} from {before} to {after}: {kernel}, {traffic} after {}",
             if after > before { "up" } else { "down" },
-            or_never(took.kernel),
-            or_never(took.traffic),
+            took.map_or("never".into(), duration),
         ));
+        Ok(())
     }
 
     /// The last board and the verdict.
     fn report(&mut self) -> bool {
+        let size = match RulesetSize::of(self.lab.node()) {
+            Ok(size) => Some(size),
+            Err(error) => {
+                self.board.complain(format!("{error:#}"));
+                None
+            }
+        };
         let board = render::board(&self.board, self.screen.width());
         self.screen.finish(&board);
         let worked = self.board.failed == 0 && self.board.complaints.is_empty();
         let mut lines: Vec<Line> = Vec::new();
+        self.updates.sort();
+        if let (Some(median), Some(slowest)) =
+            (self.updates.get(self.updates.len().saturating_sub(1) / 2), self.updates.last())
+        {
+            let (median, slowest) = (duration(*median), duration(*slowest));
+            let text = format!(
+                " {} changes of endpoints: from the renamed file to the kernel in {median} (median), {slowest} at most.",
+                self.updates.len()
+            );
+            lines.push(vec![(Style::Plain, text)]);
+        }
+        if let Some(size) = size {
+            lines.push(vec![(Style::Plain, format!(" The ruleset: {size}."))]);
+        }
         if worked {
             lines.push(vec![(Style::Good, " Everything worked as it should.".into())]);
         } else {
