@@ -104,6 +104,7 @@ fn a_listing_is_of_one_moment_while_others_write() {
         let pairs: Vec<_> = (0..4000).map(|n| (key(n), value(n))).collect();
         let all = || pairs.iter().map(|(key, value)| Element::value(key.as_bytes(), value.as_bytes()));
         commit(&mut connection, |transaction| transaction.add_elements(&set, &set.key, all()));
+        let new_kernel = connection.probe().expect("probe").end_ack;
         let stop = AtomicBool::new(false);
         let mut complete = 0;
         thread::scope(|scope| {
@@ -123,7 +124,10 @@ fn a_listing_is_of_one_moment_while_others_write() {
             for _ in 0..50 {
                 let mut read = 0;
                 match connection.elements(&set, |_| read += 1) {
-                    Ok(()) => assert_eq!(read, pairs.len()),
+                    Ok(()) if new_kernel => assert_eq!(read, pairs.len()),
+                    // Before 6.10 a commit bumps the generation number a moment before it switches the elements (seen on 6.1): a
+                    // dump that begins in between sees some twice, and nothing tells it. None may be missing.
+                    Ok(()) => assert!(read >= pairs.len()),
                     Err(error) => assert_eq!(error, Error::Interrupted),
                 }
                 complete += usize::from(read > 0);
