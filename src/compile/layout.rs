@@ -11,7 +11,7 @@
 //! chain services:  meta priority set (map services)   meta priority & 0xfff  vmap @plans
 //! chain random-4:  dnat to  (meta priority & 0xfffff000) . (numgen random mod 4)  map @endpoints
 //!                  dnat to  (meta priority & 0xfffff000) . (numgen random mod 1)  map @endpoints
-//! chain refuse:    reject
+//! chain refuse:    reject, TCP with a reset
 //! chain dedicated: meta priority vmap @dedicated
 //! chain rr-4-shop/web/tcp/http:  like random-4 with numgen inc
 //! ```

@@ -391,13 +391,18 @@ impl TableState {
         self.chains = structure.chains;
     }
 
-    fn add_structure(&self, transaction: &mut Transaction, flags: TableFlags) {
+    fn add_structure(&mut self, transaction: &mut Transaction, flags: TableFlags) {
         transaction.add_table(&skeleton::table(self.family, flags));
         for map in skeleton::maps(self.family, self.sizes) {
             transaction.add_set(&map);
         }
         add_chains(transaction, skeleton::fixed_chains(self.family));
-        add_plans(transaction, self.family, &[Plan::Refuse, Plan::Dedicated]);
+        for (chain, rules) in skeleton::FIXED_PLANS.iter().filter_map(|plan| skeleton::shared_chain(self.family, *plan))
+        {
+            self.chains.insert(chain.name.clone());
+            add_chains(transaction, [(chain, rules)]);
+        }
+        add_plans(transaction, self.family, &skeleton::FIXED_PLANS);
     }
 
     /// Adds the chains that a difference needs and the table lacks.

@@ -41,7 +41,7 @@ pub(super) fn table(
     let structure = structure(connection, family)?;
     let image = elements(connection, family)?;
     let plans = plans(connection, family)?;
-    let needed = image.services.values().map(|target| target.decision.plan).chain([Plan::Refuse, Plan::Dedicated]);
+    let needed = image.services.values().map(|target| target.decision.plan).chain(skeleton::FIXED_PLANS);
     for plan in needed.collect::<BTreeSet<_>>() {
         let chain = plan.chain();
         if plans.get(&plan) != Some(&chain) {

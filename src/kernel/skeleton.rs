@@ -10,7 +10,7 @@ use nft::{
 
 use super::encode::{DECISION_FIELDS, SLOT_FIELDS, endpoint_fields, frontend_fields, nft_family};
 use crate::compile::layout::{DedicatedChain, PLAN_MASK, POOL_MASK, Plan, TABLE, VERSION};
-use crate::model::Family;
+use crate::model::{Family, Protocol};
 use crate::schedule::Pick;
 
 pub(super) const SERVICES: &str = "services";
@@ -29,7 +29,14 @@ const PLANS_SIZE: u32 = PLAN_MASK + 1;
 
 /// The chains every table has, each with its number of rules: what an adopted table is checked against.
 pub(super) const FIXED_CHAINS: [(&str, usize); 5] =
-    [(SERVICES, 1), ("refuse", 1), (DEDICATED, 1), (PREROUTING, 1), (OUTPUT, 1)];
+    [(SERVICES, 1), ("refuse", 2), (DEDICATED, 1), (PREROUTING, 1), (OUTPUT, 1)];
+
+/// The plans every table has, whether in use or not.
+///
+/// `random-1` is among them for its `dnat`: a nat chain sees nothing before something in the namespace asks for connection tracking
+/// in its family, and rules that translate do, while rules that reject do not. Without it, a family in which no Service has an
+/// endpoint would not reject anything.
+pub(super) const FIXED_PLANS: [Plan; 3] = [Plan::Refuse, Plan::Dedicated, Plan::Random(1)];
 
 /// Rules of every picking chain.
 pub(super) const PICKING_RULES: usize = 2;
@@ -107,7 +114,14 @@ pub(super) fn fixed_chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
         mask(PLAN_MASK),
         lookup(PLANS, Some(Reg::VERDICT)),
     ];
-    let refuse = match family {
+    // ICMP errors are limited to one a second per client (icmp_ratelimit), and a connect() that is still in the kernel when one
+    // arrives ignores it: it would be refused only after the next SYN, a second later. A reset is always heard.
+    let refuse_tcp = vec![
+        Expr::MetaLoad { key: MetaKey::L4Proto, dreg: Reg::slot(0) },
+        Expr::eq(Reg::slot(0), Key::new().proto(Protocol::Tcp.number())),
+        Expr::Reject(Reject::TcpReset),
+    ];
+    let refuse_others = match family {
         Family::V4 => Reject::Icmp(ICMP_PORT_UNREACHABLE),
         Family::V6 => Reject::Icmpv6(ICMP6_PORT_UNREACHABLE),
     };
@@ -115,7 +129,7 @@ pub(super) fn fixed_chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
         vec![Expr::MetaLoad { key: MetaKey::Priority, dreg: Reg::slot(0) }, lookup(DEDICATED, Some(Reg::VERDICT))];
     vec![
         chain(family, SERVICES.to_owned(), vec![services]),
-        chain(family, Plan::Refuse.chain(), vec![vec![Expr::Reject(refuse)]]),
+        chain(family, Plan::Refuse.chain(), vec![refuse_tcp, vec![Expr::Reject(refuse_others)]]),
         chain(family, Plan::Dedicated.chain(), vec![dedicated]),
     ]
 }
