@@ -543,7 +543,8 @@ fn claim(
     if let Some(port) = info.owner.filter(|port| *port != connection.port()) {
         return Err(nft::Error::Owned { family: info.family, table: info.name.clone(), port }.into());
     }
-    if info.flags.owner && info.owner.is_none() {
+    // When an owner ends, the kernel takes the flag OWNER away and leaves PERSIST; only such a table can be given a new owner.
+    if flags.owner && info.flags.persist && !info.flags.owner {
         transaction.clear();
         transaction.add_table(&Table { flags, ..Table::new(info.family, info.name.clone()) });
         connection.commit(transaction)?;
