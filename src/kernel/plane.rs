@@ -152,12 +152,18 @@ impl DataPlane {
         Ok(work.end())
     }
 
-    /// Replaces the tables as a whole, in one transaction, by what `everything` says: for a map that outgrew its size and for a
-    /// table of another layout. Connections being set up see the old table or the new one.
+    /// Replaces the tables as a whole, in one transaction, by what `everything` says: for a map that outgrew its size.
+    /// Connections being set up see the old table or the new one.
     pub fn replace(&mut self, everything: &Delta) -> Result<Applied, KernelError> {
+        let families: Vec<_> = self.families().collect();
+        self.replace_tables(&families, everything)
+    }
+
+    /// Replaces the tables of these families, in one transaction.
+    fn replace_tables(&mut self, families: &[Family], everything: &Delta) -> Result<Applied, KernelError> {
         let mut work = Work::begin();
         self.transaction.clear();
-        for state in &mut self.tables {
+        for state in self.tables.iter_mut().filter(|state| families.contains(&state.family)) {
             let delta = everything.table(state.family);
             let occupied = state.occupied;
             *state = TableState { sizes: sizes_for(delta), ..TableState::absent(state.family) };
@@ -170,7 +176,7 @@ impl DataPlane {
             work.elements += delta.len();
         }
         self.commit(&mut work)?;
-        for state in &mut self.tables {
+        for state in self.tables.iter_mut().filter(|state| families.contains(&state.family)) {
             state.installed(everything.table(state.family));
         }
         Ok(work.end())
@@ -209,11 +215,18 @@ impl DataPlane {
     /// Builds what is missing: structure, then elements in chunks, then the base chains, so that no packet meets half a table.
     /// What a predecessor left unfinished is finished.
     fn load(&mut self, delta: &Delta, work: &mut Work) -> Result<(), KernelError> {
-        if self.tables.iter().any(|state| state.occupied && !state.whole) {
-            // Something stands in our place: only one transaction can replace it without a gap.
-            let applied = self.replace(delta)?;
+        let in_the_way: Vec<_> =
+            self.tables.iter().filter(|state| state.occupied && !state.whole).map(|state| state.family).collect();
+        if !in_the_way.is_empty() {
+            // Something stands in our place: only one transaction can replace it without a gap. Nothing was adopted from it, so its
+            // part of the difference is everything; the part of a table that was adopted is not.
+            let applied = self.replace_tables(&in_the_way, delta)?;
             work.add(applied);
-            return Ok(());
+            let mut rest = delta.clone();
+            for family in in_the_way {
+                *rest.table_mut(family) = TableDelta::default();
+            }
+            return self.load(&rest, work);
         }
         self.transaction.clear();
         for state in self.tables.iter_mut().filter(|state| !state.whole) {
