@@ -7,11 +7,12 @@ use std::time::Duration;
 use nft::{Connection, Family};
 use nix::sys::signal::Signal;
 use pointsman::lab::{Host, Lab};
+use serde_json::json;
 
 use super::daemon::{Daemon, Manifests, command, run, stderr};
 use super::support::beds::{PATIENCE, bed, pods};
 use super::support::eventually;
-use super::support::objects::{HTTP, crowd, frontends, scheduled, service, shop, slices};
+use super::support::objects::{HTTP, crowd, frontends, scheduled, service, service_at, shop, slices};
 use super::support::oracle::{chain_handle, chains, elements, tables};
 use super::support::traffic::{
     BOTH, Held, Restless, assert_even, assert_refused, assert_silent, names, tally, tally_by,
@@ -188,4 +189,30 @@ fn killed_at_any_moment_of_the_first_load_a_restart_converges() {
         assert_eq!(tables(node), [""; 0]);
     }
     assert!(unfinished > 0, "at least the first kill should meet a load that is not finished");
+}
+
+#[test]
+fn a_cluster_that_outgrows_the_tables_gets_larger_ones() {
+    let lab = bed(2);
+    let manifests = Manifests::of(&shop("web", 1, &pods(1..=2)));
+    let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
+    daemon.programmed();
+    let client = Restless::start(lab.client(0), &frontends(1, 80));
+    // 66,000 frontends without endpoints: more than the maps are made for at first.
+    let ports: Vec<_> = (1..=1000).map(|port| json!({"name": format!("p{port}"), "port": port})).collect();
+    let wide = (0..66).map(|number| {
+        let mut service = service_at(&format!("wide-{number}"), &[format!("10.98.0.{number}")], &[]);
+        service["spec"]["ports"] = ports.clone().into();
+        service
+    });
+    manifests.write("wide.json", &wide.collect::<Vec<_>>());
+    daemon.hear(&["outgrew"]);
+    daemon.programmed();
+    client.wait_for(10);
+    assert_refused(BOTH[0].1, lab.client(0), "10.98.0.65:1000".parse().expect("an address"), "the last frontend");
+    manifests.write("all.json", &shop("web", 1, &pods([2])));
+    daemon.hear(&["programmed", "shop/web", "transactions=1"]);
+    assert_answered(&lab, 1, &["web-2"], "in the new tables");
+    client.assert_uninterrupted("larger tables");
+    assert_eq!(daemon.count(&["ERROR"]) + daemon.count(&["WARN"]), 0, "{:#?}", daemon.said());
 }

@@ -128,6 +128,25 @@ fn an_adopted_table_is_owned_again() {
 }
 
 #[test]
+fn others_cannot_flush_the_tables_away() {
+    let lab = bed(2);
+    let node = lab.node().namespace();
+    let mut proxy = Proxy::serving(node, &objects(1..=2));
+    if !owned(node) {
+        return; // A kernel before 6.9 lets them.
+    }
+    let before = ruleset(node);
+    nft(node, &["add", "table", "ip", "somebody-elses"]);
+    nft(node, &["flush", "ruleset"]);
+    assert_eq!(ruleset(node), before, "theirs is gone, ours stays");
+    for table in ["ip", "ip6"] {
+        assert!(!try_nft(node, &["delete", "table", table, "pointsman"]).status.success(), "not by name either");
+    }
+    assert_served(&lab, "after a flush by others");
+    proxy.assert_exact("after a flush by others");
+}
+
+#[test]
 fn leftover_chains_are_swept_up() {
     let inside = Namespace::anonymous().expect("a namespace, which needs root");
     let mut rr = crowd(2);

@@ -1,6 +1,6 @@
 //! How changes look from outside: connections that are made meanwhile succeed, connections that stand stay.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::proxy::Proxy;
 use super::support::beds::{PATIENCE, bed, pods};
@@ -25,6 +25,63 @@ fn scaling_up_and_down_interrupts_nobody() {
     }
     client.assert_uninterrupted("scaling between 1 and 5");
     proxy.assert_exact("after scaling");
+}
+
+#[test]
+fn no_connection_is_led_astray_while_everything_changes() {
+    let lab = bed(5);
+    let rr = |number: u8, ready: &[usize]| {
+        let mut objects = shop("cart", number, &pods(ready.iter().copied()));
+        objects[0] = scheduled(objects[0].take(), "rr");
+        objects
+    };
+    let mut proxy = Proxy::serving(lab.node().namespace(), &[shop("web", 1, &pods(1..=2)), rr(2, &[3, 4])].concat());
+    let targets: Vec<_> = [1, 2].into_iter().flat_map(|number| frontends(number, 80)).collect();
+    let client = Restless::start(lab.client(0), &targets);
+    for round in 0..25 {
+        let passing = shop(&format!("passing-{round}"), 3, &pods([5]));
+        proxy.put(&[passing.clone(), slices("web", &pods([1 + round % 2])).to_vec(), rr(2, &[3])].concat());
+        client.wait_for(1);
+        // What goes and what comes, in one transaction: numbers given back must not be dealt again at once.
+        passing.iter().for_each(|object| proxy.forget(object));
+        proxy.put(&[shop("next", 4, &pods([5])), slices("web", &pods(1..=2)).to_vec(), rr(2, &[4, 3])].concat());
+        client.wait_for(1);
+        proxy.delete(&shop("next", 4, &[]));
+    }
+    for (to, answered) in client.assert_uninterrupted("everything changes") {
+        let own = if targets[..2].contains(&to) { ["web-1", "web-2"] } else { ["web-3", "web-4"] };
+        let stray: Vec<_> = answered.keys().filter(|pod| !own.contains(&pod.as_str())).collect();
+        assert!(stray.is_empty(), "{to} should lead to {own:?} only: {answered:?}");
+    }
+    proxy.assert_exact("after all");
+}
+
+#[test]
+fn a_frontend_passes_to_another_port_and_to_another_service_in_one_batch() {
+    let lab = bed(2);
+    let mut proxy = Proxy::serving(lab.node().namespace(), &shop("web", 1, &pods(1..=2)));
+    let client = Restless::start(lab.client(0), &frontends(1, 80));
+    for round in 0..4 {
+        // The port is renamed: for us that is another port, with slots of its own.
+        let (name, scheduler) = if round % 2 == 0 { ("web", "rr") } else { ("http", "random") };
+        let renamed = |mut slice: Value| {
+            slice["ports"][0]["name"] = name.into();
+            slice
+        };
+        let service = scheduled(service("web", 1, &[(name, "TCP", 80), DNS]), scheduler);
+        let applied = proxy.put(&[vec![service], slices("web", &pods(1..=2)).map(renamed).to_vec()].concat());
+        assert_eq!(applied.transactions - usize::from(round % 2 == 1), 1, "round {round}: all at once: {applied:?}");
+        client.wait_for(3);
+    }
+    // The Service is renamed: the frontends go from one to the other.
+    shop("web", 1, &[]).iter().for_each(|object| proxy.forget(object));
+    proxy.put(&shop("successor", 1, &pods([2])));
+    assert!(proxy.problems.is_empty(), "no conflict in the end: {:?}", proxy.problems);
+    for to in frontends(1, 80) {
+        assert_eq!(names(&tally(lab.client(0), to, 10)), ["web-2"], "the successor's endpoint");
+    }
+    client.assert_uninterrupted("frontends that change hands");
+    proxy.assert_exact("after changing hands");
 }
 
 #[test]

@@ -62,6 +62,12 @@ fn scaled_down() {
 }
 
 #[test]
+fn one_family_only() {
+    let slice = slice_of("six", "IPv6", &["fd00:10:244::2".parse().expect("an address")], &[("http", "TCP", 8080)]);
+    golden("ipv6-only", &[service_at("six", &["fd00:10:96::6"], &[HTTP]), slice]);
+}
+
+#[test]
 fn sctp() {
     let service = service("signal", 1, &[("sigtran", "SCTP", 2905), ("sigtran-tcp", "TCP", 2905)]);
     let slice = slice_of(

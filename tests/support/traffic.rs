@@ -115,8 +115,11 @@ impl Held {
 pub struct Restless {
     stop: Arc<AtomicBool>,
     made: Arc<AtomicUsize>,
-    thread: Option<JoinHandle<Vec<String>>>,
+    thread: Option<JoinHandle<(Vec<String>, Answers)>>,
 }
+
+/// Who answered at each address.
+pub type Answers = BTreeMap<SocketAddr, Tally>;
 
 impl Restless {
     /// Starts connecting over TCP to all of these, one after the other.
@@ -124,17 +127,20 @@ impl Restless {
         let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (stopped, count, to) = (stop.clone(), made.clone(), to.to_vec());
         let work = move || {
-            let mut failures = Vec::new();
+            let (mut failures, mut answers) = (Vec::new(), Answers::new());
             for target in to.iter().cycle() {
                 if stopped.load(Ordering::Relaxed) {
                     break;
                 }
                 match connect(*target, PATIENCE) {
-                    Ok(_) => drop(count.fetch_add(1, Ordering::Relaxed)),
+                    Ok(answer) => {
+                        *answers.entry(*target).or_default().entry(answer.pod).or_default() += 1;
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
                     Err(error) => failures.push(format!("{target}: {error}")),
                 }
             }
-            failures
+            (failures, answers)
         };
         let thread = from.namespace().thread(work).expect("a thread");
         Self { stop, made, thread: Some(thread) }
@@ -149,13 +155,14 @@ impl Restless {
         }
     }
 
-    /// Stops; fails if a single connection failed.
-    pub fn assert_uninterrupted(mut self, what: &str) {
+    /// Stops and tells who answered; fails if a single connection failed.
+    pub fn assert_uninterrupted(mut self, what: &str) -> Answers {
         self.wait_for(5);
         self.stop.store(true, Ordering::Relaxed);
-        let failures = self.thread.take().expect("running").join().expect("no panic");
+        let (failures, answers) = self.thread.take().expect("running").join().expect("no panic");
         let made = self.made.load(Ordering::Relaxed);
         assert!(failures.is_empty(), "{what}: none of {made} connections should fail: {failures:?}");
+        answers
     }
 }
 
