@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use pointsman::compile::Delta;
 use pointsman::engine::Engine;
 use pointsman::kernel::DataPlane;
 use pointsman::lab::Namespace;
@@ -85,6 +86,7 @@ struct Cost {
 pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
     anyhow::ensure!(options.rounds > 0 && options.services > 0, "nothing to measure");
     let mut report = Report::begin("load", out)?;
+    let _elsewhere = tracking_elsewhere()?;
     let engine = compiled(&mut report, options)?;
     let elements = Elements::of(options.services);
     let shapes = [Comments::NONE, Comments::SERVICES, Comments::ALL].map(Variant::Shape);
@@ -166,6 +168,15 @@ fn load(variant: Variant, elements: &Elements, engine: &Engine) -> anyhow::Resul
     drop(namespace);
     thread::sleep(SETTLE);
     Ok(cost)
+}
+
+/// A namespace with an empty proxy in it. The first user of a netfilter hook on a machine makes the kernel rewrite its own code in
+/// many places (static keys), which takes milliseconds and has nothing to do with what is loaded: on a node, a network plugin or a
+/// firewall has done that long before.
+fn tracking_elsewhere() -> anyhow::Result<Namespace> {
+    let namespace = Namespace::anonymous()?;
+    namespace.run(|| DataPlane::open()?.apply(&Delta::default()))?;
+    Ok(namespace)
 }
 
 fn product(engine: &Engine) -> anyhow::Result<Cost> {
