@@ -255,11 +255,17 @@ impl DataPlane {
             state.check_room(delta.table(state.family))?;
         }
         work.elements += self.tables.iter().map(|state| delta.table(state.family).len()).sum::<usize>();
+        // Chains first, before anything leads to them: a packet keeps the generation of rules that it began with, while every lookup
+        // sees the newest elements. One that is on its way during a commit would find a chain of the same commit still empty.
+        self.transaction.clear();
+        for state in &mut self.tables {
+            state.add_missing_chains(&mut self.transaction, delta.table(state.family));
+        }
+        self.commit(work)?;
         if delta.len() <= CHUNK {
             self.transaction.clear();
             for state in &mut self.tables {
                 let delta = delta.table(state.family);
-                state.add_missing_chains(&mut self.transaction, delta);
                 state.remove_elements(&mut self.transaction, delta);
                 state.add_elements(&mut self.transaction, delta);
             }
@@ -276,11 +282,6 @@ impl DataPlane {
     /// A large difference. First come slots that were not there: no frontend refers to them yet. Then, in one transaction, all
     /// that changes or is referred to. Last go slots that nobody refers to any more.
     fn update_in_phases(&mut self, delta: &Delta, work: &mut Work) -> Result<(), KernelError> {
-        self.transaction.clear();
-        for state in &mut self.tables {
-            state.add_missing_chains(&mut self.transaction, delta.table(state.family));
-        }
-        self.commit(work)?;
         for index in 0..self.tables.len() {
             let family = self.tables[index].family;
             let new = delta.table(family).endpoints.iter().filter(|(_, edit)| edit.before.is_none());

@@ -3,13 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use pointsman::kernel::KernelError;
-use pointsman::lab::{Listen, Namespace};
+use pointsman::lab::Namespace;
 use serde_json::{Value, json};
 
 use super::proxy::Proxy;
 use super::support::beds::{TCP, bed, pods};
 use super::support::objects::{HTTP, crowd, frontends, scheduled, service_at, shop, slice_of, slices};
-use super::support::oracle::{chains, elements, ruleset};
+use super::support::oracle::{chains, elements, nft, ruleset};
 use super::support::traffic::{Restless, names, tally};
 
 /// 12,000 elements: more than one transaction takes.
@@ -99,10 +99,16 @@ fn a_map_that_is_outgrown_is_replaced_without_a_gap() {
 
 #[test]
 fn more_endpoints_than_a_shared_chain_takes_have_a_chain_of_their_own() {
-    let mut lab = bed(2);
-    let listen: Vec<_> = (1..=520).map(|port| Listen::Tcp(20_000 + port)).collect();
-    for pod in ["web-1", "web-2"] {
-        lab.serve(pod, &listen).expect("servers");
+    let lab = bed(2);
+    for pod in lab.pods() {
+        // One server answers at all these ports: a socket for each would be too many.
+        let everywhere = "table ip everywhere {
+            chain prerouting {
+                type nat hook prerouting priority dstnat
+                tcp dport 20001-20520 redirect to :8080
+            }
+        }";
+        nft(pod.namespace(), &[everywhere]);
     }
     let node = lab.node().namespace();
     let all: Vec<IpAddr> = pods(1..=2).iter().map(|pod| pod.v4.into()).collect();
