@@ -1,8 +1,9 @@
 //! Labs with pods that answer.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use pointsman::lab::{Addresses, Lab, Listen};
+use pointsman::lab::{Addresses, ConnectError, Lab, Listen, NODE, POD_GATEWAY};
 
 /// Generous: nothing waits for it unless something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -21,7 +22,27 @@ pub fn bed(pods: usize) -> Lab {
     for name in names {
         lab.serve(&name, &[Listen::Tcp(TCP), Listen::Udp(UDP)]).expect("servers in a pod");
     }
+    warm_up(&lab);
     lab
+}
+
+/// Lets everybody find their neighbours: the first packet over a new IPv6 link may be lost, and is sent again only after a second.
+fn warm_up(lab: &Lab) {
+    for host in lab.pods().chain([lab.client(0)]) {
+        let router = if host.role().starts_with("client") { NODE } else { POD_GATEWAY };
+        for address in router.usable() {
+            let answer = host.connect(SocketAddr::new(address, 1), PATIENCE);
+            assert!(
+                matches!(answer, Err(ConnectError::Refused)),
+                "{} should reach its router: {answer:?}",
+                host.role()
+            );
+        }
+    }
+    for address in lab.pods().flat_map(|pod| pod.addresses().usable()) {
+        let answer = lab.node().connect(SocketAddr::new(address, TCP), PATIENCE);
+        assert!(answer.is_ok(), "the node should reach {address}: {answer:?}");
+    }
 }
 
 /// Addresses of pods `web-1`.. by their numbers, as a bed deals them.
