@@ -56,6 +56,23 @@ fn no_connection_is_led_astray_while_everything_changes() {
     proxy.assert_exact("after all");
 }
 
+/// Every change of a round robin makes a chain, leads to it and removes another: as much as one change can do to a packet.
+#[test]
+fn a_round_robin_that_never_stops_changing_loses_no_connection() {
+    let lab = bed(4);
+    let mut objects = shop("web", 1, &pods(1..=4));
+    objects[0] = scheduled(objects[0].take(), "rr");
+    let mut proxy = Proxy::serving(lab.node().namespace(), &objects);
+    let clients = [lab.client(0), lab.node()].map(|from| Restless::start(from, &frontends(1, 80)));
+    for round in 0..300 {
+        proxy.put(&slices("web", &pods(1..=1 + round % 4)));
+    }
+    for client in clients {
+        client.assert_uninterrupted("a change after the other");
+    }
+    proxy.assert_exact("after all");
+}
+
 #[test]
 fn a_frontend_passes_to_another_port_and_to_another_service_in_one_batch() {
     let lab = bed(2);
