@@ -284,8 +284,7 @@ impl DataPlane {
     fn update_in_phases(&mut self, delta: &Delta, work: &mut Work) -> Result<(), KernelError> {
         for index in 0..self.tables.len() {
             let family = self.tables[index].family;
-            let new = delta.table(family).endpoints.iter().filter(|(_, edit)| edit.before.is_none());
-            let mut new = new.filter_map(|(key, edit)| Some((key, edit.after.as_ref()?))).peekable();
+            let mut new = delta.table(family).endpoints.created().peekable();
             while new.peek().is_some() {
                 self.transaction.clear();
                 add_endpoints(&mut self.transaction, family, new.by_ref().take(CHUNK));
@@ -297,15 +296,10 @@ impl DataPlane {
             let family = self.tables[index].family;
             let delta = delta.table(family);
             let fresh_only = delta.services.removed().next().is_none() && delta.dedicated.removed().next().is_none();
-            let changed = delta.endpoints.iter().filter(|(_, edit)| edit.before.is_some() && edit.after.is_some());
             remove_services(&mut self.transaction, family, delta);
             remove_dedicated(&mut self.transaction, family, delta);
-            remove_endpoints(&mut self.transaction, family, changed.clone().map(|(key, _)| key));
-            add_endpoints(
-                &mut self.transaction,
-                family,
-                changed.filter_map(|(key, edit)| Some((key, edit.after.as_ref()?))),
-            );
+            remove_endpoints(&mut self.transaction, family, delta.endpoints.changed().map(|(key, _)| key));
+            add_endpoints(&mut self.transaction, family, delta.endpoints.changed());
             add_dedicated(&mut self.transaction, family, delta);
             if fresh_only && !self.tables[index].active {
                 // The first load: nothing leads here yet, so even frontends can come in chunks.
@@ -324,8 +318,7 @@ impl DataPlane {
         self.commit(work)?;
         for index in 0..self.tables.len() {
             let family = self.tables[index].family;
-            let gone = delta.table(family).endpoints.iter().filter(|(_, edit)| edit.after.is_none());
-            let mut gone = gone.map(|(key, _)| key).peekable();
+            let mut gone = delta.table(family).endpoints.vanished().map(|(key, _)| key).peekable();
             while gone.peek().is_some() {
                 self.transaction.clear();
                 remove_endpoints(&mut self.transaction, family, gone.by_ref().take(CHUNK));

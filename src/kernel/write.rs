@@ -83,10 +83,10 @@ fn add<'a>(
     fields: &[Field],
     elements: impl Iterator<Item = (Key, Key, &'a str)>,
 ) {
-    let elements: Vec<_> = elements.collect();
-    let elements =
-        elements.iter().map(|(key, value, label)| Element::value(key.as_bytes(), value.as_bytes()).comment(label));
-    transaction.add_elements(set_ref(family, map), fields, elements);
+    let mut list = transaction.add_to(set_ref(family, map), fields);
+    for (key, value, label) in elements {
+        list.push(&Element::value(key.as_bytes(), value.as_bytes()).comment(label));
+    }
 }
 
 fn remove(
@@ -96,8 +96,10 @@ fn remove(
     fields: &[Field],
     keys: impl Iterator<Item = Key>,
 ) {
-    let keys: Vec<_> = keys.collect();
-    transaction.delete_elements(set_ref(family, map), fields, keys.iter().map(|key| Element::new(key.as_bytes())));
+    let mut list = transaction.delete_from(set_ref(family, map), fields);
+    for key in keys {
+        list.push(&Element::new(key.as_bytes()));
+    }
 }
 
 /// The key of map `dedicated`: the whole decision, which is what is at hand in the packet's priority.

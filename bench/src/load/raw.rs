@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use nft::{Connection, Element, Family, Field, Key, Set, SetData, SetRef, Table, Transaction};
@@ -40,7 +41,8 @@ pub struct Comments {
 struct Made {
     key: Key,
     value: Key,
-    comment: String,
+    /// Shared by a Service's elements, as in the product.
+    comment: Arc<str>,
 }
 
 /// A map to fill.
@@ -122,18 +124,18 @@ impl Elements {
     /// Those of so many Services.
     pub fn of(services: u32) -> Self {
         let frontend = |service| Key::new().ipv4(cluster_ip(service)).proto(IPPROTO_TCP as u8).port(SERVICE_PORT);
-        let comment = |service: u32| format!("bench/service-{service}");
         let mut made = Self { yardstick: Vec::new(), services: Vec::new(), endpoints: Vec::new() };
         for service in 0..services {
+            let comment: Arc<str> = format!("bench/service-{service}").into();
             let pool = (service + 1) << PLAN_BITS;
             let decision = Key::new().mark(pool | u32::from(ENDPOINTS));
-            made.services.push(Made { key: frontend(service), value: decision, comment: comment(service) });
+            made.services.push(Made { key: frontend(service), value: decision, comment: comment.clone() });
             for slot in 0..u32::from(ENDPOINTS) {
                 let address = Ipv4Addr::from_bits(0x0a80_0001 + service * u32::from(ENDPOINTS) + slot);
                 let value = Key::new().ipv4(address).port(TARGET_PORT);
                 let slot_key = Key::new().mark(pool).mark(slot);
-                made.endpoints.push(Made { key: slot_key, value, comment: comment(service) });
-                made.yardstick.push(Made { key: frontend(service).mark(slot), value, comment: String::new() });
+                made.endpoints.push(Made { key: slot_key, value, comment: comment.clone() });
+                made.yardstick.push(Made { key: frontend(service).mark(slot), value, comment: comment.clone() });
             }
         }
         made
