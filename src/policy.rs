@@ -15,6 +15,7 @@
 //! Invariants: the result depends on the objects only, and endpoints come sorted. Table tests below.
 
 mod claims;
+mod serving;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -47,6 +48,8 @@ pub struct ResolvedPort {
     pub frontends: Vec<Frontend>,
     /// Who may answer, sorted and without duplicates; empty means that connections are rejected.
     pub endpoints: Vec<SocketAddr>,
+    /// Who may go on answering: UDP only, where the proxy ends flows; sorted and without duplicates. See [`serving::serving`].
+    pub serving: Vec<SocketAddr>,
     /// Who shall answer next.
     pub scheduler: Scheduler,
 }
@@ -101,11 +104,17 @@ pub fn resolve<'a>(
             if frontends.is_empty() {
                 continue;
             }
+            let slices = slices.clone().filter(|slice| slice.family == family);
+            let serving = match port.protocol {
+                Protocol::Udp => serving::serving(port, slices.clone()),
+                Protocol::Tcp | Protocol::Sctp => Vec::new(),
+            };
             resolved.push(ResolvedPort {
                 key: service.port_key(port),
                 family,
                 frontends,
-                endpoints: qualifying(port, slices.clone().filter(|slice| slice.family == family)),
+                endpoints: qualifying(port, slices),
+                serving,
                 scheduler: service.scheduler.unwrap_or(default),
             });
         }
