@@ -5,7 +5,8 @@
 //! names and comments only.
 //!
 //! Where things are: `skeleton` defines tables, maps, fixed chains and base chains; `encode` translates keys and values,
-//! `write` puts them into transactions, `read` gets them back and checks a table that was there; `plane` decides what goes into which transaction; `lock` keeps two processes apart where the kernel cannot.
+//! `write` puts them into transactions, `read` gets them back and checks a table that was there; `plane` decides what goes into which transaction; `lock`
+//! keeps two processes apart where the kernel cannot. [`conntrack`] is the other table of the kernel that concerns us: the connections that exist.
 //!
 //! Invariants:
 //! - one [`DataPlane::apply`] of ordinary size is one transaction: all of it happens or none;
@@ -17,6 +18,7 @@
 //!
 //! Proven by `tests/kernel/`.
 
+pub mod conntrack;
 mod encode;
 mod error;
 mod lock;
