@@ -48,7 +48,8 @@ pub struct ResolvedPort {
     pub frontends: Vec<Frontend>,
     /// Who may answer, sorted and without duplicates; empty means that connections are rejected.
     pub endpoints: Vec<SocketAddr>,
-    /// Who may go on answering: UDP only, where the proxy ends flows; sorted and without duplicates. See [`serving::serving`].
+    /// Who may go on answering: ready endpoints and those that still serve while they terminate, sorted and without duplicates.
+    /// UDP only: no other flows are ended.
     pub serving: Vec<SocketAddr>,
     /// Who shall answer next.
     pub scheduler: Scheduler,

@@ -59,7 +59,7 @@ fn a_client_whose_endpoint_is_removed_reaches_another_with_its_next_datagram() {
     proxy.apply(slices(&lab, "dns", &["a"]));
     let clients: Vec<_> = families().map(|family| Client::new(lab.client(0), vip(VIP, family, 53))).collect();
     clients.iter().for_each(|client| assert_eq!(client.ask(), "a"));
-    proxy.apply(slices(&lab, "dns", &["a", "b"]));
+    assert_eq!(proxy.apply(slices(&lab, "dns", &["a", "b"])), [], "not even a look at the table");
     clients.iter().for_each(|client| assert_eq!(client.ask(), "a", "an endpoint more disturbs nobody"));
     let passes = proxy.apply(slices(&lab, "dns", &["b"]));
     for pass in &passes {
@@ -291,8 +291,9 @@ fn other_namespaces_stay_as_they_are() {
     ours.run(|| make(crowd(0, 0, 1, 10)));
     others.run(|| make(crowd(0, 0, 1, 10)));
     assert_eq!(pass(&ours, expectations(1)).deleted.deleted, 5);
-    let to = v4([10, 96, 0, 1], 53);
-    assert_eq!((ours.run(|| listed(to)).len(), others.run(|| listed(to)).len()), (5, 10));
+    // Not by the listing in /proc: with many entries 6.1 leaves one out.
+    let count = |inside: &Namespace| flows(&mut inside.run(ConntrackTable::open).expect("a table"), Family::V4).len();
+    assert_eq!((count(&ours), count(&others)), (5, 10));
 }
 
 #[test]
@@ -398,4 +399,54 @@ fn measure_a_large_table() {
     namespace.run(|| make(stale));
     let pass = pass(&namespace, expectations(20));
     println!("20,000 stale among them: {pass:?}");
+}
+
+/// The daemon as it is deployed, on a directory of manifests; ended when dropped.
+struct Daemon(std::process::Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_daemon_removes_what_its_manifests_contradict() {
+    let lab = lab(&["a", "b"]);
+    let manifests = tempfile::tempdir().expect("a directory");
+    let write = |endpoint: &str| {
+        let endpoints = if endpoint.is_empty() {
+            "[]".to_owned()
+        } else {
+            format!("[{{addresses: [{}]}}]", pod(&lab, endpoint, Family::V4))
+        };
+        let text = format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: dns, namespace: ns}}, spec: {{clusterIP: 10.96.0.1, ports: [{{port: 53, protocol: UDP}}]}}}}\n---\n\
+             {{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: dns-1, namespace: ns, labels: {{kubernetes.io/service-name: dns}}}}, \
+             addressType: IPv4, ports: [{{name: '', port: 5353, protocol: UDP}}], endpoints: {endpoints}}}\n"
+        );
+        let fresh = manifests.path().join(".fresh");
+        std::fs::write(&fresh, text).expect("written");
+        std::fs::rename(fresh, manifests.path().join("dns.yaml")).expect("renamed");
+    };
+    write("a");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kube-proxy"));
+    command.arg("--manifests").arg(manifests.path()).arg("--hostname-override=node");
+    let _daemon = Daemon(lab.node().spawn(command).expect("started"));
+    let client = Client::new(lab.client(0), vip(VIP, Family::V4, 53));
+    let until = |wanted: &dyn Fn(io::Result<String>) -> bool| {
+        let begin = Instant::now();
+        while !wanted(client.ask_within(SHORT)) {
+            assert!(begin.elapsed() < PATIENCE, "not in time");
+        }
+    };
+    // It asks all the time, so its flow never expires by itself.
+    until(&|answer| answer.is_ok_and(|pod| pod == "a"));
+    write("b");
+    until(&|answer| answer.is_ok_and(|pod| pod == "b"));
+    write("");
+    until(&|answer| answer.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused));
+    write("a");
+    until(&|answer| answer.is_ok_and(|pod| pod == "a"));
 }

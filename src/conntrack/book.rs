@@ -48,8 +48,14 @@ impl FlowBook {
         };
         let before = before.unwrap_or_default();
         for (destination, serving) in &now {
-            if !before.iter().any(|known| known.0 == *destination && known.1 == *serving) {
-                self.changed.expect(*destination, Expected::Endpoints(serving.clone()));
+            let expected = || Expected::Endpoints(serving.clone());
+            match before.iter().find(|(known, _)| known == destination) {
+                Some((_, known)) if known == serving => {}
+                // From none to some is not the same: there, flows may have been let through untranslated.
+                Some((_, known)) if !known.is_empty() && contains(serving, known) => {
+                    self.changed.widen(*destination, expected());
+                }
+                _ => self.changed.expect(*destination, expected()),
             }
         }
         for (destination, _) in before {
@@ -70,6 +76,11 @@ impl FlowBook {
         changed.set_node_addresses(self.node_addresses.clone());
         changed
     }
+}
+
+/// Whether all of these are among those; both are sorted.
+fn contains(those: &[SocketAddr], these: &[SocketAddr]) -> bool {
+    these.iter().all(|one| those.binary_search(one).is_ok())
 }
 
 fn entries(port: &ResolvedPort) -> impl Iterator<Item = Entry> {
@@ -103,12 +114,12 @@ mod tests {
         }
     }
 
-    /// `1:2,3` for a frontend 10.96.0.1 served by .2 and .3, `1-` for one that is gone.
+    /// `1:2,3` for a frontend 10.96.0.1 served by .2 and .3, `1-` for one that is gone: those to be looked at.
     fn changes(book: &mut FlowBook) -> Vec<String> {
         let view = book.take_changed();
         let last = |address: &SocketAddr| address.ip().to_string().rsplit('.').next().unwrap_or_default().to_owned();
         let mut all: Vec<_> = view
-            .destinations()
+            .suspects()
             .map(|destination| {
                 let Destination::Address(address) = destination else { panic!("no node ports here") };
                 match view.expected(&destination).expect("listed") {
@@ -133,6 +144,11 @@ mod tests {
         assert_eq!(changes(&mut book), ["1:1,2"], "a new Service: flows that were there before it");
         book.update(&a, &udp(&[1], &[1, 2]));
         assert_eq!(changes(&mut book), none, "nothing changed");
+        book.update(&a, &udp(&[1], &[1, 2, 3]));
+        assert_eq!(book.changed.len(), 1, "who looks has to know");
+        assert_eq!(changes(&mut book), none, "an endpoint more makes no flow stale");
+        book.update(&a, &udp(&[1], &[1, 2]));
+        assert_eq!(changes(&mut book), ["1:1,2"], "an endpoint less does");
         book.update(&a, &udp(&[1], &[2]));
         assert_eq!(changes(&mut book), ["1:2"], "an endpoint stopped serving");
         book.update(&a, &udp(&[1, 2], &[2]));
@@ -141,6 +157,8 @@ mod tests {
         assert_eq!(changes(&mut book), ["1:", "2:"], "scaled to zero");
         book.update(&a, &udp(&[2], &[]));
         assert_eq!(changes(&mut book), ["1-"], "a frontend less");
+        book.update(&a, &udp(&[2], &[7]));
+        assert_eq!(changes(&mut book), ["2:7"], "scaled up from zero");
         book.update(&a, &[]);
         assert_eq!(changes(&mut book), ["2-"], "deleted");
         book.update(&b, &[port(Protocol::Tcp, &[1], &[1]), port(Protocol::Sctp, &[1], &[1])]);

@@ -1,6 +1,6 @@
 //! Flows, and what is expected of them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -65,6 +65,8 @@ pub enum Judgement {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
     expected: HashMap<Destination, Expected>,
+    /// The destinations whose flows have to be looked at.
+    suspect: HashSet<Destination>,
     node_addresses: Arc<BTreeSet<IpAddr>>,
 }
 
@@ -93,9 +95,9 @@ impl View {
         self.expected.len()
     }
 
-    /// The destinations it knows, in no particular order.
-    pub fn destinations(&self) -> impl Iterator<Item = Destination> + '_ {
-        self.expected.keys().copied()
+    /// The destinations whose flows have to be looked at, in no particular order.
+    pub fn suspects(&self) -> impl Iterator<Item = Destination> + '_ {
+        self.suspect.iter().copied()
     }
 
     /// What is expected of flows to a destination, if it is known.
@@ -103,8 +105,15 @@ impl View {
         self.expected.get(destination)
     }
 
-    /// Says what is expected of flows to a destination.
+    /// Says what is expected of flows to a destination, and that there may be some that do not meet it.
     pub fn expect(&mut self, destination: Destination, expected: Expected) {
+        self.expected.insert(destination, expected);
+        self.suspect.insert(destination);
+    }
+
+    /// Says what is expected of flows to a destination where all that were fine before still are: nothing has to be looked at,
+    /// but nobody who looks may hold an older opinion.
+    pub fn widen(&mut self, destination: Destination, expected: Expected) {
         self.expected.insert(destination, expected);
     }
 
@@ -112,6 +121,7 @@ impl View {
     /// hands, the old owner may speak after the new one.
     pub fn expect_untranslated(&mut self, destination: Destination) {
         self.expected.entry(destination).or_insert(Expected::Untranslated);
+        self.suspect.insert(destination);
     }
 
     /// The addresses on which node ports are served; flows to other addresses have nothing to do with node ports.
@@ -125,6 +135,7 @@ impl View {
             *self = newer;
         } else {
             self.expected.extend(newer.expected);
+            self.suspect.extend(newer.suspect);
             self.node_addresses = newer.node_addresses;
         }
     }
@@ -233,6 +244,8 @@ mod tests {
         newest.expect_untranslated(destination);
         view.merge(newest);
         assert_eq!(view.expected(&destination), Some(&Expected::Untranslated));
+        view.widen(destination, endpoints(&["10.1.0.1:5353"]));
+        assert_eq!(view.suspects().count(), 6, "once suspect, suspect until looked at");
         assert_eq!(view.len(), 6);
     }
 }

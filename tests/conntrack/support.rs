@@ -51,7 +51,7 @@ impl Proxy {
         changes.into_iter().for_each(|change| self.engine.take(change));
         let mut delta = self.engine.compile().delta;
         let view = self.engine.take_flow_changes();
-        let families: BTreeSet<_> = view.destinations().map(|destination| destination.family()).collect();
+        let families: BTreeSet<_> = view.suspects().map(|destination| destination.family()).collect();
         self.cleaner.announce(view);
         if std::mem::take(&mut self.first) {
             let found = self.plane.read().expect("readable");

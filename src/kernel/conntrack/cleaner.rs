@@ -211,7 +211,7 @@ fn pass(
     news: &Receiver<News>,
 ) -> Result<Option<Pass>, ConntrackError> {
     let begin = Instant::now();
-    let destinations: Vec<_> = due.destinations().filter(|destination| destination.family() == family).collect();
+    let destinations: Vec<_> = due.suspects().filter(|destination| destination.family() == family).collect();
     if destinations.is_empty() {
         return Ok(None);
     }
@@ -269,7 +269,7 @@ fn filters(family: Family, destinations: &[Destination]) -> Vec<Filter> {
 
 fn log(pass: &Pass) {
     info!(
-        target: "pointsman::conntrack",
+        target: "pointsman::programmed",
         family = %pass.family,
         destinations = pass.destinations,
         dumps = pass.dumps,
