@@ -27,6 +27,7 @@ use tracing::{debug, error, info, warn};
 use crate::compile::Delta;
 use crate::config::{Config, SourceConfig};
 use crate::engine::{Engine, Outcome};
+use crate::kernel::conntrack::Cleaner;
 use crate::kernel::{Applied, DataPlane, KernelError};
 use crate::source::api::{ApiConfig, ApiSource};
 use crate::source::manifests::ManifestSource;
@@ -46,6 +47,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 struct Controller {
     engine: Engine,
     plane: DataPlane,
+    /// Ends the UDP flows that what is programmed contradicts.
+    cleaner: Cleaner,
     awaited: Vec<Kind>,
     /// Whether the kernel has what the engine desires, as far as we know.
     trust: Trust,
@@ -129,6 +132,14 @@ fn make_source(config: &Config) -> anyhow::Result<Source> {
     })
 }
 
+/// In the calling thread's network namespace. Without it Services are served all the same.
+fn start_cleaner() -> Cleaner {
+    Cleaner::start(|_| {}).unwrap_or_else(|error| {
+        warn!(%error, "stale UDP flows will not be removed");
+        Cleaner::disabled()
+    })
+}
+
 // === impl Source ===
 
 impl Source {
@@ -147,6 +158,7 @@ impl Controller {
         Self {
             engine,
             plane,
+            cleaner: start_cleaner(),
             awaited: vec![Kind::Service, Kind::EndpointSlice],
             trust: Trust::Unknown { retry_at: Instant::now(), pause: FIRST_PAUSE },
         }
@@ -198,8 +210,12 @@ impl Controller {
         for problem in &outcome.problems {
             warn!("{problem}");
         }
+        self.cleaner.announce(self.engine.take_flow_changes());
         let result = match &mut self.trust {
-            Trust::Known if outcome.delta.is_empty() => return Ok(()),
+            Trust::Known if outcome.delta.is_empty() => {
+                self.cleaner.programmed();
+                return Ok(());
+            }
             Trust::Known => self.plane.apply(&outcome.delta),
             Trust::Unknown { retry_at, .. } if *retry_at > Instant::now() => return Ok(()),
             Trust::Unknown { .. } => self.reconcile(),
@@ -215,6 +231,7 @@ impl Controller {
             Ok(applied) => {
                 self.report(&outcome, applied, begin, changes);
                 self.trust = Trust::Known;
+                self.cleaner.programmed();
                 Ok(())
             }
             Err(error) if error.is_hopeless() => Err(error),

@@ -10,6 +10,7 @@
 use std::collections::BTreeSet;
 
 use crate::compile::{Compiler, Delta, Image};
+use crate::conntrack::{FlowBook, View};
 use crate::model::{Problem, Problems, ServiceKey, Store};
 use crate::policy::{self, Claims};
 use crate::schedule::Scheduler;
@@ -21,6 +22,7 @@ pub struct Engine {
     store: Store,
     claims: Claims,
     compiler: Compiler,
+    flows: FlowBook,
     scheduler: Scheduler,
     touched: BTreeSet<ServiceKey>,
     /// Problems that no single object has: frontends asked for twice, pools exhausted.
@@ -48,6 +50,7 @@ impl Engine {
             store: Store::default(),
             claims: Claims::default(),
             compiler: Compiler::new(node),
+            flows: FlowBook::default(),
             scheduler,
             touched: BTreeSet::new(),
             conflicts: Problems::default(),
@@ -57,6 +60,7 @@ impl Engine {
 
     /// Tells the engine what a kernel already has, before the first compilation: the same numbers will be used again.
     pub fn adopt(&mut self, found: Image) {
+        self.flows.adopt(&found);
         self.compiler.adopt(found);
     }
 
@@ -90,6 +94,7 @@ impl Engine {
             let resolved = service
                 .map(|service| policy::resolve(service, self.store.slices(key), &self.claims, self.scheduler))
                 .unwrap_or_default();
+            self.flows.update(key, &resolved);
             let homeless = self.compiler.update(key, &resolved, &mut outcome.delta);
             let mut problems: Vec<_> =
                 service.map(|service| policy::lost_frontends(service, &self.claims)).unwrap_or_default();
@@ -104,6 +109,12 @@ impl Engine {
         }
         outcome.services = services.into_iter().collect();
         outcome
+    }
+
+    /// What is expected of existing UDP flows, where that changed since the last call; to be enforced when the kernel has what
+    /// was compiled before.
+    pub fn take_flow_changes(&mut self) -> View {
+        self.flows.take_changed()
     }
 
     /// Everything desired now, as a delta to nothing. What has been taken but not compiled is not in it.

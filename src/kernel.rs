@@ -5,7 +5,8 @@
 //! names and comments only.
 //!
 //! Where things are: `skeleton` defines tables, maps, fixed chains and base chains; `encode` translates keys and values,
-//! `write` puts them into transactions, `read` gets them back and checks a table that was there; `plane` decides what goes into which transaction; `lock` keeps two processes apart where the kernel cannot.
+//! `write` puts them into transactions, `read` gets them back and checks a table that was there; `plane` decides what goes into which transaction; `lock`
+//! keeps two processes apart where the kernel cannot. [`conntrack`] is the other table of the kernel that concerns us: the connections that exist.
 //!
 //! Invariants:
 //! - the elements of one [`DataPlane::apply`] of ordinary size change in one transaction: all of them or none. Chains that they lead to
@@ -18,6 +19,7 @@
 //!
 //! Proven by `tests/kernel/`.
 
+pub mod conntrack;
 mod encode;
 mod error;
 mod lock;

@@ -3,6 +3,7 @@
 
 pub mod compile;
 pub mod config;
+pub mod conntrack;
 pub mod daemon;
 pub mod demo;
 pub mod engine;

@@ -15,6 +15,7 @@
 //! Invariants: the result depends on the objects only, and endpoints come sorted. Table tests below.
 
 mod claims;
+mod serving;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -47,6 +48,9 @@ pub struct ResolvedPort {
     pub frontends: Vec<Frontend>,
     /// Who may answer, sorted and without duplicates; empty means that connections are rejected.
     pub endpoints: Vec<SocketAddr>,
+    /// Who may go on answering: ready endpoints and those that still serve while they terminate, sorted and without duplicates.
+    /// UDP only: no other flows are ended.
+    pub serving: Vec<SocketAddr>,
     /// Who shall answer next.
     pub scheduler: Scheduler,
 }
@@ -101,11 +105,17 @@ pub fn resolve<'a>(
             if frontends.is_empty() {
                 continue;
             }
+            let slices = slices.clone().filter(|slice| slice.family == family);
+            let serving = match port.protocol {
+                Protocol::Udp => serving::serving(port, slices.clone()),
+                Protocol::Tcp | Protocol::Sctp => Vec::new(),
+            };
             resolved.push(ResolvedPort {
                 key: service.port_key(port),
                 family,
                 frontends,
-                endpoints: qualifying(port, slices.clone().filter(|slice| slice.family == family)),
+                endpoints: qualifying(port, slices),
+                serving,
                 scheduler: service.scheduler.unwrap_or(default),
             });
         }
