@@ -19,6 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use jiff::Timestamp;
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -27,9 +28,12 @@ use tracing::{debug, error, info, warn};
 use crate::compile::Delta;
 use crate::config::{Config, SourceConfig};
 use crate::engine::{Engine, Outcome};
-use crate::kernel::conntrack::Cleaner;
+use crate::kernel::conntrack::{Cleaner, Pass};
 use crate::kernel::{Applied, DataPlane, KernelError};
-use crate::source::api::{ApiConfig, ApiSource};
+use crate::model::{Families, Family};
+use crate::observe::metrics::{self, SyncKind};
+use crate::observe::{self, Observer, Pending};
+use crate::source::api::{ApiConfig, ApiSource, Clients};
 use crate::source::manifests::ManifestSource;
 use crate::source::{Change, Kind};
 
@@ -49,7 +53,13 @@ struct Controller {
     plane: DataPlane,
     /// Ends the UDP flows that what is programmed contradicts.
     cleaner: Cleaner,
+    observer: Observer,
     awaited: Vec<Kind>,
+    /// What was taken in since the kernel was last up to date, and the families it concerns.
+    pending: Pending,
+    due: Families,
+    /// When the changes happened that the next transaction brings.
+    triggers: Vec<(Family, Timestamp)>,
     /// Whether the kernel has what the engine desires, as far as we know.
     trust: Trust,
 }
@@ -74,8 +84,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // The source is made first: a directory that is not there, or a kubeconfig that does not parse, must not leave a trace in the
     // kernel. The data plane is opened before the source runs: without permission there is no use in listing a cluster.
     let source = make_source(&config)?;
+    let clients = source.clients();
+    let start = Timestamp::now();
     let (opened, open_result) = oneshot::channel();
     let (ended, end_result) = oneshot::channel();
+    let (observe, observer) = oneshot::channel();
     let node = config.node.clone();
     let scheduler = config.scheduler;
     thread::Builder::new()
@@ -85,18 +98,30 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 Ok(plane) => plane,
                 Err(error) => return drop(opened.send(Err(error))),
             };
-            let mut controller = Controller::new(Engine::new(&node, scheduler), plane);
-            let first = controller.look();
+            let mut engine = Engine::new(&node, scheduler);
+            engine.measure_since(start);
+            let mut plane = plane;
+            let first = look(&mut engine, &mut plane);
             let hopeless = first.is_err();
             if opened.send(first).is_err() || hopeless {
                 return;
             }
+            let Ok(observer) = observer.blocking_recv() else { return };
+            let controller = Controller::new(engine, plane, observer);
             let runtime = runtime::Builder::new_current_thread().enable_time().build();
             let runtime = runtime.expect("a runtime without I/O needs no resources that could be lacking");
             drop(ended.send(runtime.block_on(controller.run(taken))));
         })
         .context("starting the controller thread")?;
     open_result.await.context("the controller thread ended before it began")??;
+    let settings = observe::Settings {
+        node: config.node.clone(),
+        watches_node: clients.is_some(),
+        ..observe::Settings::default()
+    };
+    // Before anything is programmed, and not before it is clear that something can be.
+    let (observer, _servers) = observe::start(settings, clients)?;
+    drop(observe.send(observer));
     info!(node = config.node, scheduler = %config.scheduler, "serving");
     tokio::select! {
         () = source.run(changes, shutdown) => anyhow::bail!("the source of objects ended"),
@@ -134,15 +159,37 @@ fn make_source(config: &Config) -> anyhow::Result<Source> {
 
 /// In the calling thread's network namespace. Without it Services are served all the same.
 fn start_cleaner() -> Cleaner {
-    Cleaner::start(|_| {}).unwrap_or_else(|error| {
+    let report = |pass: &Pass| metrics::conntrack_reconciled(pass.family, pass.duration, pass.deleted.deleted as u64);
+    Cleaner::start(report).unwrap_or_else(|error| {
         warn!(%error, "stale UDP flows will not be removed");
         Cleaner::disabled()
     })
 }
 
+/// Takes possession of what is in the kernel, so that a table owned by somebody else ends the start and not the third hour.
+fn look(engine: &mut Engine, plane: &mut DataPlane) -> Result<(), KernelError> {
+    let found = plane.read()?;
+    for reason in &found.rejected {
+        warn!(reason, "the table that is there cannot be adopted and will be replaced");
+    }
+    if found.existed && found.rejected.is_empty() {
+        info!("adopting the tables of a predecessor");
+    }
+    engine.adopt(found.image);
+    Ok(())
+}
+
 // === impl Source ===
 
 impl Source {
+    /// For who writes to the API server, if there is one.
+    fn clients(&self) -> Option<Clients> {
+        match self {
+            Source::Manifests(_) => None,
+            Source::Api(source) => Some(source.clients()),
+        }
+    }
+
     async fn run(self, changes: mpsc::Sender<Change>, shutdown: CancellationToken) {
         match self {
             Source::Manifests(source) => source.run(changes, shutdown).await,
@@ -154,31 +201,23 @@ impl Source {
 // === impl Controller ===
 
 impl Controller {
-    fn new(engine: Engine, plane: DataPlane) -> Self {
+    fn new(engine: Engine, plane: DataPlane, observer: Observer) -> Self {
         Self {
             engine,
             plane,
             cleaner: start_cleaner(),
+            observer,
+            pending: Pending::default(),
+            due: Families::default(),
+            triggers: Vec::new(),
             awaited: vec![Kind::Service, Kind::EndpointSlice],
             trust: Trust::Unknown { retry_at: Instant::now(), pause: FIRST_PAUSE },
         }
     }
 
-    /// Takes possession of what is in the kernel, so that a table owned by somebody else ends the start and not the third hour.
-    fn look(&mut self) -> Result<(), KernelError> {
-        let found = self.plane.read()?;
-        for reason in &found.rejected {
-            warn!(reason, "the table that is there cannot be adopted and will be replaced");
-        }
-        if found.existed && found.rejected.is_empty() {
-            info!("adopting the tables of a predecessor");
-        }
-        self.engine.adopt(found.image);
-        Ok(())
-    }
-
     async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> Result<(), KernelError> {
         let mut batch = Vec::new();
+        self.observer.loop_started();
         loop {
             let wait = changes.recv_many(&mut batch, BATCH);
             let received = match self.trust {
@@ -196,6 +235,8 @@ impl Controller {
                 if let Change::Synced(kind) = change {
                     self.awaited.retain(|awaited| *awaited != kind);
                 }
+                self.observer.seen(&change);
+                self.pending.add(&change);
                 self.engine.take(change);
             }
             if self.awaited.is_empty() {
@@ -206,19 +247,30 @@ impl Controller {
 
     /// Compiles what was taken and brings the kernel there.
     fn program(&mut self, begin: Instant, changes: usize) -> Result<(), KernelError> {
+        let touched = self.engine.touched();
+        self.due = self.due.union(touched);
+        if !touched.is_empty() {
+            self.observer.queued(self.pending, touched);
+        }
         let outcome = if self.engine.is_idle() { Outcome::default() } else { self.engine.compile() };
         for problem in &outcome.problems {
             warn!("{problem}");
+            self.observer.invalid(problem);
         }
         self.cleaner.announce(self.engine.take_flow_changes());
-        let result = match &mut self.trust {
+        self.triggers.extend(&outcome.triggers);
+        let (kind, result) = match &mut self.trust {
             Trust::Known if outcome.delta.is_empty() => {
                 self.cleaner.programmed();
+                self.synced(SyncKind::Partial, begin, true);
                 return Ok(());
             }
-            Trust::Known => self.plane.apply(&outcome.delta),
+            Trust::Known => (SyncKind::Partial, self.plane.apply(&outcome.delta)),
             Trust::Unknown { retry_at, .. } if *retry_at > Instant::now() => return Ok(()),
-            Trust::Unknown { .. } => self.reconcile(),
+            Trust::Unknown { .. } => {
+                self.due = Families::ALL;
+                (SyncKind::Full, self.reconcile())
+            }
         };
         let result = match result {
             Err(KernelError::Outgrown { family, map, size }) => {
@@ -227,6 +279,7 @@ impl Controller {
             }
             result => result,
         };
+        self.synced(kind, begin, result.is_ok());
         match result {
             Ok(applied) => {
                 self.report(&outcome, applied, begin, changes);
@@ -244,6 +297,16 @@ impl Controller {
                 self.trust = Trust::Unknown { retry_at: Instant::now() + pause, pause: (pause * 2).min(LONGEST_PAUSE) };
                 Ok(())
             }
+        }
+    }
+
+    /// Tells the outside how it went. What was due is done with success; the times of a failure are lost.
+    fn synced(&mut self, kind: SyncKind, begin: Instant, success: bool) {
+        let triggers = std::mem::take(&mut self.triggers);
+        let (families, duration) = (self.due, begin.elapsed());
+        self.observer.synced(&observe::Sync { kind, families, duration, success, triggers: &triggers });
+        if success {
+            (self.due, self.pending) = Default::default();
         }
     }
 

@@ -7,14 +7,19 @@
 //! Invariants: no I/O; work is proportional to what was touched; whatever the history, the result is that of the last state of all
 //! objects. The property test below replays random histories onto simulated maps and compares with a fresh engine.
 
+mod triggers;
+
 use std::collections::BTreeSet;
+
+use jiff::Timestamp;
 
 use crate::compile::{Compiler, Delta, Image};
 use crate::conntrack::{FlowBook, View};
-use crate::model::{Problem, Problems, ServiceKey, Store};
+use crate::model::{Families, Family, Problem, Problems, ServiceKey, Store};
 use crate::policy::{self, Claims};
 use crate::schedule::Scheduler;
 use crate::source::{Change, Kind};
+use triggers::Triggers;
 
 /// Model, policy, schedule and compile under one roof.
 #[derive(Debug)]
@@ -28,6 +33,9 @@ pub struct Engine {
     /// Problems that no single object has: frontends asked for twice, pools exhausted.
     conflicts: Problems,
     fresh_problems: Vec<Problem>,
+    /// The families of what was touched.
+    families: Families,
+    triggers: Triggers,
 }
 
 /// What came of everything taken since the last compilation.
@@ -39,6 +47,10 @@ pub struct Outcome {
     pub services: Vec<ServiceKey>,
     /// Problems not reported before.
     pub problems: Vec<Problem>,
+    /// The families that the changes concern, whether the data plane differs or not.
+    pub touched: Families,
+    /// When the changes of endpoints happened, as far as their slices say: to be measured once they are programmed.
+    pub triggers: Vec<(Family, Timestamp)>,
 }
 
 // === impl Engine ===
@@ -55,7 +67,14 @@ impl Engine {
             touched: BTreeSet::new(),
             conflicts: Problems::default(),
             fresh_problems: Vec::new(),
+            families: Families::default(),
+            triggers: Triggers::default(),
         }
+    }
+
+    /// Collects, from now on, the times of changes that happened after `start`: see [`Outcome::triggers`].
+    pub fn measure_since(&mut self, start: Timestamp) {
+        self.triggers.measure_since(start);
     }
 
     /// Tells the engine what a kernel already has, before the first compilation: the same numbers will be used again.
@@ -66,9 +85,23 @@ impl Engine {
 
     /// Takes a change in.
     pub fn take(&mut self, change: Change) {
+        let trigger = if self.triggers.is_on() { triggers::of(&change) } else { None };
         let effect = self.store.apply(change);
+        match effect.slice {
+            Some(slice) => {
+                self.families.insert(slice.family);
+                self.fresh_problems.extend(self.triggers.note(slice, trigger));
+            }
+            None if !effect.services.is_empty() => self.families = Families::ALL,
+            None => {}
+        }
         self.touched.extend(effect.services);
         self.fresh_problems.extend(effect.problems);
+    }
+
+    /// The families that the next compilation concerns.
+    pub fn touched(&self) -> Families {
+        self.families
     }
 
     /// Whether a compilation would have anything to do or to say.
@@ -88,7 +121,12 @@ impl Engine {
             };
             services.extend(others);
         }
-        let mut outcome = Outcome { problems: std::mem::take(&mut self.fresh_problems), ..Outcome::default() };
+        let mut outcome = Outcome {
+            problems: std::mem::take(&mut self.fresh_problems),
+            touched: std::mem::take(&mut self.families),
+            triggers: self.triggers.take(),
+            ..Outcome::default()
+        };
         for key in &services {
             let service = self.store.service(key);
             let resolved = service

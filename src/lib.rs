@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod lab;
 pub mod logging;
 pub mod model;
+pub mod observe;
 pub mod policy;
 pub mod schedule;
 pub mod source;

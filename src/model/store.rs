@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::address::Family;
 use super::node::Node;
 use super::problem::{Problem, Problems};
 use super::service::{Service, ServiceKey};
@@ -28,6 +29,19 @@ pub struct Effect {
     pub services: Vec<ServiceKey>,
     /// Problems of the changed object that have not been reported yet.
     pub problems: Vec<Problem>,
+    /// The slice, if the change was one of a slice and changed anything.
+    pub slice: Option<SliceEffect>,
+}
+
+/// What happened to a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEffect {
+    /// The family of its addresses.
+    pub family: Family,
+    /// The Service it belongs to, or belonged to.
+    pub service: ServiceKey,
+    /// Whether it is gone.
+    pub removed: bool,
 }
 
 // === impl Store ===
@@ -50,7 +64,8 @@ impl Store {
                     Object::Node(node) => {
                         let (parsed, problems) = Node::parse(&key, &node);
                         self.node = Some(parsed);
-                        Effect { services: Vec::new(), problems: self.problems.replace(Kind::Node, &key, problems) }
+                        let problems = self.problems.replace(Kind::Node, &key, problems);
+                        Effect { problems, ..Effect::default() }
                     }
                 }
             }
@@ -58,7 +73,7 @@ impl Store {
             Change::Delete(Kind::EndpointSlice, key) => self.put_slice(&key, None, Vec::new()),
             Change::Delete(Kind::Node, key) => {
                 // A Node that is deleted under our feet leaves us with what we knew: kube-proxy keeps running too.
-                Effect { services: Vec::new(), problems: self.problems.replace(Kind::Node, &key, Vec::new()) }
+                Effect { problems: self.problems.replace(Kind::Node, &key, Vec::new()), ..Effect::default() }
             }
             Change::Synced(_) => Effect::default(),
         }
@@ -97,15 +112,18 @@ impl Store {
             None => self.services.remove(&key),
         };
         let services = if before == now { Vec::new() } else { vec![key] };
-        Effect { services, problems }
+        Effect { services, problems, ..Effect::default() }
     }
 
     fn put_slice(&mut self, key: &ObjectKey, now: Option<Slice>, problems: Vec<Problem>) -> Effect {
         let problems = self.problems.replace(Kind::EndpointSlice, key, problems);
         let mut services = Vec::new();
+        let mut slice = None;
         if let Some(old_owner) = self.filed.get(key).cloned() {
+            let before = self.slices.get(&old_owner).and_then(|slices| slices.get(&key.name));
+            let family = before.map(|slice| slice.family);
             let moved = now.as_ref().is_none_or(|slice| slice.service != old_owner);
-            let unchanged = self.slices.get(&old_owner).and_then(|slices| slices.get(&key.name)) == now.as_ref();
+            let unchanged = before == now.as_ref();
             if moved {
                 self.filed.remove(key);
                 if let Some(slices) = self.slices.get_mut(&old_owner) {
@@ -116,17 +134,21 @@ impl Store {
                 }
             }
             if !unchanged {
+                slice = family.map(|family| SliceEffect { family, service: old_owner.clone(), removed: true });
                 services.push(old_owner);
             }
         }
-        if let Some(slice) = now {
-            let owner = slice.service.clone();
+        if let Some(now) = now {
+            let owner = now.service.clone();
             if self.filed.insert(key.clone(), owner.clone()).is_none() {
                 services.push(owner.clone());
             }
-            self.slices.entry(owner).or_default().insert(key.name.clone(), slice);
+            if !services.is_empty() {
+                slice = Some(SliceEffect { family: now.family, service: owner.clone(), removed: false });
+            }
+            self.slices.entry(owner).or_default().insert(key.name.clone(), now);
         }
-        Effect { services, problems }
+        Effect { services, problems, slice }
     }
 }
 
