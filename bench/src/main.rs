@@ -33,7 +33,7 @@ struct Cli {
 /// What every measurement takes.
 #[derive(Debug, Args)]
 struct Common {
-    /// Directory for raw data and summary; default: bench/results/<date>-<kernel>
+    /// Directory for raw data and summary; default: `bench/results/DATE-KERNEL`
     #[arg(long, global = true, value_name = "DIR")]
     out: Option<PathBuf>,
 }
