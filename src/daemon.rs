@@ -7,7 +7,8 @@
 //!
 //! One thread, the *controller*, owns all state: it takes changes, compiles them, applies the difference and waits for the kernel's
 //! answer. While it waits, changes pile up in the channel and become the next batch: a quiet cluster is programmed at once, a storm
-//! in few transactions, and no timer is needed.
+//! in few transactions. What belongs together (the edits of one file, the events of one write) arrives within microseconds, so the
+//! first change of a batch waits a moment for the others.
 //!
 //! Invariants: nothing is programmed before Services and EndpointSlices are known completely; what is programmed stays when a source
 //! falls silent, when the daemon ends and when it dies; a refusal by the kernel leads to a fresh look at what is there and a second
@@ -42,6 +43,10 @@ const CHANNEL: usize = 4096;
 
 /// Changes taken before the kernel is told, at most.
 const BATCH: usize = 16_384;
+
+/// A batch is complete when nothing more has come for so long, or after so many times that.
+const SETTLE: Duration = Duration::from_micros(100);
+const SETTLE_ROUNDS: usize = 20;
 
 /// Pause after a refusal, doubled with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -157,6 +162,22 @@ fn make_source(config: &Config) -> anyhow::Result<Source> {
     })
 }
 
+/// Waits for the rest of a burst. The thread sleeps, because tokio's timers are no finer than a millisecond.
+fn settle(changes: &mut mpsc::Receiver<Change>, batch: &mut Vec<Change>) {
+    for _ in 0..SETTLE_ROUNDS {
+        let before = batch.len();
+        thread::sleep(SETTLE);
+        while batch.len() < BATCH
+            && let Ok(change) = changes.try_recv()
+        {
+            batch.push(change);
+        }
+        if batch.len() == before || batch.len() == BATCH {
+            break;
+        }
+    }
+}
+
 /// In the calling thread's network namespace. Without it Services are served all the same.
 fn start_cleaner() -> Cleaner {
     let report = |pass: &Pass| metrics::conntrack_reconciled(pass.family, pass.duration, pass.deleted.deleted as u64);
@@ -230,6 +251,9 @@ impl Controller {
                 return Ok(());
             }
             let begin = Instant::now();
+            if received.is_some() {
+                settle(&mut changes, &mut batch);
+            }
             let changes_taken = batch.len();
             for change in batch.drain(..) {
                 if let Change::Synced(kind) = change {
