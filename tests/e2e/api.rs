@@ -108,7 +108,7 @@ fn while_the_server_is_gone_all_stays_and_afterwards_all_is_caught_up_with() {
     daemon.programmed();
     let client = Restless::start(lab.client(0), &frontends(1, 80));
     double.stop_listening();
-    daemon.hear(&[" WARN "]);
+    daemon.hear(&["WARN"]);
     client.wait_for(20);
     assert_eq!(names(&tally(lab.client(0), frontends(3, 80)[0], 5)), ["web-1"], "what is programmed stays");
     // Changes that nobody can replay: every version handed out so far will be answered with 410.
@@ -138,9 +138,9 @@ fn a_restart_while_the_server_is_gone_leaves_all_as_it_is() {
     let client = Restless::start(lab.client(0), &frontends(1, 80));
     let mut daemon = start(&lab, &double, &directory);
     daemon.hear(&["adopting"]);
-    daemon.hear(&[" WARN "]);
+    daemon.hear(&["WARN"]);
     client.wait_for(20);
-    assert_eq!(daemon.count(&[" programmed "]), 0, "half a picture would remove what is there: {:?}", daemon.said());
+    assert_eq!(daemon.count(&["\"programmed\" "]), 0, "half a picture would remove what is there: {:?}", daemon.said());
     double.resume_listening();
     let line = daemon.programmed();
     assert!(line.contains(" elements=0 "), "all is as it was: {line}");
@@ -169,7 +169,7 @@ fn waits_for_both(slow: &str) {
         let there = tables(node);
         // The bytes cannot have arrived before this time, however fast the machine.
         assert!(there.is_empty() || begin.elapsed() > least, "nothing before all {slow}s are known: {there:?}");
-        assert_eq!(daemon.count(&[" programmed "]), 0, "nothing before all {slow}s are known");
+        assert_eq!(daemon.count(&["\"programmed\" "]), 0, "nothing before all {slow}s are known");
     }
     daemon.programmed();
     assert_eq!(answering(&lab, 1), ["web-1", "web-2"], "and then all at once");

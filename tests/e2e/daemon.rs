@@ -85,12 +85,12 @@ impl Daemon {
         Self { child, said, reader: Some(reader), heard: 0 }
     }
 
-    /// Waits for a line with all of these parts, after the last one that was waited for; returns it.
+    /// Waits for a line that has all of these parts (see [`has`]), after the last one that was waited for; returns it.
     pub fn hear(&mut self, parts: &[&str]) -> String {
         let begin = Instant::now();
         loop {
             let said = self.said();
-            let fits = |line: &String| parts.iter().all(|part| line.contains(part));
+            let fits = |line: &String| parts.iter().all(|part| has(line, part));
             if let Some(found) = said.iter().skip(self.heard).position(fits) {
                 self.heard += found + 1;
                 return said[self.heard - 1].clone();
@@ -104,7 +104,7 @@ impl Daemon {
 
     /// Waits until something was programmed, and returns that line.
     pub fn programmed(&mut self) -> String {
-        self.hear(&[" programmed "])
+        self.hear(&["\"programmed\" "])
     }
 
     /// Everything said so far.
@@ -114,7 +114,7 @@ impl Daemon {
 
     /// How many lines so far have all of these parts.
     pub fn count(&self, parts: &[&str]) -> usize {
-        self.said().iter().filter(|line| parts.iter().all(|part| line.contains(part))).count()
+        self.said().iter().filter(|line| parts.iter().all(|part| has(line, part))).count()
     }
 
     /// Fails if it has ended.
@@ -182,5 +182,14 @@ impl Manifests {
 
     pub fn remove(&self, name: &str) {
         fs::remove_file(self.file(name)).expect("removed");
+    }
+}
+
+/// Whether a line has a part; `WARN` and `ERROR` stand for the severities, which klog writes as the first letter.
+fn has(line: &str, part: &str) -> bool {
+    match part {
+        "WARN" => line.starts_with('W'),
+        "ERROR" => line.starts_with('E'),
+        part => line.contains(part),
     }
 }

@@ -30,7 +30,7 @@ fn a_start_that_cannot_work_says_why_and_leaves_no_trace() {
         (vec!["--kubeconfig", not_a_directory], vec!["all.json"]),
         (vec!["--manifests", "/nowhere/manifests"], vec!["/nowhere/manifests", "No such file"]),
         (vec!["--manifests", not_a_directory], vec!["all.json", "directory"]),
-        (vec!["--manifests", manifests.path(), "--kubeconfig", "/k"], vec!["--manifests and --kubeconfig exclude"]),
+        (vec!["--manifests", manifests.path(), "--kubeconfig", "/k"], vec!["--manifests", "excludes --kubeconfig"]),
         (vec!["--manifests", manifests.path(), "--ipvs-scheduler", "fastest"], vec!["fastest", "random, rr"]),
         (vec!["--manifests", manifests.path(), "--hostname-override", " "], vec!["--hostname-override", "invalid"]),
         (vec!["--manifests", manifests.path(), "--no-such-flag"], vec!["--no-such-flag"]),

@@ -56,9 +56,9 @@ fn every_bad_field_is_named_once_and_the_rest_is_served() {
         r#"Service shop/late: spec.ports: "TCP 10.96.0.7:80": already served for Service shop/z-early"#,
     ];
     for text in wanted {
-        assert_eq!(daemon.count(&[" WARN ", text]), 1, "one line with {text}: {:#?}", daemon.said());
+        assert_eq!(daemon.count(&["WARN", text]), 1, "one line with {text}: {:#?}", daemon.said());
     }
-    assert_eq!(daemon.count(&[" WARN "]), wanted.len(), "and no other complaint: {:#?}", daemon.said());
+    assert_eq!(daemon.count(&["WARN"]), wanted.len(), "and no other complaint: {:#?}", daemon.said());
 
     let client = lab.client(0);
     let asked = |number: u8, family: usize| tally(client, frontends(number, 80)[family], 30);
@@ -78,7 +78,7 @@ fn every_bad_field_is_named_once_and_the_rest_is_served() {
     // Nothing of it is said again when something else changes; and a claim that is free is taken.
     manifests.write("more.json", &[service("more", 8, &[HTTP])]);
     daemon.programmed();
-    assert_eq!(daemon.count(&[" WARN "]), wanted.len(), "said once: {:#?}", daemon.said());
+    assert_eq!(daemon.count(&["WARN"]), wanted.len(), "said once: {:#?}", daemon.said());
     manifests.write("all.json", &objects[..objects.len() - 3]);
     daemon.programmed();
     assert_eq!(names(&asked(7, 0)), ["web-1"], "the next in line");
@@ -106,7 +106,7 @@ fn what_is_not_ours_is_passed_over_in_silence() {
     manifests.write_text("deployment.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n");
     let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
     daemon.programmed();
-    assert_eq!(daemon.count(&[" WARN "]), 0, "{:#?}", daemon.said());
+    assert_eq!(daemon.count(&["WARN"]), 0, "{:#?}", daemon.said());
     assert_eq!(daemon.count(&["deployment.yaml", "apps/v1 Deployment"]), 1, "one line: {:#?}", daemon.said());
     assert_eq!(names(&tally(lab.client(0), frontends(1, 80)[0], 5)), ["web-1"]);
     for number in 2..=4 {
