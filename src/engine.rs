@@ -7,13 +7,13 @@
 //! Invariants: no I/O; work is proportional to what was touched; whatever the history, the result is that of the last state of all
 //! objects. The property test below replays random histories onto simulated maps and compares with a fresh engine.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::compile::{Compiler, Delta, Image};
-use crate::model::{Problem, Problems, ServiceKey, Store};
-use crate::policy::{self, Claims};
+use crate::model::{Node, Problem, Problems, ServiceKey, Store};
+use crate::policy::{self, Claims, Context, HealthCheck, Settings};
 use crate::schedule::Scheduler;
-use crate::source::{Change, Kind};
+use crate::source::{Change, Kind, Object};
 
 /// Model, policy, schedule and compile under one roof.
 #[derive(Debug)]
@@ -21,7 +21,9 @@ pub struct Engine {
     store: Store,
     claims: Claims,
     compiler: Compiler,
+    settings: Settings,
     scheduler: Scheduler,
+    health: BTreeMap<ServiceKey, HealthCheck>,
     touched: BTreeSet<ServiceKey>,
     /// Problems that no single object has: frontends asked for twice, pools exhausted.
     conflicts: Problems,
@@ -44,11 +46,18 @@ pub struct Outcome {
 impl Engine {
     /// An engine for the node of this name that knows nothing yet. `scheduler` serves whoever asks for none.
     pub fn new(node: &str, scheduler: Scheduler) -> Self {
+        Self::with_settings(Settings { node: node.into(), ..Settings::default() }, scheduler)
+    }
+
+    /// An engine with settings of its own.
+    pub fn with_settings(settings: Settings, scheduler: Scheduler) -> Self {
         Self {
             store: Store::default(),
             claims: Claims::default(),
-            compiler: Compiler::new(node),
+            compiler: Compiler::new(&settings.node),
+            settings,
             scheduler,
+            health: BTreeMap::new(),
             touched: BTreeSet::new(),
             conflicts: Problems::default(),
             fresh_problems: Vec::new(),
@@ -62,7 +71,14 @@ impl Engine {
 
     /// Takes a change in.
     pub fn take(&mut self, change: Change) {
+        let before = match &change {
+            Change::Apply(Object::Node(_)) => self.store.node().cloned(),
+            _ => None,
+        };
         let effect = self.store.apply(change);
+        if effect.node {
+            self.node_changed(before.unwrap_or_default());
+        }
         self.touched.extend(effect.services);
         self.fresh_problems.extend(effect.problems);
     }
@@ -79,20 +95,30 @@ impl Engine {
         for key in &touched {
             // All claims first: whether one Service gets a frontend may depend on another that is touched in the same batch.
             let others = match self.store.service(key) {
-                Some(service) => self.claims.set(key, service.created, policy::frontends(service)),
+                Some(service) => self.claims.set(key, service.created, policy::wanted(service, &self.settings)),
                 None => self.claims.set(key, 0, std::iter::empty()),
             };
             services.extend(others);
         }
         let mut outcome = Outcome { problems: std::mem::take(&mut self.fresh_problems), ..Outcome::default() };
+        let context = Context {
+            settings: &self.settings,
+            node: self.store.node(),
+            claims: &self.claims,
+            scheduler: self.scheduler,
+        };
         for key in &services {
             let service = self.store.service(key);
-            let resolved = service
-                .map(|service| policy::resolve(service, self.store.slices(key), &self.claims, self.scheduler))
-                .unwrap_or_default();
+            let slices = self.store.slices(key);
+            let health = service.and_then(|service| HealthCheck::of(service, slices.clone(), &self.settings));
+            match health {
+                Some(health) => self.health.insert(key.clone(), health),
+                None => self.health.remove(key),
+            };
+            let resolved = service.map(|service| policy::resolve(service, slices, context)).unwrap_or_default();
             let homeless = self.compiler.update(key, &resolved, &mut outcome.delta);
             let mut problems: Vec<_> =
-                service.map(|service| policy::lost_frontends(service, &self.claims)).unwrap_or_default();
+                service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();
             problems.extend(homeless.iter().map(|port| Problem {
                 kind: Kind::Service,
                 object: key.object(),
@@ -116,6 +142,22 @@ impl Engine {
         self.compiler.settle();
     }
 
+    /// What load balancers are to be told, per Service that has a `healthCheckNodePort`; as of the last compilation.
+    pub fn health(&self) -> &BTreeMap<ServiceKey, HealthCheck> {
+        &self.health
+    }
+
+    /// Decides again whatever depends on our Node.
+    fn node_changed(&mut self, before: Node) {
+        let Some(now) = self.store.node() else { return };
+        if before.zone != now.zone {
+            self.touched.extend(self.store.services().map(|service| service.key.clone()));
+        } else if before.addresses != now.addresses {
+            let depending = self.store.services().filter(|service| policy::depends_on_node_addresses(service));
+            self.touched.extend(depending.map(|service| service.key.clone()));
+        }
+    }
+
     /// Everything known.
     pub fn store(&self) -> &Store {
         &self.store
@@ -129,7 +171,7 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
     use std::net::SocketAddr;
 
     use proptest::prelude::*;

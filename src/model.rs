@@ -13,6 +13,7 @@
 //! content depends on the objects alone and not on the order in which they came (property test in `store.rs`).
 
 mod address;
+mod network;
 mod node;
 mod problem;
 mod service;
@@ -20,8 +21,9 @@ mod slice;
 mod store;
 
 pub use address::{Family, Protocol, parse_address};
+pub use network::{AddressRange, parse_network};
 pub use node::Node;
 pub use problem::{Problem, Problems};
-pub use service::{PortKey, Service, ServiceKey, ServicePort};
+pub use service::{Affinity, PortKey, Service, ServiceKey, ServicePort};
 pub use slice::{Endpoint, Slice, SlicePort};
 pub use store::{Effect, Store};

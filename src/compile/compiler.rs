@@ -9,7 +9,7 @@ use super::delta::{Delta, Image, Slot, SlotKey, TableDelta, Target};
 use super::layout::{self, Decision, DedicatedChain, MAX_SHARED_SLOTS, Plan, PoolId};
 use super::pools::Pools;
 use crate::model::{Family, PortKey, ServiceKey};
-use crate::policy::{Frontend, ResolvedPort};
+use crate::policy::{Frontend, ResolvedPort, Role, Verdict};
 use crate::schedule::{Hand, Pick};
 
 /// The desired state of the data plane. Owned by the task that owns the model.
@@ -79,7 +79,7 @@ impl Compiler {
                 .position(|known| known.key == port.key && known.family == port.family)
                 .map(|index| before.swap_remove(index));
             let compiled = self.compile(previous.as_ref(), port);
-            if compiled.pool.is_none() && !port.endpoints.is_empty() {
+            if compiled.pool.is_none() && !internal_endpoints(port).is_empty() {
                 homeless.push(port.key.clone());
             }
             difference(previous.as_ref(), Some(&compiled), delta.table_mut(port.family));
@@ -121,18 +121,19 @@ impl Compiler {
             key: port.key.clone(),
             family: port.family,
             label,
-            frontends: port.frontends.clone(),
+            frontends: internal_frontends(port).collect(),
             pool: known_pool,
             pick: Pick::Random,
             slots: Vec::new(),
         };
-        if port.endpoints.is_empty() {
+        let endpoints = internal_endpoints(port);
+        if endpoints.is_empty() {
             return compiled;
         }
         compiled.pool = known_pool.or_else(|| self.pools.take());
         if compiled.pool.is_some() {
             let seed = self.seed ^ hash(&port.key);
-            let deal = port.scheduler.deal(Hand { endpoints: &port.endpoints, previous: &known_slots, seed });
+            let deal = port.scheduler.deal(Hand { endpoints, previous: &known_slots, seed });
             compiled.pick = deal.pick;
             compiled.slots = deal.slots;
         }
@@ -142,7 +143,7 @@ impl Compiler {
     /// The pool and slots that a kernel already has for a port: those its frontends refer to.
     fn find(&mut self, port: &ResolvedPort, label: &Arc<str>) -> (Option<PoolId>, Vec<SocketAddr>) {
         let table = self.found.table(port.family);
-        let target = port.frontends.iter().find_map(|frontend| table.services.get(frontend));
+        let target = internal_frontends(port).find_map(|frontend| table.services.get(&frontend));
         let Some(pool) = target.filter(|target| target.label == *label).and_then(|target| target.decision.pool) else {
             return (None, Vec::new());
         };
@@ -151,6 +152,18 @@ impl Compiler {
         }
         let slots = (0..).map_while(|slot| table.endpoints.get(&SlotKey { pool, slot })).map(|slot| slot.endpoint);
         (Some(pool), slots.collect())
+    }
+}
+
+fn internal_frontends(port: &ResolvedPort) -> impl Iterator<Item = Frontend> + '_ {
+    port.frontends.iter().filter(|(_, role)| *role == Role::Cluster).map(|(frontend, _)| *frontend)
+}
+
+fn internal_endpoints(port: &ResolvedPort) -> &[SocketAddr] {
+    match port.internal {
+        Verdict::Cluster => &port.cluster,
+        Verdict::Local => &port.local,
+        Verdict::Refuse | Verdict::Discard => &[],
     }
 }
 

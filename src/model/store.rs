@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use ipnet::IpNet;
+
+use super::network::parse_network;
 use super::node::Node;
-use super::problem::{Problem, Problems};
+use super::problem::{Problem, Problems, Report};
 use super::service::{Service, ServiceKey};
 use super::slice::Slice;
 use crate::source::{Change, Kind, Object, ObjectKey};
@@ -18,6 +21,8 @@ pub struct Store {
     /// Which Service a slice was last filed under.
     filed: HashMap<ObjectKey, ServiceKey>,
     node: Option<Node>,
+    /// What each ServiceCIDR object says.
+    service_networks: BTreeMap<String, Vec<IpNet>>,
     problems: Problems,
 }
 
@@ -28,6 +33,10 @@ pub struct Effect {
     pub services: Vec<ServiceKey>,
     /// Problems of the changed object that have not been reported yet.
     pub problems: Vec<Problem>,
+    /// Whether our Node is another than before.
+    pub node: bool,
+    /// Whether the networks of cluster addresses are others than before.
+    pub service_networks: bool,
 }
 
 // === impl Store ===
@@ -49,8 +58,21 @@ impl Store {
                     }
                     Object::Node(node) => {
                         let (parsed, problems) = Node::parse(&key, &node);
+                        let problems = self.problems.replace(Kind::Node, &key, problems);
+                        let changed = self.node.as_ref() != Some(&parsed);
                         self.node = Some(parsed);
-                        Effect { services: Vec::new(), problems: self.problems.replace(Kind::Node, &key, problems) }
+                        Effect { node: changed, problems, ..Effect::default() }
+                    }
+                    Object::ServiceCIDR(cidr) => {
+                        let mut report = Report::new(Kind::ServiceCIDR, key.clone());
+                        let mut networks = Vec::new();
+                        for (index, text) in cidr.spec.cidrs.iter().enumerate() {
+                            match parse_network(text) {
+                                Some(network) => networks.push(network),
+                                None => report.add(format!("spec.cidrs[{index}]"), text, "not a CIDR; skipped"),
+                            }
+                        }
+                        self.put_service_networks(&key, Some(networks), report.problems)
                     }
                 }
             }
@@ -58,8 +80,9 @@ impl Store {
             Change::Delete(Kind::EndpointSlice, key) => self.put_slice(&key, None, Vec::new()),
             Change::Delete(Kind::Node, key) => {
                 // A Node that is deleted under our feet leaves us with what we knew: kube-proxy keeps running too.
-                Effect { services: Vec::new(), problems: self.problems.replace(Kind::Node, &key, Vec::new()) }
+                Effect { problems: self.problems.replace(Kind::Node, &key, Vec::new()), ..Effect::default() }
             }
+            Change::Delete(Kind::ServiceCIDR, key) => self.put_service_networks(&key, None, Vec::new()),
             Change::Synced(_) => Effect::default(),
         }
     }
@@ -84,9 +107,23 @@ impl Store {
         self.node.as_ref()
     }
 
+    /// The networks that cluster addresses are taken from, as far as ServiceCIDR objects say.
+    pub fn service_networks(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.service_networks.values().flatten().copied()
+    }
+
     /// All standing problems of objects.
     pub fn problems(&self) -> &Problems {
         &self.problems
+    }
+
+    fn put_service_networks(&mut self, key: &ObjectKey, now: Option<Vec<IpNet>>, problems: Vec<Problem>) -> Effect {
+        let problems = self.problems.replace(Kind::ServiceCIDR, key, problems);
+        let before = match now.clone() {
+            Some(networks) => self.service_networks.insert(key.name.clone(), networks),
+            None => self.service_networks.remove(&key.name),
+        };
+        Effect { service_networks: before != now, problems, ..Effect::default() }
     }
 
     fn put_service(&mut self, key: &ObjectKey, now: Option<Service>, problems: Vec<Problem>) -> Effect {
@@ -97,7 +134,7 @@ impl Store {
             None => self.services.remove(&key),
         };
         let services = if before == now { Vec::new() } else { vec![key] };
-        Effect { services, problems }
+        Effect { services, problems, ..Effect::default() }
     }
 
     fn put_slice(&mut self, key: &ObjectKey, now: Option<Slice>, problems: Vec<Problem>) -> Effect {
@@ -126,7 +163,7 @@ impl Store {
             }
             self.slices.entry(owner).or_default().insert(key.name.clone(), slice);
         }
-        Effect { services, problems }
+        Effect { services, problems, ..Effect::default() }
     }
 }
 
