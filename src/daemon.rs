@@ -47,6 +47,8 @@ struct Controller {
     engine: Engine,
     plane: DataPlane,
     awaited: Vec<Kind>,
+    /// Whether a predecessor's numbers have been taken over.
+    adopted: bool,
     /// Whether the kernel has what the engine desires, as far as we know.
     trust: Trust,
 }
@@ -83,7 +85,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 Err(error) => return drop(opened.send(Err(error))),
             };
             let mut controller = Controller::new(Engine::new(&node, scheduler), plane);
-            let first = controller.look();
+            // A table owned by somebody else ends the start and not the third hour.
+            let first = controller.plane.claim();
             let hopeless = first.is_err();
             if opened.send(first).is_err() || hopeless {
                 return;
@@ -147,13 +150,16 @@ impl Controller {
         Self {
             engine,
             plane,
-            awaited: vec![Kind::Service, Kind::EndpointSlice],
+            // The Node too: which addresses serve node ports depends on it.
+            awaited: vec![Kind::Service, Kind::EndpointSlice, Kind::Node],
+            adopted: false,
             trust: Trust::Unknown { retry_at: Instant::now(), pause: FIRST_PAUSE },
         }
     }
 
-    /// Takes possession of what is in the kernel, so that a table owned by somebody else ends the start and not the third hour.
-    fn look(&mut self) -> Result<(), KernelError> {
+    /// Takes over the numbers that a predecessor used; before the first compilation, and when everything that the layout depends on
+    /// is known.
+    fn adopt(&mut self) -> Result<(), KernelError> {
         let found = self.plane.read()?;
         for reason in &found.rejected {
             warn!(reason, "the table that is there cannot be adopted and will be replaced");
@@ -162,6 +168,7 @@ impl Controller {
             info!("adopting the tables of a predecessor");
         }
         self.engine.adopt(found.image);
+        self.adopted = true;
         Ok(())
     }
 
@@ -194,11 +201,18 @@ impl Controller {
 
     /// Compiles what was taken and brings the kernel there.
     fn program(&mut self, begin: Instant, changes: usize) -> Result<(), KernelError> {
+        let stale = self.plane.set_locality(self.engine.locality());
+        if !self.adopted
+            && let Err(error) = self.adopt()
+        {
+            return self.refused(error);
+        }
         let outcome = if self.engine.is_idle() { Outcome::default() } else { self.engine.compile() };
         for problem in &outcome.problems {
             warn!("{problem}");
         }
         let result = match &mut self.trust {
+            Trust::Known if stale => self.plane.replace(&self.engine.everything()),
             Trust::Known if outcome.delta.is_empty() => return Ok(()),
             Trust::Known => self.plane.apply(&outcome.delta),
             Trust::Unknown { retry_at, .. } if *retry_at > Instant::now() => return Ok(()),
@@ -217,17 +231,22 @@ impl Controller {
                 self.trust = Trust::Known;
                 Ok(())
             }
-            Err(error) if error.is_hopeless() => Err(error),
-            Err(error) => {
-                let pause = match self.trust {
-                    Trust::Known => FIRST_PAUSE,
-                    Trust::Unknown { pause, .. } => pause,
-                };
-                error!(%error, retry_in = ?pause, "programming failed; what is programmed stays, and will be compared and corrected");
-                self.trust = Trust::Unknown { retry_at: Instant::now() + pause, pause: (pause * 2).min(LONGEST_PAUSE) };
-                Ok(())
-            }
+            Err(error) => self.refused(error),
         }
+    }
+
+    /// Plans another attempt, unless that is hopeless.
+    fn refused(&mut self, error: KernelError) -> Result<(), KernelError> {
+        if error.is_hopeless() {
+            return Err(error);
+        }
+        let pause = match self.trust {
+            Trust::Known => FIRST_PAUSE,
+            Trust::Unknown { pause, .. } => pause,
+        };
+        error!(%error, retry_in = ?pause, "programming failed; what is programmed stays, and will be compared and corrected");
+        self.trust = Trust::Unknown { retry_at: Instant::now() + pause, pause: (pause * 2).min(LONGEST_PAUSE) };
+        Ok(())
     }
 
     /// Reads what is there and applies the difference to everything desired.

@@ -4,8 +4,9 @@
 //! transactions, and a kernel's tables back into an [`crate::compile::Image`]. It knows no Kubernetes: names reach it as chain
 //! names and comments only.
 //!
-//! Where things are: `skeleton` defines tables, maps, fixed chains and base chains; `encode` translates keys and values,
-//! `write` puts them into transactions, `read` gets them back and checks a table that was there; `plane` decides what goes into which transaction; `lock` keeps two processes apart where the kernel cannot.
+//! Where things are: `skeleton` defines tables, maps and sets, `chains` their chains and rules; `encode` translates keys and values,
+//! `write` puts them into transactions, `read` gets them back and checks a table that was there; `plane` decides what goes into
+//! which transaction; `lock` keeps two processes apart where the kernel cannot.
 //!
 //! Invariants:
 //! - one [`DataPlane::apply`] of ordinary size is one transaction: all of it happens or none;
@@ -17,6 +18,7 @@
 //!
 //! Proven by `tests/kernel/`.
 
+mod chains;
 mod encode;
 mod error;
 mod lock;

@@ -1,12 +1,9 @@
 //! Differences between two states of the data plane.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
-use std::sync::Arc;
 
-use super::layout::{Decision, DedicatedChain, PoolId};
+use super::elements::{TableDelta, TableImage};
 use crate::model::Family;
-use crate::policy::Frontend;
 
 /// What one map element was and is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,44 +18,6 @@ pub struct Edit<V> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edits<K, V>(BTreeMap<K, Edit<V>>);
 
-/// Value of map `services`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Pool and plan.
-    pub decision: Decision,
-    /// The element's comment: whose frontend this is.
-    pub label: Arc<str>,
-}
-
-/// Key of map `endpoints`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SlotKey {
-    /// The pool.
-    pub pool: PoolId,
-    /// Number of the slot, from 0.
-    pub slot: u32,
-}
-
-/// Value of map `endpoints`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slot {
-    /// The endpoint that stands in the slot.
-    pub endpoint: SocketAddr,
-    /// The element's comment: whose endpoint this is.
-    pub label: Arc<str>,
-}
-
-/// What differs in the table of one family.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TableDelta {
-    /// Map `services`.
-    pub services: Edits<Frontend, Target>,
-    /// Map `endpoints`.
-    pub endpoints: Edits<SlotKey, Slot>,
-    /// Map `dedicated`, and the chains it refers to.
-    pub dedicated: Edits<PoolId, DedicatedChain>,
-}
-
 /// What differs in both tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delta {
@@ -66,17 +25,6 @@ pub struct Delta {
     pub v4: TableDelta,
     /// The `ip6` table.
     pub v6: TableDelta,
-}
-
-/// The elements of one table as a kernel has them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TableImage {
-    /// Map `services`.
-    pub services: HashMap<Frontend, Target>,
-    /// Map `endpoints`.
-    pub endpoints: HashMap<SlotKey, Slot>,
-    /// Map `dedicated`.
-    pub dedicated: HashMap<PoolId, DedicatedChain>,
 }
 
 /// The elements of both tables as a kernel has them.
@@ -124,7 +72,7 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
     }
 
     /// Turns the complete desired content (every `before` empty) into the difference to what a kernel has.
-    fn rebase(&mut self, actual: HashMap<K, V>) {
+    pub(super) fn rebase(&mut self, actual: HashMap<K, V>) {
         for (key, value) in actual {
             use std::collections::btree_map::Entry;
             match self.0.entry(key) {
@@ -154,6 +102,27 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
         self.0.iter().filter_map(|(key, edit)| Some((key, edit.after.as_ref()?)))
     }
 
+    /// Elements that were not there.
+    pub fn appearing(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
+        self.0
+            .iter()
+            .filter(|(_, edit)| edit.before.is_none())
+            .filter_map(|(key, edit)| Some((key, edit.after.as_ref()?)))
+    }
+
+    /// Elements that will not be there.
+    pub fn vanishing(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
+        self.0
+            .iter()
+            .filter(|(_, edit)| edit.after.is_none())
+            .filter_map(|(key, edit)| Some((key, edit.before.as_ref()?)))
+    }
+
+    /// Forgets edits of elements that appear or vanish; what is left are new values for keys that stay.
+    pub fn retain_changing(&mut self) {
+        self.0.retain(|_, edit| edit.before.is_some() && edit.after.is_some());
+    }
+
     /// How many elements differ.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -167,26 +136,6 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
     /// By how much the map grows (or shrinks).
     pub fn growth(&self) -> isize {
         self.0.values().map(|edit| isize::from(edit.after.is_some()) - isize::from(edit.before.is_some())).sum()
-    }
-}
-
-// === impl TableDelta ===
-
-impl TableDelta {
-    /// Whether nothing differs.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// How many elements differ.
-    pub fn len(&self) -> usize {
-        self.services.len() + self.endpoints.len() + self.dedicated.len()
-    }
-
-    fn rebase(&mut self, actual: TableImage) {
-        self.services.rebase(actual.services);
-        self.endpoints.rebase(actual.endpoints);
-        self.dedicated.rebase(actual.dedicated);
     }
 }
 

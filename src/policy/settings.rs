@@ -175,7 +175,8 @@ mod tests {
         const ALL6: &str = ":: ::2-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
         let primary = NodePortAddresses::Primary;
         let list = |list: &[&str]| NodePortAddresses::Networks(networks(list));
-        let table: [(NodePortAddresses, &[&str], Option<&str>, &str, &str); 12] = [
+        type Row<'a> = (NodePortAddresses, &'a [&'a str], Option<&'a str>, &'a str, &'a str);
+        let table: [Row<'_>; 12] = [
             (primary.clone(), &["10.0.0.1", "fd00::1", "192.0.2.1"], None, "10.0.0.1", "fd00::1"),
             (primary.clone(), &["fd00::1", "10.0.0.1"], None, "10.0.0.1", "fd00::1"),
             (primary.clone(), &["10.0.0.1"], None, "10.0.0.1", ALL6),
