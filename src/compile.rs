@@ -6,10 +6,13 @@
 //! netlink, and nothing here reads what the update does not touch.
 //!
 //! Vocabulary:
-//! - a *pool* is the numbered set of slots of one Service port in one family; frontends refer to it by number;
+//! - a *pool* is the numbered set of slots of one Service port in one family; frontends refer to it by number. A port whose traffic
+//!   policy says so has a second one for the endpoints of this node;
 //! - a *plan* is the way a slot is picked; one chain per plan, shared by all Services that use it, or *dedicated* to one pool
 //!   when the way has a memory (round robin);
 //! - a *decision* is pool and plan in one 32-bit number: the value of a frontend in map `services`;
+//! - a *hop* is a second decision, taken after a check of where the connection comes from;
+//! - a *member* is an endpoint of a pool with session affinity, by a number that it keeps;
 //! - an [`Image`] is the same state as read back from a kernel, for the first difference after a start.
 //!
 //! Invariants (property tests in `compiler.rs`): applying the deltas one after the other gives the same state as compiling the
@@ -18,8 +21,16 @@
 
 mod compiler;
 mod delta;
+mod elements;
 pub mod layout;
+mod pool;
 mod pools;
+mod shared;
 
-pub use compiler::Compiler;
-pub use delta::{Delta, Edit, Edits, Image, Slot, SlotKey, TableDelta, TableImage, Target};
+pub use compiler::{Compiler, Shortage};
+pub use delta::{Delta, Edit, Edits, Image};
+pub(crate) use elements::each_map;
+pub use elements::{
+    ClusterIp, Hairpin, Hop, Label, Masquerade, NodePortAddress, ServiceNetwork, Slot, SlotKey, SourceRange, Stage,
+    TableDelta, TableImage, Target,
+};

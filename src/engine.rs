@@ -9,16 +9,17 @@
 
 mod triggers;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
+use crate::compile::layout::Locality;
 use crate::compile::{Compiler, Delta, Image};
 use crate::conntrack::{FlowBook, View};
-use crate::model::{Families, Family, Problem, Problems, ServiceKey, Store};
-use crate::policy::{self, Claims};
+use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, ServiceKey, Store};
+use crate::policy::{self, Claims, Context, HealthCheck, Settings};
 use crate::schedule::Scheduler;
-use crate::source::{Change, Kind};
+use crate::source::{Change, Kind, Object};
 use triggers::Triggers;
 
 /// Model, policy, schedule and compile under one roof.
@@ -28,8 +29,12 @@ pub struct Engine {
     claims: Claims,
     compiler: Compiler,
     flows: FlowBook,
+    settings: Settings,
     scheduler: Scheduler,
+    health: BTreeMap<ServiceKey, HealthCheck>,
     touched: BTreeSet<ServiceKey>,
+    /// Node port addresses and service networks have to be looked at again.
+    networks_touched: bool,
     /// Problems that no single object has: frontends asked for twice, pools exhausted.
     conflicts: Problems,
     fresh_problems: Vec<Problem>,
@@ -58,13 +63,21 @@ pub struct Outcome {
 impl Engine {
     /// An engine for the node of this name that knows nothing yet. `scheduler` serves whoever asks for none.
     pub fn new(node: &str, scheduler: Scheduler) -> Self {
+        Self::with_settings(Settings { node: node.into(), ..Settings::default() }, scheduler)
+    }
+
+    /// An engine with settings of its own.
+    pub fn with_settings(settings: Settings, scheduler: Scheduler) -> Self {
         Self {
             store: Store::default(),
             claims: Claims::default(),
-            compiler: Compiler::new(node),
+            compiler: Compiler::new(&settings.node),
             flows: FlowBook::default(),
+            settings,
             scheduler,
+            health: BTreeMap::new(),
             touched: BTreeSet::new(),
+            networks_touched: true,
             conflicts: Problems::default(),
             fresh_problems: Vec::new(),
             families: Families::default(),
@@ -86,14 +99,24 @@ impl Engine {
     /// Takes a change in.
     pub fn take(&mut self, change: Change) {
         let trigger = if self.triggers.is_on() { triggers::of(&change) } else { None };
+        let before = match &change {
+            Change::Apply(Object::Node(_)) => self.store.node().cloned(),
+            _ => None,
+        };
         let effect = self.store.apply(change);
         match effect.slice {
             Some(slice) => {
                 self.families.insert(slice.family);
                 self.fresh_problems.extend(self.triggers.note(slice, trigger));
             }
-            None if !effect.services.is_empty() => self.families = Families::ALL,
+            None if !effect.services.is_empty() || effect.node || effect.service_networks => {
+                self.families = Families::ALL;
+            }
             None => {}
+        }
+        self.networks_touched |= effect.node || effect.service_networks;
+        if effect.node {
+            self.node_changed(before.unwrap_or_default());
         }
         self.touched.extend(effect.services);
         self.fresh_problems.extend(effect.problems);
@@ -106,7 +129,7 @@ impl Engine {
 
     /// Whether a compilation would have anything to do or to say.
     pub fn is_idle(&self) -> bool {
-        self.touched.is_empty() && self.fresh_problems.is_empty()
+        self.touched.is_empty() && self.fresh_problems.is_empty() && !self.networks_touched
     }
 
     /// Decides and compiles every Service touched since the last call.
@@ -116,7 +139,7 @@ impl Engine {
         for key in &touched {
             // All claims first: whether one Service gets a frontend may depend on another that is touched in the same batch.
             let others = match self.store.service(key) {
-                Some(service) => self.claims.set(key, service.created, policy::frontends(service)),
+                Some(service) => self.claims.set(key, service.created, policy::wanted(service, &self.settings)),
                 None => self.claims.set(key, 0, std::iter::empty()),
             };
             services.extend(others);
@@ -127,21 +150,34 @@ impl Engine {
             triggers: self.triggers.take(),
             ..Outcome::default()
         };
+        if std::mem::take(&mut self.networks_touched) {
+            self.compile_networks(&mut outcome.delta);
+        }
+        let context = Context {
+            settings: &self.settings,
+            node: self.store.node(),
+            claims: &self.claims,
+            scheduler: self.scheduler,
+        };
         for key in &services {
             let service = self.store.service(key);
-            let resolved = service
-                .map(|service| policy::resolve(service, self.store.slices(key), &self.claims, self.scheduler))
-                .unwrap_or_default();
+            let slices = self.store.slices(key);
+            let health = service.and_then(|service| HealthCheck::of(service, slices.clone(), &self.settings));
+            match health {
+                Some(health) => self.health.insert(key.clone(), health),
+                None => self.health.remove(key),
+            };
+            let resolved = service.map(|service| policy::resolve(service, slices, context)).unwrap_or_default();
             self.flows.update(key, &resolved);
-            let homeless = self.compiler.update(key, &resolved, &mut outcome.delta);
+            let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
             let mut problems: Vec<_> =
-                service.map(|service| policy::lost_frontends(service, &self.claims)).unwrap_or_default();
-            problems.extend(homeless.iter().map(|port| Problem {
+                service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();
+            problems.extend(shortages.into_iter().map(|shortage| Problem {
                 kind: Kind::Service,
                 object: key.object(),
                 field: "spec.ports".to_owned(),
-                value: port.to_string(),
-                reason: "all pool numbers are in use; connections are rejected".to_owned(),
+                value: shortage.port.to_string(),
+                reason: shortage.reason.to_owned(),
             }));
             outcome.problems.extend(self.conflicts.replace(Kind::Service, &key.object(), problems));
         }
@@ -165,6 +201,39 @@ impl Engine {
         self.compiler.settle();
     }
 
+    /// What load balancers are to be told, per Service that has a `healthCheckNodePort`; as of the last compilation.
+    pub fn health(&self) -> &BTreeMap<ServiceKey, HealthCheck> {
+        &self.health
+    }
+
+    /// What the fixed chains of the tables depend on; changes with our Node in mode NodeCIDR only.
+    pub fn locality(&self) -> Locality {
+        Locality::new(&self.settings, self.store.node())
+    }
+
+    fn compile_networks(&mut self, delta: &mut Delta) {
+        let addresses = self.store.node().map(|node| node.addresses.iter().copied().collect()).unwrap_or_default();
+        self.flows.set_node_addresses(addresses);
+        for family in Family::ALL {
+            let node_ports = policy::node_port_ranges(&self.settings, self.store.node(), family);
+            self.compiler.set_node_port_addresses(family, node_ports, delta);
+            let networks = self.store.service_networks().map(AddressRange::from);
+            let networks = AddressRange::merged(family, networks);
+            self.compiler.set_service_networks(family, networks, delta);
+        }
+    }
+
+    /// Decides again whatever depends on our Node.
+    fn node_changed(&mut self, before: Node) {
+        let Some(now) = self.store.node() else { return };
+        if before.zone != now.zone {
+            self.touched.extend(self.store.services().map(|service| service.key.clone()));
+        } else if before.addresses != now.addresses {
+            let depending = self.store.services().filter(|service| policy::depends_on_node_addresses(service));
+            self.touched.extend(depending.map(|service| service.key.clone()));
+        }
+    }
+
     /// Everything known.
     pub fn store(&self) -> &Store {
         &self.store
@@ -177,199 +246,4 @@ impl Engine {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-    use std::net::SocketAddr;
-
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    use super::*;
-    use crate::compile::layout::{Decision, Plan};
-    use crate::compile::{Edits, SlotKey, TableImage};
-    use crate::model::Family;
-    use crate::policy::Frontend;
-    use crate::source::{Object, ObjectKey};
-
-    /// Applies edits as a kernel would, refusing what a kernel would refuse.
-    fn apply_edits<K: Ord + std::hash::Hash + Clone + std::fmt::Debug, V: PartialEq + Clone + std::fmt::Debug>(
-        map: &mut std::collections::HashMap<K, V>,
-        edits: &Edits<K, V>,
-    ) {
-        for (key, before) in edits.removed() {
-            assert_eq!(map.remove(key).as_ref(), Some(before), "removes what is there: {key:?}");
-        }
-        for (key, after) in edits.added() {
-            assert_eq!(map.insert(key.clone(), after.clone()), None, "adds what is not there: {key:?}");
-        }
-    }
-
-    fn apply(image: &mut Image, delta: &Delta) {
-        for family in Family::ALL {
-            let (table, edits) = (image.table_mut(family), delta.table(family));
-            apply_edits(&mut table.services, &edits.services);
-            apply_edits(&mut table.endpoints, &edits.endpoints);
-            apply_edits(&mut table.dedicated, &edits.dedicated);
-        }
-    }
-
-    /// What a client of each frontend can reach: the slots' endpoints, sorted; `None` for reject.
-    fn reachable(table: &TableImage) -> BTreeMap<Frontend, (String, Vec<SocketAddr>)> {
-        let reach = |decision: Decision| {
-            let slots = match decision.plan {
-                Plan::Refuse => return ("refuse".to_owned(), Vec::new()),
-                Plan::Random(slots) => u32::from(slots),
-                Plan::Dedicated => table.dedicated[&decision.pool.expect("dedicated has a pool")].slots,
-            };
-            let pool = decision.pool.expect("slots have a pool");
-            let mut endpoints: Vec<_> = (0..slots)
-                .map(|slot| table.endpoints.get(&SlotKey { pool, slot }).expect("every slot is there").endpoint)
-                .collect();
-            endpoints.sort();
-            let plan = if decision.plan == Plan::Dedicated { "dedicated" } else { "random" };
-            (plan.to_owned(), endpoints)
-        };
-        table.services.iter().map(|(frontend, target)| (*frontend, reach(target.decision))).collect()
-    }
-
-    fn service(name: &str, ips: &[String], rr: bool, ports: &[u16]) -> Change {
-        let ports: Vec<_> = ports.iter().map(|port| json!({"name": format!("p{port}"), "port": port})).collect();
-        let scheduler = if rr { "rr" } else { "random" };
-        let value = json!({
-            "metadata": {"namespace": "ns", "name": name, "annotations": {"pointsman.dev/scheduler": scheduler}},
-            "spec": {"clusterIPs": ips, "ports": ports},
-        });
-        Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes"))))
-    }
-
-    fn slice(name: &str, owner: &str, v6: bool, endpoints: &BTreeSet<u8>) -> Change {
-        let prefix = if v6 { "fd00:1::" } else { "10.1.0." };
-        let endpoints: Vec<_> =
-            endpoints.iter().map(|last| json!({"addresses": [format!("{prefix}{last}")]})).collect();
-        let value = json!({
-            "metadata": {"namespace": "ns", "name": name, "labels": {"kubernetes.io/service-name": owner}},
-            "addressType": if v6 { "IPv6" } else { "IPv4" },
-            "ports": [{"name": "p1", "port": 8001}, {"name": "p2", "port": 8002}], "endpoints": endpoints,
-        });
-        Change::Apply(Object::EndpointSlice(Box::new(serde_json::from_value(value).expect("decodes"))))
-    }
-
-    fn delete(kind: Kind, name: &str) -> Change {
-        Change::Delete(kind, ObjectKey { namespace: "ns".into(), name: name.into() })
-    }
-
-    #[test]
-    fn a_departure_costs_three_endpoint_edits_and_one_frontend_edit() {
-        let mut engine = Engine::new("n1", Scheduler::Random);
-        engine.take(service("web", &["10.0.0.1".into()], false, &[1]));
-        engine.take(slice("s", "web", false, &(1..=50).collect()));
-        engine.compile();
-        engine.take(slice("s", "web", false, &(1..=50).filter(|last| *last != 7).collect()));
-        let delta = engine.compile().delta;
-        assert_eq!((delta.v4.services.len(), delta.v4.endpoints.len(), delta.v6.len()), (1, 2, 0));
-        engine.take(slice("s", "web", false, &(1..=50).collect()));
-        let delta = engine.compile().delta;
-        assert_eq!((delta.v4.services.len(), delta.v4.endpoints.len()), (1, 1));
-        assert!(engine.is_idle());
-        engine.take(slice("s", "web", false, &(1..=50).collect()));
-        assert!(engine.is_idle(), "the same again is no work");
-    }
-
-    #[test]
-    fn two_services_that_claim_one_frontend_are_told_apart_and_reported() {
-        let mut engine = Engine::new("n1", Scheduler::Random);
-        engine.take(service("b", &["10.0.0.1".into()], false, &[1]));
-        engine.take(service("a", &["10.0.0.1".into()], false, &[1, 2]));
-        let outcome = engine.compile();
-        let problems: Vec<_> = outcome.problems.iter().map(ToString::to_string).collect();
-        assert_eq!(
-            problems,
-            [
-                r#"Service ns/b: spec.ports: "TCP 10.0.0.1:1": already served for Service ns/a, which is older or first by name; not served"#
-            ]
-        );
-        engine.take(delete(Kind::Service, "a"));
-        let outcome = engine.compile();
-        assert!(outcome.problems.is_empty());
-        assert_eq!(engine.standing_problems(), 0);
-        assert_eq!(outcome.delta.v4.services.len(), 2, "b takes over in the same transaction");
-    }
-
-    fn any_change() -> impl Strategy<Value = Change> {
-        let name = prop_oneof![Just("a"), Just("b"), Just("c")];
-        let ips = prop_oneof![
-            (1u8..4).prop_map(|ip| vec![format!("10.0.0.{ip}")]),
-            (1u8..4).prop_map(|ip| vec![format!("10.0.0.{ip}"), format!("fd00::{ip}")]),
-        ];
-        let ports = prop_oneof![Just(vec![1u16]), Just(vec![1, 2]), Just(vec![2, 3])];
-        let endpoints = proptest::collection::btree_set(1u8..9, 0..6);
-        prop_oneof![
-            3 => (name.clone(), ips, any::<bool>(), ports).prop_map(|(name, ips, rr, ports)| service(name, &ips, rr, &ports)),
-            5 => (name.clone(), name.clone(), any::<bool>(), endpoints).prop_map(|(name, owner, v6, endpoints)| slice(name, owner, v6, &endpoints)),
-            1 => name.clone().prop_map(|name| delete(Kind::Service, name)),
-            1 => name.prop_map(|name| delete(Kind::EndpointSlice, name)),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(400))]
-
-        /// Random histories, cut into random batches, with a restart at a random point that adopts what the kernel has: after each
-        /// batch every frontend reaches exactly what a fresh engine would let it reach.
-        #[test]
-        fn the_last_state_counts_whatever_the_history(
-            history in proptest::collection::vec((any_change(), any::<bool>()), 1..40),
-            restart_at in 0usize..40,
-        ) {
-            let mut engine = Engine::new("n1", Scheduler::Random);
-            let mut kernel = Image::default();
-            let mut past: Vec<Change> = Vec::new();
-            for (step, (change, batch_ends)) in history.into_iter().enumerate() {
-                past.push(change.clone());
-                engine.take(change);
-                if !batch_ends {
-                    continue;
-                }
-                if step == restart_at {
-                    engine = Engine::new("n1", Scheduler::Random);
-                    engine.adopt(kernel.clone());
-                    past.iter().cloned().for_each(|change| engine.take(change));
-                    engine.compile();
-                    engine.settle();
-                    let difference = engine.everything().rebase(kernel.clone());
-                    apply(&mut kernel, &difference);
-                } else {
-                    apply(&mut kernel, &engine.compile().delta);
-                }
-                let mut fresh = Engine::new("n1", Scheduler::Random);
-                past.iter().cloned().for_each(|change| fresh.take(change));
-                fresh.compile();
-                let mut wanted = Image::default();
-                apply(&mut wanted, &fresh.everything());
-                for family in Family::ALL {
-                    prop_assert_eq!(reachable(kernel.table(family)), reachable(wanted.table(family)));
-                    prop_assert_eq!(kernel.table(family).endpoints.len(), wanted.table(family).endpoints.len());
-                    prop_assert_eq!(kernel.table(family).dedicated.len(), wanted.table(family).dedicated.len());
-                }
-                // What the engine believes is what the kernel has.
-                let drift = engine.everything().rebase(kernel.clone());
-                prop_assert!(drift.is_empty(), "{:?}", drift);
-            }
-        }
-
-        /// A restart with nothing changed rewrites nothing.
-        #[test]
-        fn a_restart_changes_nothing(history in proptest::collection::vec(any_change(), 1..30)) {
-            let mut engine = Engine::new("n1", Scheduler::Random);
-            history.iter().cloned().for_each(|change| engine.take(change));
-            let mut kernel = Image::default();
-            apply(&mut kernel, &engine.compile().delta);
-            let mut next = Engine::new("n1", Scheduler::Random);
-            next.adopt(kernel.clone());
-            history.into_iter().for_each(|change| next.take(change));
-            next.compile();
-            let delta = next.everything().rebase(kernel);
-            prop_assert!(delta.is_empty(), "{:?}", delta);
-        }
-    }
-}
+mod tests;

@@ -4,9 +4,10 @@
 //! transactions, and a kernel's tables back into an [`crate::compile::Image`]. It knows no Kubernetes: names reach it as chain
 //! names and comments only.
 //!
-//! Where things are: `skeleton` defines tables, maps, fixed chains and base chains; `encode` translates keys and values,
-//! `write` puts them into transactions, `read` gets them back and checks a table that was there; `plane` decides what goes into which transaction; `lock`
-//! keeps two processes apart where the kernel cannot. [`conntrack`] is the other table of the kernel that concerns us: the connections that exist.
+//! Where things are: `skeleton` defines tables, maps and sets, `chains` their chains and rules; `encode` translates keys and values,
+//! `write` puts them into transactions, `read` gets them back and checks a table that was there; `plane` decides what goes into
+//! which transaction; `lock` keeps two processes apart where the kernel cannot. [`conntrack`] is the other table of the kernel that
+//! concerns us: the connections that exist.
 //!
 //! Invariants:
 //! - the elements of one [`DataPlane::apply`] of ordinary size change in one transaction: all of them or none. Chains that they lead to
@@ -19,6 +20,7 @@
 //!
 //! Proven by `tests/kernel/`.
 
+mod chains;
 pub mod conntrack;
 mod encode;
 mod error;

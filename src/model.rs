@@ -14,6 +14,7 @@
 
 mod address;
 mod families;
+mod network;
 mod node;
 mod problem;
 mod service;
@@ -22,8 +23,9 @@ mod store;
 
 pub use address::{Family, Protocol, parse_address};
 pub use families::Families;
+pub use network::{AddressRange, parse_network};
 pub use node::Node;
 pub use problem::{Problem, Problems};
-pub use service::{PortKey, Service, ServiceKey, ServicePort};
+pub use service::{Affinity, PortKey, Service, ServiceKey, ServicePort};
 pub use slice::{Endpoint, Slice, SlicePort};
 pub use store::{Effect, SliceEffect, Store};

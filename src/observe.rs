@@ -42,9 +42,10 @@ use events::{Delivery, Event, EventSink, EventTask};
 use health::{HealthReporter, Moment, ProxyHealth};
 use http::{Limits, Server};
 use metrics::{Build, SyncKind};
-use services::{HealthPorts, ServiceHealth, ServiceServers};
+use services::{ServiceHealth, ServiceServers};
 
 pub use http::BindError;
+pub use services::{HealthPort, HealthPorts};
 pub use surface::Surface;
 
 /// Where and how to listen, and what to tell. The default is that of kube-proxy without a configuration.
@@ -200,10 +201,7 @@ impl Observer {
                 metrics::endpoint_changes(u64::from(family.is_some_and(|family| self.families.contains(family))));
             }
             Change::Delete(Kind::EndpointSlice, _) => metrics::endpoint_changes(1),
-            Change::Apply(Object::Node(node)) => {
-                let being_deleted = node.metadata.deletion_timestamp.is_some();
-                self.health.set_eligible(health::node_eligible(being_deleted, []));
-            }
+            Change::Apply(Object::Node(_) | Object::ServiceCIDR(_)) => {}
             // Deleting our Node leaves us with what we knew, as everywhere.
             Change::Delete(..) | Change::Synced(_) => {}
         }
@@ -246,7 +244,7 @@ impl Observer {
         self.events.send(Event::invalid(problem));
     }
 
-    /// Whether load balancers may send traffic to this node: see [`health::node_eligible`].
+    /// Whether load balancers may send traffic to this node: see [`crate::model::Node::eligible`].
     pub fn set_node_eligible(&self, eligible: bool) {
         self.health.set_eligible(eligible);
     }

@@ -1,30 +1,38 @@
 //! Which endpoints each frontend may use.
 //!
-//! [`resolve`] is a pure function of one Service, its slices and the claims on frontends: it names, per Service port and family,
-//! the frontends that are this Service's to serve and the endpoints that qualify. It knows neither schedulers nor nftables.
+//! [`resolve`] is a pure function of one Service, its slices, our Node, the [`Settings`] and the claims on frontends: it names, per
+//! Service port and family, the frontends that are this Service's to serve, what happens to connections from inside and from
+//! outside, and the endpoints that qualify. It knows neither schedulers nor nftables.
 //!
-//! Vocabulary: a *frontend* is what clients connect to (address, protocol, port). Two Services may ask for the same one;
-//! [`Claims`] keeps who asks and decides who has it.
+//! Vocabulary:
+//! - a *frontend* is what clients connect to: address, protocol, port. A [`NodePort`] is one on every address of the node. Two
+//!   Services may ask for the same one ([`Claim`]); [`Claims`] keeps who asks and decides who has it;
+//! - *internal* traffic goes to the cluster address, *external* traffic to all other frontends; each has its traffic policy, and a
+//!   [`Verdict`] says what comes of it;
+//! - the *cluster set* and the *local set* are the endpoints that a policy may choose from; `select` has the table.
 //!
-//! Rules in force (spec of kube-proxy 1.36, sections 4.2 to 4.5, as far as ClusterIP Services need them):
-//! - a slice port serves a Service port of the same name and protocol;
-//! - only the first address of an endpoint counts, and only ready endpoints qualify;
-//! - the same address and port in several entries or slices is one endpoint; of two, the one that does not terminate is believed;
-//! - no qualifying endpoint: connections are rejected.
+//! Rules in force: spec of kube-proxy 1.36, sections 4.2 to 4.5 and 5.4. Where two frontends of one Service are the same address
+//! and port, it is served as cluster address, then as load balancer address, then as external address.
 //!
-//! Invariants: the result depends on the objects only, and endpoints come sorted. Table tests below.
+//! Invariants: the result depends on the objects only, and endpoints come sorted. Table tests here and in `select`, `settings`,
+//! `claims`; `tests/conformance/README.md` lists them row by row.
 
 mod claims;
+mod select;
 mod serving;
+mod settings;
+#[cfg(test)]
+mod tests;
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 pub use claims::Claims;
+pub use settings::{DetectLocal, Detector, NodeAddresses, NodePortAddresses, Settings, detector, node_port_ranges};
 
-use crate::model::{Endpoint, Family, PortKey, Problem, Protocol, Service, ServicePort, Slice};
+use crate::model::{AddressRange, Affinity, Family, Node, PortKey, Problem, Protocol, Service, ServicePort, Slice};
 use crate::schedule::Scheduler;
 use crate::source::Kind;
+use select::{Place, Uses, select};
 
 /// What clients connect to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +45,48 @@ pub struct Frontend {
     pub port: u16,
 }
 
+/// What clients connect to on every address that serves node ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodePort {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Destination port.
+    pub port: u16,
+}
+
+/// Something that only one Service can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Claim {
+    /// An address and port.
+    Frontend(Frontend),
+    /// A port of the node, in one family.
+    NodePort(Family, NodePort),
+}
+
+/// What kind of address a frontend has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// A cluster address: internal traffic.
+    Cluster,
+    /// A load balancer's address: external traffic, subject to source ranges.
+    LoadBalancer,
+    /// An address of `spec.externalIPs`: external traffic.
+    External,
+}
+
+/// What comes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// It is rejected: nobody anywhere could serve.
+    Refuse,
+    /// It is dropped: somebody could, but not here.
+    Discard,
+    /// An endpoint of the cluster set gets it.
+    Cluster,
+    /// An endpoint of the local set gets it.
+    Local,
+}
+
 /// The decision for one Service port in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedPort {
@@ -44,14 +94,56 @@ pub struct ResolvedPort {
     pub key: PortKey,
     /// Which family.
     pub family: Family,
-    /// Where clients may connect; never empty.
-    pub frontends: Vec<Frontend>,
-    /// Who may answer, sorted and without duplicates; empty means that connections are rejected.
-    pub endpoints: Vec<SocketAddr>,
+    /// Where clients may connect.
+    pub frontends: Vec<(Frontend, Role)>,
+    /// On which port of the node.
+    pub node_port: Option<NodePort>,
+    /// Connections to the cluster address.
+    pub internal: Verdict,
+    /// Connections to all other frontends that come from outside.
+    pub outside: Verdict,
+    /// Connections to all other frontends that come from the node itself or from its pods.
+    pub inside: Verdict,
+    /// The source of external connections stays what it is, except for the node's own (`externalTrafficPolicy: Local`).
+    pub keeps_source: bool,
+    /// Who may use the load balancer addresses; `None` is everybody.
+    pub source_ranges: Option<Vec<AddressRange>>,
+    /// Sorted and without duplicates; empty unless a verdict leads there.
+    pub cluster: Vec<SocketAddr>,
+    /// Sorted and without duplicates; empty unless a verdict leads there.
+    pub local: Vec<SocketAddr>,
+    /// Addresses of endpoints on this node: pods that may meet themselves behind the Service.
+    pub local_addresses: Vec<IpAddr>,
     /// Who may go on answering: ready endpoints and those that still serve while they terminate, sorted and without duplicates.
     /// UDP only: no other flows are ended.
     pub serving: Vec<SocketAddr>,
     /// Who shall answer next.
+    pub scheduler: Scheduler,
+    /// Whether a client stays with its endpoint.
+    pub affinity: Option<Affinity>,
+}
+
+/// What load balancers are told who ask whether this node has endpoints of a Service (spec section 8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Where they ask.
+    pub port: u16,
+    /// Ready IPv4 endpoints on this node.
+    pub local_v4: usize,
+    /// Ready IPv6 endpoints on this node.
+    pub local_v6: usize,
+}
+
+/// What decisions depend on besides the Service and its slices.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// What the operator wants.
+    pub settings: &'a Settings,
+    /// Our Node, once it is known.
+    pub node: Option<&'a Node>,
+    /// Who has which frontend.
+    pub claims: &'a Claims,
+    /// For Services that choose none.
     pub scheduler: Scheduler,
 }
 
@@ -63,190 +155,187 @@ impl std::fmt::Display for Frontend {
     }
 }
 
+// === impl Claim ===
+
+impl std::fmt::Display for Claim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Claim::Frontend(frontend) => frontend.fmt(f),
+            Claim::NodePort(family, node_port) => {
+                write!(f, "{} node port {} ({family})", node_port.protocol, node_port.port)
+            }
+        }
+    }
+}
+
+// === impl HealthCheck ===
+
+impl HealthCheck {
+    /// The answer for a Service, if anybody asks for it.
+    pub fn of<'a>(
+        service: &Service,
+        slices: impl Iterator<Item = &'a Slice> + Clone,
+        settings: &Settings,
+    ) -> Option<Self> {
+        let port = service.health_check_port?;
+        let [local_v4, local_v6] = Family::ALL.map(|family| {
+            if service.serves(family) {
+                select::local_ready(&service.ports, slices.clone(), &settings.node, family)
+            } else {
+                0
+            }
+        });
+        Some(Self { port, local_v4, local_v6 })
+    }
+}
+
 // === resolving ===
 
-/// Every frontend that a Service asks for, whoever gets it in the end.
-pub fn frontends(service: &Service) -> impl Iterator<Item = Frontend> + '_ {
-    service.ports.iter().flat_map(|port| port_frontends(service, port))
+/// Everything that a Service asks for, whoever gets it in the end.
+pub fn wanted(service: &Service, settings: &Settings) -> Vec<Claim> {
+    let mut wanted = Vec::new();
+    for family in Family::ALL.into_iter().filter(|family| service.serves(*family)) {
+        for port in &service.ports {
+            wanted.extend(frontends(service, port, family, settings).into_iter().map(|(one, _)| Claim::Frontend(one)));
+            wanted.extend(node_port(port).map(|node_port| Claim::NodePort(family, node_port)));
+        }
+    }
+    wanted
 }
 
-fn port_frontends<'a>(service: &'a Service, port: &'a ServicePort) -> impl Iterator<Item = Frontend> + 'a {
-    let (protocol, port) = (port.protocol, port.port);
-    service.cluster_ips.iter().map(move |address| Frontend { address: *address, protocol, port })
-}
-
-/// The frontends that a Service asks for and another has, as problems of the one that lost.
-pub fn lost_frontends(service: &Service, claims: &Claims) -> Vec<Problem> {
-    let lost = frontends(service).filter_map(|frontend| Some((frontend, claims.holder(&frontend)?)));
+/// What a Service asks for and another has, as problems of the one that lost.
+pub fn lost_frontends(service: &Service, context: Context<'_>) -> Vec<Problem> {
+    let asked = wanted(service, context.settings).into_iter();
+    let lost = asked.filter_map(|claim| Some((claim, context.claims.holder(&claim)?)));
     lost.filter(|(_, holder)| **holder != service.key)
-        .map(|(frontend, holder)| Problem {
+        .map(|(claim, holder)| Problem {
             kind: Kind::Service,
             object: service.key.object(),
             field: "spec.ports".to_owned(),
-            value: frontend.to_string(),
+            value: claim.to_string(),
             reason: format!("already served for Service {holder}, which is older or first by name; not served"),
         })
         .collect()
 }
 
-/// Decides for all ports of a Service. Frontends that [`Claims`] give to another Service are left out.
+/// Decides for all ports of a Service. What [`Claims`] give to another Service is left out.
 pub fn resolve<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a Slice> + Clone,
-    claims: &Claims,
-    default: Scheduler,
+    context: Context<'_>,
 ) -> Vec<ResolvedPort> {
     let mut resolved = Vec::new();
-    for port in &service.ports {
-        for family in Family::ALL {
-            let frontends: Vec<_> = port_frontends(service, port)
-                .filter(|frontend| Family::of(frontend.address) == family && claims.holds(&service.key, frontend))
-                .collect();
-            if frontends.is_empty() {
-                continue;
-            }
+    for family in Family::ALL.into_iter().filter(|family| service.serves(*family)) {
+        let source_ranges = source_ranges(service, family, context);
+        for port in &service.ports {
             let slices = slices.clone().filter(|slice| slice.family == family);
-            let serving = match port.protocol {
-                Protocol::Udp => serving::serving(port, slices.clone()),
-                Protocol::Tcp | Protocol::Sctp => Vec::new(),
-            };
-            resolved.push(ResolvedPort {
-                key: service.port_key(port),
-                family,
-                frontends,
-                endpoints: qualifying(port, slices),
-                serving,
-                scheduler: service.scheduler.unwrap_or(default),
-            });
+            resolved.extend(resolve_port(service, port, family, slices, &source_ranges, context));
         }
     }
     resolved
 }
 
-/// The endpoints that may serve a port now: sorted, without duplicates.
-fn qualifying<'a>(port: &ServicePort, slices: impl Iterator<Item = &'a Slice>) -> Vec<SocketAddr> {
-    let mut seen: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
-    for slice in slices {
-        let ports =
-            slice.ports.iter().filter(|candidate| candidate.name == port.name && candidate.protocol == port.protocol);
-        for target in ports {
-            for endpoint in &slice.endpoints {
-                let address = SocketAddr::new(endpoint.address, target.port);
-                let known = seen.entry(address).or_insert(endpoint);
-                if !endpoint.terminating {
-                    *known = endpoint;
-                }
+fn resolve_port<'a>(
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+    slices: impl Iterator<Item = &'a Slice> + Clone,
+    source_ranges: &Option<Vec<AddressRange>>,
+    context: Context<'_>,
+) -> Option<ResolvedPort> {
+    let holds = |claim: Claim| context.claims.holds(&service.key, &claim);
+    let mut frontends = frontends(service, port, family, context.settings);
+    frontends.retain(|(frontend, _)| holds(Claim::Frontend(*frontend)));
+    let node_port = node_port(port).filter(|node_port| holds(Claim::NodePort(family, *node_port)));
+    if frontends.is_empty() && node_port.is_none() {
+        return None;
+    }
+    // Whether the Service means to be reached from outside, whatever becomes of it here.
+    let of_family = |addresses: &[IpAddr]| addresses.iter().any(|address| Family::of(*address) == family);
+    let external =
+        port.node_port.is_some() || of_family(&service.load_balancer_ips) || of_family(&service.external_ips);
+    let keeps_source = service.external_local && external;
+    let uses = Uses { cluster: !service.internal_local || external, local: service.internal_local || keeps_source };
+    let zone = context.node.and_then(|node| node.zone.as_deref());
+    let serving = match port.protocol {
+        Protocol::Udp => serving::serving(port, slices.clone()),
+        Protocol::Tcp | Protocol::Sctp => Vec::new(),
+    };
+    let selection = select(port, slices, Place { node: &context.settings.node, zone }, uses);
+    let cluster = if selection.cluster.is_empty() { Verdict::Discard } else { Verdict::Cluster };
+    let local = if selection.local.is_empty() { Verdict::Discard } else { Verdict::Local };
+    let (internal, outside, inside) = if !selection.any {
+        (Verdict::Refuse, Verdict::Refuse, Verdict::Refuse)
+    } else {
+        let internal = if service.internal_local { local } else { cluster };
+        (internal, if keeps_source { local } else { cluster }, cluster)
+    };
+    let served = |role: fn(&Role) -> bool| frontends.iter().any(|(_, of)| role(of));
+    let externally = node_port.is_some() || served(|role| *role != Role::Cluster);
+    let internally = served(|role| *role == Role::Cluster);
+    let leads_to = |verdict: Verdict| {
+        (internally && internal == verdict) || (externally && (outside == verdict || inside == verdict))
+    };
+    Some(ResolvedPort {
+        key: service.port_key(port),
+        family,
+        internal,
+        outside,
+        inside,
+        keeps_source,
+        source_ranges: source_ranges.clone().filter(|_| served(|role| *role == Role::LoadBalancer)),
+        cluster: if leads_to(Verdict::Cluster) { selection.cluster } else { Vec::new() },
+        local: if leads_to(Verdict::Local) { selection.local } else { Vec::new() },
+        local_addresses: selection.local_addresses,
+        serving,
+        scheduler: service.scheduler.unwrap_or(context.scheduler),
+        affinity: service.affinity,
+        frontends,
+        node_port,
+    })
+}
+
+fn frontends(service: &Service, port: &ServicePort, family: Family, settings: &Settings) -> Vec<(Frontend, Role)> {
+    let external: &[IpAddr] = if settings.ignore_external_ips { &[] } else { &service.external_ips };
+    let roles = [
+        (Role::Cluster, service.cluster_ips.as_slice()),
+        (Role::LoadBalancer, &service.load_balancer_ips),
+        (Role::External, external),
+    ];
+    let mut frontends: Vec<(Frontend, Role)> = Vec::new();
+    for (role, addresses) in roles {
+        for address in addresses.iter().filter(|address| Family::of(**address) == family) {
+            let frontend = Frontend { address: *address, protocol: port.protocol, port: port.port };
+            if frontends.iter().all(|(known, _)| *known != frontend) {
+                frontends.push((frontend, role));
             }
         }
     }
-    seen.into_iter().filter(|(_, endpoint)| endpoint.ready).map(|(address, _)| address).collect()
+    frontends
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
+fn node_port(port: &ServicePort) -> Option<NodePort> {
+    port.node_port.map(|number| NodePort { protocol: port.protocol, port: number })
+}
 
-    use super::*;
-    use crate::model::ServiceKey;
-    use crate::source::ObjectKey;
-
-    fn service(value: serde_json::Value) -> Service {
-        let key = ObjectKey { namespace: "shop".into(), name: "web".into() };
-        Service::parse(&key, &serde_json::from_value(value).expect("decodes")).0.expect("served")
+/// Who may use the load balancer addresses of a family: nobody in particular if there is no range of the family, or one that
+/// covers all of it. If a range covers our own address, connections that bear a load balancer address as source are let in too:
+/// that is what the node's own look like where the address is bound to the node.
+fn source_ranges(service: &Service, family: Family, context: Context<'_>) -> Option<Vec<AddressRange>> {
+    let ranges: Vec<_> =
+        service.source_ranges.iter().filter(|range| Family::of(range.addr()) == family).copied().collect();
+    if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
+        return None;
     }
-
-    fn slice(family: &str, ports: serde_json::Value, endpoints: serde_json::Value) -> Slice {
-        let key = ObjectKey { namespace: "shop".into(), name: "web-1".into() };
-        let value = json!({
-            "metadata": {"labels": {"kubernetes.io/service-name": "web"}},
-            "addressType": family, "ports": ports, "endpoints": endpoints,
-        });
-        Slice::parse(&key, &serde_json::from_value(value).expect("decodes")).0.expect("usable")
+    let mut admitted: Vec<AddressRange> = ranges.into_iter().map(AddressRange::from).collect();
+    let own = NodeAddresses::new(context.settings, context.node).known(family);
+    if own.is_some_and(|own| admitted.iter().any(|range| range.contains(own))) {
+        admitted.extend(service.load_balancer_ips.iter().copied().map(AddressRange::single));
     }
+    Some(AddressRange::merged(family, admitted))
+}
 
-    fn decide(service: &Service, slices: &[Slice]) -> Vec<String> {
-        let mut claims = Claims::default();
-        claims.set(&service.key, service.created, frontends(service));
-        resolve(service, slices.iter(), &claims, Scheduler::Random)
-            .iter()
-            .map(|port| {
-                let list = |items: Vec<String>| items.join(" ");
-                format!(
-                    "{} [{}] -> [{}]",
-                    port.key,
-                    list(port.frontends.iter().map(ToString::to_string).collect()),
-                    list(port.endpoints.iter().map(ToString::to_string).collect())
-                )
-            })
-            .collect()
-    }
-
-    #[test]
-    fn ports_match_by_name_and_protocol_across_slices() {
-        let service = service(json!({"metadata": {}, "spec": {
-            "clusterIPs": ["10.0.0.1", "fd00::1"],
-            "ports": [{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53}],
-        }}));
-        let slices = [
-            slice(
-                "IPv4",
-                json!([{"name": "http", "port": 8080}, {"name": "dns", "port": 5353, "protocol": "UDP"}]),
-                json!([{"addresses": ["10.1.0.2"]}]),
-            ),
-            slice(
-                "IPv4",
-                json!([{"name": "http", "port": 9090}]),
-                json!([{"addresses": ["10.1.0.1"]}, {"addresses": ["10.1.0.2"]}]),
-            ),
-            slice("IPv6", json!([{"name": "dns-tcp", "port": 53}]), json!([{"addresses": ["fd00:1::1"]}])),
-        ];
-        insta::assert_snapshot!(decide(&service, &slices).join("\n"), @r"
-        shop/web:http [TCP 10.0.0.1:80] -> [10.1.0.1:9090 10.1.0.2:8080 10.1.0.2:9090]
-        shop/web:http [TCP [fd00::1]:80] -> []
-        shop/web:dns [UDP 10.0.0.1:53] -> [10.1.0.2:5353]
-        shop/web:dns [UDP [fd00::1]:53] -> []
-        shop/web:dns-tcp [TCP 10.0.0.1:53] -> []
-        shop/web:dns-tcp [TCP [fd00::1]:53] -> [[fd00:1::1]:53]
-        ");
-    }
-
-    #[test]
-    fn only_ready_endpoints_qualify_and_duplicates_are_one() {
-        let service = service(json!({"metadata": {}, "spec": {"clusterIP": "10.0.0.1", "ports": [{"port": 80}]}}));
-        let port = json!([{"name": "", "port": 80}]);
-        let one = |ready: bool, terminating: bool| {
-            slice(
-                "IPv4",
-                port.clone(),
-                json!([{"addresses": ["10.1.0.1"], "conditions": {"ready": ready, "serving": true, "terminating": terminating}}]),
-            )
-        };
-        let used = "shop/web [TCP 10.0.0.1:80] -> [10.1.0.1:80]";
-        let unused = "shop/web [TCP 10.0.0.1:80] -> []";
-        let table = [
-            (vec![one(true, false)], used),
-            (vec![one(false, false)], unused),
-            (vec![one(false, true)], unused),
-            (vec![one(true, false), one(true, false)], used),
-            (vec![one(false, true), one(true, false)], used),
-            (vec![one(true, false), one(false, true)], used),
-            (vec![], unused),
-        ];
-        for (slices, want) in table {
-            assert_eq!(decide(&service, &slices), [want], "{slices:?}");
-        }
-    }
-
-    #[test]
-    fn a_frontend_lost_to_another_service_is_left_out() {
-        let service = service(
-            json!({"metadata": {}, "spec": {"clusterIP": "10.0.0.1", "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81}]}}),
-        );
-        let mut claims = Claims::default();
-        claims.set(&service.key, service.created, frontends(&service));
-        claims.set(&ServiceKey::new("shop", "older"), 7, frontends(&service).take(1));
-        let resolved = resolve(&service, [].iter(), &claims, Scheduler::Random);
-        assert_eq!(resolved.len(), 1);
-        assert_eq!(&*resolved[0].key.name, "b");
-    }
+/// Whether decisions for a Service depend on our Node's addresses.
+pub fn depends_on_node_addresses(service: &Service) -> bool {
+    !service.source_ranges.is_empty()
 }

@@ -18,7 +18,7 @@ pub mod api;
 pub mod manifests;
 pub mod object;
 
-use object::{EndpointSlice, Node, Service};
+use object::{EndpointSlice, Node, Service, ServiceCIDR};
 
 /// The kinds of objects a source watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +29,8 @@ pub enum Kind {
     EndpointSlice,
     /// `v1` Node, our own only.
     Node,
+    /// `networking.k8s.io/v1` ServiceCIDR.
+    ServiceCIDR,
 }
 
 /// Namespace and name of an object; the namespace is empty for cluster-scoped kinds.
@@ -49,6 +51,8 @@ pub enum Object {
     EndpointSlice(Box<EndpointSlice>),
     /// A Node.
     Node(Box<Node>),
+    /// A ServiceCIDR.
+    ServiceCIDR(Box<ServiceCIDR>),
 }
 
 /// What a source says.
@@ -71,6 +75,7 @@ impl Kind {
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
             Kind::Node => "Node",
+            Kind::ServiceCIDR => "ServiceCIDR",
         }
     }
 }
@@ -95,6 +100,7 @@ impl Object {
             Object::Service(_) => Kind::Service,
             Object::EndpointSlice(_) => Kind::EndpointSlice,
             Object::Node(_) => Kind::Node,
+            Object::ServiceCIDR(_) => Kind::ServiceCIDR,
         }
     }
 
@@ -104,6 +110,7 @@ impl Object {
             Object::Service(object) => &object.metadata,
             Object::EndpointSlice(object) => &object.metadata,
             Object::Node(object) => &object.metadata,
+            Object::ServiceCIDR(object) => &object.metadata,
         };
         ObjectKey { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
     }

@@ -436,7 +436,7 @@ async fn synced_is_said_once_per_kind_and_without_objects_too() {
     run.until("our Node", |run| run.has("node-1")).await;
     let mut kinds = run.synced_kinds();
     kinds.sort();
-    assert_eq!(kinds, [Kind::Service, Kind::EndpointSlice, Kind::Node]);
+    assert_eq!(kinds, [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCIDR]);
 }
 
 #[tokio::test]

@@ -95,7 +95,7 @@ impl Live {
                 change => live.take(change),
             }
         }
-        assert_eq!(synced, [Kind::Node, Kind::EndpointSlice, Kind::Service]);
+        assert_eq!(synced, [Kind::Node, Kind::ServiceCIDR, Kind::EndpointSlice, Kind::Service]);
         live.log.clear();
         live
     }

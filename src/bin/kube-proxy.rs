@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use pointsman::config::version::{self, Asked};
 use pointsman::config::{Action, Config, FileWatch, Flags, Loaded, Note, Parsed, UsageError};
-use pointsman::logging::FLAGS;
+use pointsman::logging::{FLAGS, Verbosity};
 use pointsman::{daemon, logging};
 use tracing::{info, warn};
 
@@ -38,7 +38,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
         return Ok(());
     }
     let Loaded { config, watch, notes } = Config::load(flags)?;
-    logging::start(&config.logging);
+    let verbosity = logging::start(&config.logging);
     for (name, value) in &config.flags {
         info!(target: FLAGS, "FLAG: --{name}={value:?}");
     }
@@ -55,16 +55,13 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
             Ok(())
         }
         Action::Cleanup => Ok(daemon::cleanup()?),
-        Action::InitOnly => {
-            info!("nothing needs to be set up ahead of serving");
-            Ok(())
-        }
-        Action::Serve => serve(config, watch),
+        Action::InitOnly => daemon::prepare(&config),
+        Action::Serve => serve(config, verbosity, watch),
     }
 }
 
 /// Serves until something ends it; an edit of the configuration file does.
-fn serve(config: Config, watch: Option<FileWatch>) -> anyhow::Result<()> {
+fn serve(config: Config, verbosity: Verbosity, watch: Option<FileWatch>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let edited = async {
@@ -79,7 +76,7 @@ fn serve(config: Config, watch: Option<FileWatch>) -> anyhow::Result<()> {
             }
         };
         tokio::select! {
-            outcome = daemon::run(config) => outcome,
+            outcome = daemon::run(config, verbosity) => outcome,
             error = edited => Err(error),
         }
     })

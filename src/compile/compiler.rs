@@ -2,15 +2,21 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::delta::{Delta, Image, Slot, SlotKey, TableDelta, Target};
-use super::layout::{self, Decision, DedicatedChain, MAX_SHARED_SLOTS, Plan, PoolId};
+use super::delta::{Delta, Image};
+use super::elements::{
+    ClusterIp, Hairpin, Hop, Label, Masquerade, NodePortAddress, ServiceNetwork, SlotKey, SourceRange, Stage,
+    TableDelta, TableImage, Target,
+};
+use super::layout::{self, Decision, MAX_MEMBERS, MemberId, Plan};
+use super::pool::{self, Members, Pool};
 use super::pools::Pools;
-use crate::model::{Family, PortKey, ServiceKey};
-use crate::policy::{Frontend, ResolvedPort};
-use crate::schedule::{Hand, Pick};
+use super::shared::Shared;
+use crate::model::{AddressRange, Family, PortKey, ServiceKey};
+use crate::policy::{Frontend, NodePort, ResolvedPort, Role, Verdict};
+use crate::schedule::Hand;
 
 /// The desired state of the data plane. Owned by the task that owns the model.
 #[derive(Debug)]
@@ -19,8 +25,28 @@ pub struct Compiler {
     seed: u64,
     ports: HashMap<ServiceKey, Vec<CompiledPort>>,
     pools: Pools,
+    /// What several ports ask for, per family.
+    common: [Common; 2],
     /// What a kernel had when we started, until the first complete compilation has used it.
     found: Image,
+}
+
+/// A Service port that gets less than it asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// Which one.
+    pub port: PortKey,
+    /// What is missing and what happens instead.
+    pub reason: &'static str,
+}
+
+/// The elements of one table that belong to no port in particular.
+#[derive(Debug, Default)]
+struct Common {
+    cluster_ips: Shared<IpAddr>,
+    hairpins: Shared<IpAddr>,
+    node_port_addresses: Vec<AddressRange>,
+    service_networks: Vec<AddressRange>,
 }
 
 /// One Service port in one family, as it is to be programmed.
@@ -29,11 +55,17 @@ struct CompiledPort {
     key: PortKey,
     family: Family,
     label: Arc<str>,
-    frontends: Vec<Frontend>,
-    /// Kept while the port has no endpoints, so that frontends find the same number when they come back.
-    pool: Option<PoolId>,
-    pick: Pick,
-    slots: Vec<SocketAddr>,
+    frontends: Vec<(Frontend, Role)>,
+    node_port: Option<NodePort>,
+    internal: Verdict,
+    outside: Verdict,
+    inside: Verdict,
+    keeps_source: bool,
+    source_ranges: Option<Vec<AddressRange>>,
+    local_addresses: Vec<IpAddr>,
+    /// Its number stands in all decisions that check something first, too.
+    cluster: Pool,
+    local: Pool,
 }
 
 // === impl Compiler ===
@@ -41,7 +73,13 @@ struct CompiledPort {
 impl Compiler {
     /// A compiler for the node of this name, with nothing desired.
     pub fn new(node: &str) -> Self {
-        Self { seed: hash(&node), ports: HashMap::new(), pools: Pools::default(), found: Image::default() }
+        Self {
+            seed: hash(&node),
+            ports: HashMap::new(),
+            pools: Pools::default(),
+            common: Default::default(),
+            found: Image::default(),
+        }
     }
 
     /// Remembers what a kernel has, so that the numbers and slots found there are used again where they fit. To be called before
@@ -50,11 +88,11 @@ impl Compiler {
         // Numbers in use by leftovers must not be taken by somebody else in the very transaction that removes them.
         let highest = Family::ALL.iter().flat_map(|family| {
             let table = found.table(*family);
-            table
-                .services
-                .values()
+            let decided = table.services.values().chain(table.node_ports.values()).chain(table.hops.values());
+            decided
                 .filter_map(|target| target.decision.pool)
                 .chain(table.endpoints.keys().map(|key| key.pool))
+                .chain(table.members.keys().map(|member| member.pool))
         });
         if let Some(highest) = highest.max() {
             self.pools.start_after(highest);
@@ -68,33 +106,45 @@ impl Compiler {
     }
 
     /// Takes the new decisions for all ports of a Service (none: the Service is gone) and notes in `delta` what differs. Returns
-    /// the ports that have to reject connections because a million pools are in use.
-    pub fn update(&mut self, service: &ServiceKey, resolved: &[ResolvedPort], delta: &mut Delta) -> Vec<PortKey> {
+    /// what could not be done.
+    pub fn update(&mut self, service: &ServiceKey, resolved: &[ResolvedPort], delta: &mut Delta) -> Vec<Shortage> {
         let mut before = self.ports.remove(service).unwrap_or_default();
         let mut after = Vec::with_capacity(resolved.len());
-        let mut homeless = Vec::new();
+        let mut shortages = Vec::new();
         for port in resolved {
             let previous = before
                 .iter()
                 .position(|known| known.key == port.key && known.family == port.family)
                 .map(|index| before.swap_remove(index));
-            let compiled = self.compile(previous.as_ref(), port);
-            if compiled.pool.is_none() && !port.endpoints.is_empty() {
-                homeless.push(port.key.clone());
-            }
-            difference(previous.as_ref(), Some(&compiled), delta.table_mut(port.family));
+            let (compiled, shortage) = self.compile(previous.as_ref(), port);
+            shortages.extend(shortage.map(|reason| Shortage { port: port.key.clone(), reason }));
+            self.note(previous.as_ref(), Some(&compiled), delta.table_mut(port.family));
             after.push(compiled);
         }
         for gone in before {
-            difference(Some(&gone), None, delta.table_mut(gone.family));
-            if let Some(pool) = gone.pool {
+            self.note(Some(&gone), None, delta.table_mut(gone.family));
+            for pool in [gone.cluster.id, gone.local.id].into_iter().flatten() {
                 self.pools.give_back(pool);
             }
         }
         if !after.is_empty() {
             self.ports.insert(service.clone(), after);
         }
-        homeless
+        shortages
+    }
+
+    /// Takes the addresses on which a family's node ports are served; ranges must not touch each other.
+    pub fn set_node_port_addresses(&mut self, family: Family, ranges: Vec<AddressRange>, delta: &mut Delta) {
+        let known = &mut self.common[family as usize].node_port_addresses;
+        let edits = &mut delta.table_mut(family).node_port_addresses;
+        replace_ranges(known, ranges, |range, before, after| edits.note(range, before, after), NodePortAddress);
+    }
+
+    /// Takes the networks that a family's cluster addresses are from; ranges must not touch each other.
+    pub fn set_service_networks(&mut self, family: Family, ranges: Vec<AddressRange>, delta: &mut Delta) {
+        let known = &mut self.common[family as usize].service_networks;
+        let edits = &mut delta.table_mut(family).service_networks;
+        replace_ranges(known, ranges, |range, before, after| edits.note(range, before, after), ServiceNetwork);
     }
 
     /// Everything desired, as a delta to nothing.
@@ -102,6 +152,17 @@ impl Compiler {
         let mut delta = Delta::default();
         for port in self.ports.values().flatten() {
             difference(None, Some(port), delta.table_mut(port.family));
+        }
+        for family in Family::ALL {
+            let (common, table) = (&self.common[family as usize], delta.table_mut(family));
+            common.cluster_ips.iter().for_each(|address| table.cluster_ips.note(address, None, Some(ClusterIp)));
+            common.hairpins.iter().for_each(|address| table.hairpins.note(address, None, Some(Hairpin)));
+            for range in &common.node_port_addresses {
+                table.node_port_addresses.note(*range, None, Some(NodePortAddress));
+            }
+            for range in &common.service_networks {
+                table.service_networks.note(*range, None, Some(ServiceNetwork));
+            }
         }
         delta
     }
@@ -111,101 +172,273 @@ impl Compiler {
         self.pools.len()
     }
 
-    fn compile(&mut self, previous: Option<&CompiledPort>, port: &ResolvedPort) -> CompiledPort {
+    fn compile(
+        &mut self,
+        previous: Option<&CompiledPort>,
+        port: &ResolvedPort,
+    ) -> (CompiledPort, Option<&'static str>) {
         let label = previous.map_or_else(|| layout::label(&port.key), |known| known.label.clone());
-        let (known_pool, known_slots) = match previous {
-            Some(known) => (known.pool, known.slots.clone()),
+        let (mut cluster, mut local) = match previous {
+            Some(known) => (known.cluster.clone(), known.local.clone()),
             None => self.find(port, &label),
         };
-        let mut compiled = CompiledPort {
+        let checks = port.source_ranges.is_some() || port.inside != port.outside;
+        let mut shortage = self.deal(&mut cluster, port, &port.cluster, checks);
+        shortage = self.deal(&mut local, port, &port.local, false).or(shortage);
+        let compiled = CompiledPort {
             key: port.key.clone(),
             family: port.family,
             label,
             frontends: port.frontends.clone(),
-            pool: known_pool,
-            pick: Pick::Random,
-            slots: Vec::new(),
+            node_port: port.node_port,
+            internal: port.internal,
+            outside: port.outside,
+            inside: port.inside,
+            keeps_source: port.keeps_source,
+            source_ranges: port.source_ranges.clone(),
+            local_addresses: port.local_addresses.clone(),
+            cluster,
+            local,
         };
-        if port.endpoints.is_empty() {
-            return compiled;
-        }
-        compiled.pool = known_pool.or_else(|| self.pools.take());
-        if compiled.pool.is_some() {
-            let seed = self.seed ^ hash(&port.key);
-            let deal = port.scheduler.deal(Hand { endpoints: &port.endpoints, previous: &known_slots, seed });
-            compiled.pick = deal.pick;
-            compiled.slots = deal.slots;
-        }
-        compiled
+        (compiled, shortage)
     }
 
-    /// The pool and slots that a kernel already has for a port: those its frontends refer to.
-    fn find(&mut self, port: &ResolvedPort, label: &Arc<str>) -> (Option<PoolId>, Vec<SocketAddr>) {
-        let table = self.found.table(port.family);
-        let target = port.frontends.iter().find_map(|frontend| table.services.get(frontend));
-        let Some(pool) = target.filter(|target| target.label == *label).and_then(|target| target.decision.pool) else {
-            return (None, Vec::new());
-        };
-        if !self.pools.claim(pool) {
-            return (None, Vec::new());
+    /// Brings a pool up to date; what it has been tells who keeps which slot.
+    fn deal(
+        &mut self,
+        pool: &mut Pool,
+        port: &ResolvedPort,
+        endpoints: &[SocketAddr],
+        needs_number: bool,
+    ) -> Option<&'static str> {
+        let previous = std::mem::take(&mut pool.slots);
+        let mut shortage = None;
+        if pool.id.is_none() && (needs_number || !endpoints.is_empty()) {
+            pool.id = self.pools.take();
+            if pool.id.is_none() {
+                shortage = Some("all pool numbers are in use; connections are rejected");
+            }
         }
-        let slots = (0..).map_while(|slot| table.endpoints.get(&SlotKey { pool, slot })).map(|slot| slot.endpoint);
-        (Some(pool), slots.collect())
+        pool.affinity = port.affinity.map(|affinity| affinity.seconds);
+        let mut endpoints = std::borrow::Cow::Borrowed(endpoints);
+        if pool.affinity.is_some() && endpoints.len() > MAX_MEMBERS {
+            endpoints.to_mut().truncate(MAX_MEMBERS);
+            shortage = Some("session affinity reaches 4096 endpoints at most; the others are not used");
+        }
+        if pool.id.is_some() && !endpoints.is_empty() {
+            let seed = self.seed ^ hash(&port.key);
+            let deal = port.scheduler.deal(Hand { endpoints: &endpoints, previous: &previous, seed });
+            pool.pick = deal.pick;
+            pool.slots = deal.slots;
+        }
+        if pool.affinity.is_some() {
+            pool.members.settle(&pool.slots);
+        } else {
+            pool.members = Members::default();
+        }
+        shortage
+    }
+
+    /// The pools that a kernel already has for a port: those its frontends lead to.
+    fn find(&mut self, port: &ResolvedPort, label: &Arc<str>) -> (Pool, Pool) {
+        let mut cluster = Pool::empty(label.clone(), false);
+        let mut local = Pool::empty(layout::local_label(label), true);
+        let table = self.found.table(port.family);
+        if table.is_empty() {
+            return (cluster, local);
+        }
+        let frontends = port.frontends.iter().filter_map(|(frontend, _)| table.services.get(frontend));
+        let node_port = port.node_port.and_then(|node_port| table.node_ports.get(&node_port));
+        let mut decisions: Vec<Decision> =
+            frontends.chain(node_port).filter(|target| target.label == *label).map(|target| target.decision).collect();
+        let mut next = 0;
+        while let Some(decision) = decisions.get(next).copied() {
+            next += 1;
+            let Some(pool) = decision.pool else { continue };
+            let stages: &[Stage] = match decision.plan {
+                Plan::SourceRanges => &[Stage::Admitted],
+                Plan::LocalPolicy => &[Stage::Inside, Stage::Outside],
+                Plan::Random(_) | Plan::Refuse | Plan::Dedicated | Plan::Discard => &[],
+            };
+            for stage in stages {
+                let after = table.hops.get(&Hop { stage: *stage, pool }).map(|target| target.decision);
+                decisions.extend(after.filter(|after| !decisions.contains(after)));
+            }
+            let slot = SlotKey { pool, slot: 0 };
+            let found = match decision.plan {
+                Plan::Random(_) | Plan::Dedicated => {
+                    let member = || table.members.get(table.member_slots.get(&slot)?);
+                    let is = |pool: &Pool| {
+                        table.endpoints.get(&slot).or_else(member).is_some_and(|slot| slot.label == pool.label)
+                    };
+                    [&mut cluster, &mut local].into_iter().find(|pool| is(pool))
+                }
+                // Whatever checks or refuses bears the number of the cluster's pool.
+                Plan::Refuse | Plan::Discard | Plan::SourceRanges | Plan::LocalPolicy => Some(&mut cluster),
+            };
+            if let Some(known) = found.filter(|known| known.id.is_none())
+                && self.pools.claim(pool)
+            {
+                known.id = Some(pool);
+                known.adopt_from(table);
+            }
+        }
+        (cluster, local)
+    }
+
+    fn note(&mut self, before: Option<&CompiledPort>, after: Option<&CompiledPort>, delta: &mut TableDelta) {
+        let Some(family) = before.or(after).map(|port| port.family) else { return };
+        let common = &mut self.common[family as usize];
+        let cluster_ips = |port: Option<&CompiledPort>| port.map(CompiledPort::cluster_ips).unwrap_or_default();
+        common.cluster_ips.replace(&cluster_ips(before), &cluster_ips(after), || ClusterIp, &mut delta.cluster_ips);
+        let local = |port: Option<&CompiledPort>| port.map(|port| port.local_addresses.clone()).unwrap_or_default();
+        common.hairpins.replace(&local(before), &local(after), || Hairpin, &mut delta.hairpins);
+        difference(before, after, delta);
+    }
+}
+
+// === impl Pool: what a kernel has ===
+
+impl Pool {
+    /// Takes over the slots and members that are under its number.
+    fn adopt_from(&mut self, table: &TableImage) {
+        let Some(pool) = self.id else { return };
+        let direct = |slot| table.endpoints.get(&SlotKey { pool, slot }).map(|slot| slot.endpoint);
+        let member =
+            |slot| table.members.get(table.member_slots.get(&SlotKey { pool, slot })?).map(|slot| slot.endpoint);
+        self.slots = (0..).map_while(|slot| direct(slot).or_else(|| member(slot))).collect();
+        if table.member_slots.contains_key(&SlotKey { pool, slot: 0 }) {
+            let indexes = 0..u16::try_from(MAX_MEMBERS).expect("twelve bits");
+            let member = |index| Some((table.members.get(&MemberId { pool, index })?.endpoint, index));
+            self.members = Members::adopt(indexes.filter_map(member));
+        }
     }
 }
 
 // === impl CompiledPort ===
 
 impl CompiledPort {
-    fn decision(&self) -> Decision {
-        match (self.pool, self.dedicated()) {
-            (Some(pool), Some(_)) => Decision { pool: Some(pool), plan: Plan::Dedicated },
-            (Some(pool), None) if !self.slots.is_empty() => {
-                let slots = u16::try_from(self.slots.len()).expect("not dedicated, so at most MAX_SHARED_SLOTS");
-                Decision { pool: Some(pool), plan: Plan::Random(slots) }
-            }
-            // The pool's number stays in the decision, so that a restarted process finds it there.
-            (pool, None) => Decision { pool, plan: Plan::Refuse },
-            (None, Some(_)) => unreachable!("slots are only dealt to ports with a pool"),
+    fn decision(&self, verdict: Verdict) -> Decision {
+        let decided = match verdict {
+            Verdict::Cluster => self.cluster.decision(),
+            Verdict::Local => self.local.decision(),
+            Verdict::Discard => Some(Decision { pool: self.cluster.id, plan: Plan::Discard }),
+            Verdict::Refuse => None,
+        };
+        // The pool's number stays in the decision, so that a restarted process finds it there.
+        decided.unwrap_or(Decision { pool: self.cluster.id, plan: Plan::Refuse })
+    }
+
+    /// The first decision for external frontends, source ranges aside.
+    fn external(&self) -> Decision {
+        match self.cluster.id {
+            Some(_) if self.inside != self.outside => Decision { pool: self.cluster.id, plan: Plan::LocalPolicy },
+            _ => self.decision(self.outside),
         }
     }
 
-    fn dedicated(&self) -> Option<DedicatedChain> {
-        let dedicated = !self.slots.is_empty() && (self.pick == Pick::Counter || self.slots.len() > MAX_SHARED_SLOTS);
-        dedicated
-            .then(|| DedicatedChain::new(self.pick, self.slots.len(), &self.key, self.pool.expect("slots have a pool")))
+    fn target(&self, role: Role) -> Target {
+        let decision = match (role, &self.source_ranges) {
+            (Role::Cluster, _) => self.decision(self.internal),
+            (Role::LoadBalancer, Some(_)) => match self.cluster.id {
+                Some(_) => Decision { pool: self.cluster.id, plan: Plan::SourceRanges },
+                None => Decision::REFUSE,
+            },
+            (Role::LoadBalancer | Role::External, _) => self.external(),
+        };
+        self.labelled(decision)
     }
 
-    fn slot(&self, slot: usize) -> Option<Slot> {
-        self.slots.get(slot).map(|endpoint| Slot { endpoint: *endpoint, label: self.label.clone() })
+    fn labelled(&self, decision: Decision) -> Target {
+        Target { decision, label: self.label.clone() }
+    }
+
+    fn hops(&self) -> Vec<(Hop, Target)> {
+        let Some(pool) = self.cluster.id else { return Vec::new() };
+        let mut hops = Vec::new();
+        let mut hop = |stage, decision| hops.push((Hop { stage, pool }, self.labelled(decision)));
+        if self.source_ranges.is_some() {
+            hop(Stage::Admitted, self.external());
+        }
+        if self.external().plan == Plan::LocalPolicy {
+            hop(Stage::Inside, self.decision(self.inside));
+            hop(Stage::Outside, self.decision(self.outside));
+        }
+        hops
+    }
+
+    fn ranges(&self) -> Vec<(SourceRange, Label)> {
+        let Some(pool) = self.cluster.id else { return Vec::new() };
+        let ranges = self.source_ranges.iter().flatten();
+        ranges.map(|range| (SourceRange { pool, range: *range }, Label(self.label.clone()))).collect()
+    }
+
+    fn masquerade(&self) -> Masquerade {
+        Masquerade { from_host_only: self.keeps_source, label: self.label.clone() }
+    }
+
+    fn services(&self) -> Vec<(Frontend, Target)> {
+        self.frontends.iter().map(|(frontend, role)| (*frontend, self.target(*role))).collect()
+    }
+
+    fn node_ports(&self) -> Vec<(NodePort, Target)> {
+        self.node_port.map(|node_port| (node_port, self.labelled(self.external()))).into_iter().collect()
+    }
+
+    fn masqueraded(&self) -> Vec<(Frontend, Masquerade)> {
+        let external = self.frontends.iter().filter(|(_, role)| *role != Role::Cluster);
+        external.map(|(frontend, _)| (*frontend, self.masquerade())).collect()
+    }
+
+    fn masqueraded_node_ports(&self) -> Vec<(NodePort, Masquerade)> {
+        self.node_port.map(|node_port| (node_port, self.masquerade())).into_iter().collect()
+    }
+
+    fn cluster_ips(&self) -> Vec<IpAddr> {
+        let internal = self.frontends.iter().filter(|(_, role)| *role == Role::Cluster);
+        internal.map(|(frontend, _)| frontend.address).collect()
     }
 }
 
 // === differences ===
 
+/// What belongs to one port alone.
 fn difference(before: Option<&CompiledPort>, after: Option<&CompiledPort>, delta: &mut TableDelta) {
-    let target = |port: &CompiledPort| Target { decision: port.decision(), label: port.label.clone() };
-    let (old_target, new_target) = (before.map(target), after.map(target));
-    let frontends = |port: Option<&CompiledPort>| port.map(|port| port.frontends.clone()).unwrap_or_default();
-    let (old_frontends, new_frontends) = (frontends(before), frontends(after));
-    for frontend in old_frontends.iter().filter(|frontend| !new_frontends.contains(frontend)) {
-        delta.services.note(*frontend, old_target.clone(), None);
+    macro_rules! compare {
+        ($($edits:ident: $list:ident),*) => {$(
+            let list = |port: Option<&CompiledPort>| port.map(CompiledPort::$list).unwrap_or_default();
+            let (old, new) = (list(before), list(after));
+            for (key, value) in old.iter().filter(|(key, _)| new.iter().all(|(other, _)| other != key)) {
+                delta.$edits.note(key.clone(), Some(value.clone()), None);
+            }
+            for (key, value) in &new {
+                let known = old.iter().find(|(other, _)| other == key).map(|(_, value)| value.clone());
+                delta.$edits.note(key.clone(), known, Some(value.clone()));
+            }
+        )*};
     }
-    for frontend in &new_frontends {
-        let known = old_frontends.contains(frontend).then(|| old_target.clone()).flatten();
-        delta.services.note(*frontend, known, new_target.clone());
-    }
-    // A port keeps its pool for life, so slots and chains of both sides are under the same number.
-    let Some(pool) = before.and_then(|port| port.pool).or(after.and_then(|port| port.pool)) else { return };
-    delta.dedicated.note(pool, before.and_then(CompiledPort::dedicated), after.and_then(CompiledPort::dedicated));
-    let count = |port: Option<&CompiledPort>| port.map_or(0, |port| port.slots.len());
-    for slot in 0..count(before).max(count(after)) {
-        let (old, new) = (before.and_then(|port| port.slot(slot)), after.and_then(|port| port.slot(slot)));
-        if old != new {
-            let slot = u32::try_from(slot).expect("a Service has less than 4 billion endpoints");
-            delta.endpoints.note(SlotKey { pool, slot }, old, new);
-        }
-    }
+    compare!(
+        services: services,
+        node_ports: node_ports,
+        hops: hops,
+        source_ranges: ranges,
+        masqueraded: masqueraded,
+        masqueraded_node_ports: masqueraded_node_ports
+    );
+    let Some(key) = before.or(after).map(|port| &port.key) else { return };
+    pool::difference(key, before.map(|port| &port.cluster), after.map(|port| &port.cluster), delta);
+    pool::difference(key, before.map(|port| &port.local), after.map(|port| &port.local), delta);
+}
+
+fn replace_ranges<V: Copy>(
+    known: &mut Vec<AddressRange>,
+    wanted: Vec<AddressRange>,
+    mut note: impl FnMut(AddressRange, Option<V>, Option<V>),
+    mark: V,
+) {
+    known.iter().filter(|range| !wanted.contains(range)).for_each(|range| note(*range, Some(mark), None));
+    wanted.iter().filter(|range| !known.contains(range)).for_each(|range| note(*range, None, Some(mark)));
+    *known = wanted;
 }
 
 fn hash(value: &impl Hash) -> u64 {

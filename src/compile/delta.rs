@@ -2,12 +2,9 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
-use std::sync::Arc;
 
-use super::layout::{Decision, DedicatedChain, PoolId};
+use super::elements::{TableDelta, TableImage};
 use crate::model::Family;
-use crate::policy::Frontend;
 
 /// What one map element was and is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,44 +24,6 @@ pub struct Edits<K, V> {
     afters: usize,
 }
 
-/// Value of map `services`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Pool and plan.
-    pub decision: Decision,
-    /// The element's comment: whose frontend this is.
-    pub label: Arc<str>,
-}
-
-/// Key of map `endpoints`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SlotKey {
-    /// The pool.
-    pub pool: PoolId,
-    /// Number of the slot, from 0.
-    pub slot: u32,
-}
-
-/// Value of map `endpoints`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slot {
-    /// The endpoint that stands in the slot.
-    pub endpoint: SocketAddr,
-    /// The element's comment: whose endpoint this is.
-    pub label: Arc<str>,
-}
-
-/// What differs in the table of one family.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TableDelta {
-    /// Map `services`.
-    pub services: Edits<Frontend, Target>,
-    /// Map `endpoints`.
-    pub endpoints: Edits<SlotKey, Slot>,
-    /// Map `dedicated`, and the chains it refers to.
-    pub dedicated: Edits<PoolId, DedicatedChain>,
-}
-
 /// What differs in both tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delta {
@@ -72,17 +31,6 @@ pub struct Delta {
     pub v4: TableDelta,
     /// The `ip6` table.
     pub v6: TableDelta,
-}
-
-/// The elements of one table as a kernel has them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TableImage {
-    /// Map `services`.
-    pub services: HashMap<Frontend, Target>,
-    /// Map `endpoints`.
-    pub endpoints: HashMap<SlotKey, Slot>,
-    /// Map `dedicated`.
-    pub dedicated: HashMap<PoolId, DedicatedChain>,
 }
 
 /// The elements of both tables as a kernel has them.
@@ -136,7 +84,7 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
     }
 
     /// Turns the complete desired content (every `before` empty) into the difference to what a kernel has.
-    fn rebase(&mut self, actual: HashMap<K, V>) {
+    pub(super) fn rebase(&mut self, actual: HashMap<K, V>) {
         for (key, value) in actual {
             match self.edits.entry(key) {
                 Entry::Occupied(entry) if entry.get().after.as_ref() == Some(&value) => {
@@ -192,6 +140,12 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
         vanished.filter_map(|(key, edit)| Some((key, edit.before.as_ref()?))).take(gone)
     }
 
+    /// Forgets edits of elements that appear or vanish; what is left are new values for keys that stay.
+    pub fn retain_changing(&mut self) {
+        self.edits.retain(|_, edit| edit.before.is_some() && edit.after.is_some());
+        (self.befores, self.afters) = (self.edits.len(), self.edits.len());
+    }
+
     /// How many elements differ.
     pub fn len(&self) -> usize {
         self.edits.len()
@@ -205,26 +159,6 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
     /// By how much the map grows (or shrinks).
     pub fn growth(&self) -> isize {
         self.afters.cast_signed() - self.befores.cast_signed()
-    }
-}
-
-// === impl TableDelta ===
-
-impl TableDelta {
-    /// Whether nothing differs.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// How many elements differ.
-    pub fn len(&self) -> usize {
-        self.services.len() + self.endpoints.len() + self.dedicated.len()
-    }
-
-    fn rebase(&mut self, actual: TableImage) {
-        self.services.rebase(actual.services);
-        self.endpoints.rebase(actual.endpoints);
-        self.dedicated.rebase(actual.dedicated);
     }
 }
 

@@ -3,43 +3,87 @@
 //! One table `pointsman` per family, the same in both:
 //!
 //! ```text
-//! map services  { address . protocol . port : decision }     one element per frontend
-//! map plans     { plan : goto chain }                         one per plan in use: a few dozen, changes rarely
-//! map endpoints { pool . slot : address . port }              one element per slot
-//! map dedicated { decision : goto chain }                     one per pool with a chain of its own
+//! map services        { address . protocol . port : decision }   one element per frontend that has an address
+//! map node-ports      { protocol . port : decision }              one per node port
+//! map plans           { plan : goto chain }                       one per plan in use: a few dozen, changes rarely
+//! map picks           { plan : goto chain }                       the same without plans that decide again
+//! map admitted        { decision : decision }                     what follows source ranges
+//! map inside, outside { decision : decision }                     what follows a local policy
+//! map endpoints       { pool . slot : address . port }            one per slot
+//! map dedicated       { decision : goto chain }                   one per pool with a chain of its own
+//! map member-slots    { pool . slot : member }                    one per slot of a pool with session affinity
+//! map members         { member : address . port }                 one per endpoint of such a pool
+//! map affinity        { client . pool : member }                  written by packets; each element has its life time
+//! set source-ranges   { client range . decision }
+//! set cluster-ips, hairpins, masqueraded..., node-port-addresses, service-networks
 //!
-//! chain services:  meta priority set (map services)   meta priority & 0xfff  vmap @plans
+//! chain services:  meta priority set (map services)    meta priority & 0xfff  vmap @plans
+//!                  if the destination is in @node-port-addresses and the host's own:
+//!                      meta priority set (map node-ports)  meta priority & 0xfff  vmap @plans
+//!                  if it is in @cluster-ips and not the host's own:       reject
+//!                  if it is in @service-networks and not the host's own:  drop
 //! chain random-4:  dnat to  (meta priority & 0xfffff000) . (numgen random mod 4)  map @endpoints
 //!                  dnat to  (meta priority & 0xfffff000) . (numgen random mod 1)  map @endpoints
 //! chain refuse:    reject, TCP with a reset
+//! chain discard:   drop
 //! chain dedicated: meta priority vmap @dedicated
+//! chain source-ranges: drop unless (source . meta priority) in @source-ranges
+//!                      meta priority set (map admitted), then local-policy or pick
+//! chain local-policy:  from a local pod or the host: meta priority set (map inside), pick
+//!                      otherwise:                     meta priority set (map outside), pick
+//! chain pick:      meta priority & 0xfff  vmap @picks
 //! chain rr-4-shop/web/tcp/http:  like random-4 with numgen inc
+//! chain sticky-4-10800s-shop/web/tcp/http:
+//!                  meta priority set (map affinity)   update @affinity   dnat to (map members)
+//!                  delete @affinity (the member is gone)
+//!                  meta priority set (map member-slots, one of 4)   update @affinity   dnat to (map members)
+//!                  dnat to (map members)              the affinity map is full
+//!                  like the third for slot 0
+//! chain sources:   in postrouting, for connections whose destination was translated: whether their source is, too
 //! ```
 //!
 //! `meta priority` (`skb->priority`) carries the decision from one lookup to the next: nft 1.0.6 can print it, packet marks belong
 //! to network plugins, and routing overwrites the priority of a forwarded packet anyway. It is set for the first packet of a
-//! connection only, the one that passes a nat chain.
+//! connection only, the one that passes a nat chain. All our chains are nat chains: packets of established connections run no rule
+//! of ours, and no change of rules can touch them.
 //!
 //! Why pools have numbers instead of being keyed by frontend: a Service port has many frontends (cluster address, node ports, load
-//! balancer addresses) and one set of endpoints; a key of two numbers is 8 bytes in both families; and a Service that changes its
-//! address changes one element.
+//! balancer addresses) and two sets of endpoints at most (of the cluster, of this node); a key of two numbers is 8 bytes in both
+//! families; and a Service that changes its address changes one element.
 //!
 //! Why each picking chain has a second rule: a packet may read the number of slots before a transaction commits and the slot after
 //! it. Slot 0 exists as long as the pool has endpoints, so such a packet still reaches an endpoint of its Service.
 //!
+//! Why there are `plans` and `picks`: chains that decide again (source ranges, local policy) must not lead back to themselves, or
+//! the kernel refuses the table as a loop. The common case pays for one lookup in `plans` only.
+//!
+//! Why affinity stores members and not slots: a slot changes hands when others come and go, a [`MemberId`] belongs to one endpoint
+//! for as long as the pool has it, also across restarts (it is read back from map `members`), and is given to another as late as
+//! possible. When an endpoint goes, its member goes; the next packet of each client finds that out by itself.
+//!
+//! How a source is hidden without a packet mark: postrouting sees the connection's original destination, and that says which
+//! Service and which kind of frontend it was; it sees the unchanged source address and, since Linux 5.7, the interface the packet
+//! came in by, and these say who it is from. So `masqueradeBit` has nothing to do here. One limit: with node ports on all addresses,
+//! a connection that somebody else translated, and whose original port is a node port of ours, is taken for ours.
+//!
+//! Node port addresses are ranges minus loopback, and `fib daddr type local` says which of them are the host's own at that moment.
+//! The guard of cluster addresses spares what is the host's own, so that a node-local DNS cache keeps the address it borrowed.
+//!
 //! Numbers are written with their meaning readable in hexadecimal: `0x00012004` is pool `0x00012`, plan `0x004`: random of 4.
+//! Member `0x00012004` is the fifth member of that pool.
 
 use std::fmt;
 use std::sync::Arc;
 
-use crate::model::PortKey;
+use crate::model::{Family, Node, PortKey};
+use crate::policy::{Detector, Settings, detector};
 use crate::schedule::Pick;
 
 /// The name of our table in every family.
 pub const TABLE: &str = "pointsman";
 
 /// Version of the layout, kept in the table's comment. A table of another version is replaced as a whole.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Bits of a decision that are the plan.
 pub const PLAN_MASK: u32 = 0xfff;
@@ -53,13 +97,22 @@ pub const MAX_POOL: u32 = POOL_MASK >> PLAN_BITS;
 /// Most slots a shared plan can have; more need a dedicated chain.
 pub const MAX_SHARED_SLOTS: usize = 1023;
 
+/// Most endpoints that a pool with session affinity can use: members have 12 bits.
+pub const MAX_MEMBERS: usize = 1 << PLAN_BITS;
+
 const PLAN_BITS: u32 = 12;
 
 /// Longest chain name we make (`NFT_NAME_MAXLEN` is 256 with the NUL, linux/netfilter/nf_tables.h).
 const MAX_CHAIN_NAME: usize = 240;
 
+/// Room for what stands before the owner in a dedicated chain's name.
+const LONGEST_PREFIX: usize = 48;
+
 /// Longest comment nft prints (`NFTNL_UDATA_COMMENT_MAXLEN`, libnftnl udata.h).
 const MAX_LABEL: usize = 127;
+
+/// What the label of a pool of local endpoints ends with.
+const LOCAL: &str = " local";
 
 /// Number of a pool, 1..=[`MAX_POOL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,12 +127,27 @@ pub enum Plan {
     Refuse,
     /// By the pool's own chain.
     Dedicated,
+    /// Endpoints exist, but none that this connection may use: drop it.
+    Discard,
+    /// Check the client's address, then decide again by map `admitted`.
+    SourceRanges,
+    /// Decide again by map `inside` or `outside`, depending on where the connection comes from.
+    LocalPolicy,
+}
+
+/// An endpoint of a pool with session affinity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberId {
+    /// The pool.
+    pub pool: PoolId,
+    /// Its number in there, below [`MAX_MEMBERS`].
+    pub index: u16,
 }
 
 /// What map `services` says about a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Decision {
-    /// Where the slots are; `None` only with [`Plan::Refuse`].
+    /// Where the slots are; `None` only with [`Plan::Refuse`] and [`Plan::Discard`].
     pub pool: Option<PoolId>,
     /// How one of them is picked.
     pub plan: Plan,
@@ -92,8 +160,23 @@ pub struct DedicatedChain {
     pub pick: Pick,
     /// Of how many slots.
     pub slots: u32,
+    /// For how many seconds a client stays with its endpoint, if at all.
+    pub affinity: Option<u32>,
+    /// Whether it is the pool of the local endpoints.
+    pub local: bool,
     /// Whose chain it is, as it stands in the name.
     pub owner: Arc<str>,
+}
+
+/// What the fixed chains of a table depend on. Part of the table's comment: a table made for another is replaced as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Locality {
+    /// Hide the source of every connection to a cluster address.
+    pub masquerade_all: bool,
+    /// How local pods are told in the `ip` table.
+    pub v4: Detector,
+    /// How local pods are told in the `ip6` table.
+    pub v6: Detector,
 }
 
 // === impl PoolId ===
@@ -126,25 +209,32 @@ impl Plan {
     /// Bits 11..10 are the kind of plan, bits 9..0 its number of slots. Kinds 1 and 2 are free for schedulers to come.
     const SPECIAL: u32 = 3 << 10;
 
+    /// The plans whose chains are always there.
+    pub const FIXED: [Plan; 5] = [Plan::Refuse, Plan::Dedicated, Plan::Discard, Plan::SourceRanges, Plan::LocalPolicy];
+
     /// The plan's number, below 4096.
     pub fn number(self) -> u32 {
         match self {
             Plan::Random(slots) => u32::from(slots),
             Plan::Refuse => Self::SPECIAL | 1,
             Plan::Dedicated => Self::SPECIAL | 2,
+            Plan::Discard => Self::SPECIAL | 3,
+            Plan::SourceRanges => Self::SPECIAL | 4,
+            Plan::LocalPolicy => Self::SPECIAL | 5,
         }
     }
 
     /// The plan of a number.
     pub fn from_number(number: u32) -> Option<Self> {
-        const REFUSE: u32 = Plan::SPECIAL | 1;
-        const DEDICATED: u32 = Plan::SPECIAL | 2;
         match number {
             1..=0x3ff => Some(Plan::Random(u16::try_from(number).expect("ten bits"))),
-            REFUSE => Some(Plan::Refuse),
-            DEDICATED => Some(Plan::Dedicated),
-            _ => None,
+            _ => Self::FIXED.into_iter().find(|plan| plan.number() == number),
         }
+    }
+
+    /// Whether it leads to an end: such plans are in map `picks` as well as in map `plans`.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Plan::SourceRanges | Plan::LocalPolicy)
     }
 
     /// The name of its chain.
@@ -153,7 +243,25 @@ impl Plan {
             Plan::Random(slots) => format!("random-{slots}"),
             Plan::Refuse => "refuse".to_owned(),
             Plan::Dedicated => "dedicated".to_owned(),
+            Plan::Discard => "discard".to_owned(),
+            Plan::SourceRanges => "source-ranges".to_owned(),
+            Plan::LocalPolicy => "local-policy".to_owned(),
         }
+    }
+}
+
+// === impl MemberId ===
+
+impl MemberId {
+    /// The 32-bit number.
+    pub fn value(self) -> u32 {
+        self.pool.key() | u32::from(self.index)
+    }
+
+    /// The member of a number; `None` if it is none of ours.
+    pub fn from_value(value: u32) -> Option<Self> {
+        let index = u16::try_from(value & PLAN_MASK).expect("twelve bits");
+        Some(Self { pool: PoolId::from_key(value & POOL_MASK)?, index })
     }
 }
 
@@ -172,7 +280,7 @@ impl Decision {
     pub fn from_value(value: u32) -> Option<Self> {
         let plan = Plan::from_number(value & PLAN_MASK)?;
         let pool = PoolId::from_key(value & POOL_MASK);
-        (pool.is_some() || plan == Plan::Refuse).then_some(Self { pool, plan })
+        (pool.is_some() || matches!(plan, Plan::Refuse | Plan::Discard)).then_some(Self { pool, plan })
     }
 }
 
@@ -185,50 +293,101 @@ impl fmt::Display for Decision {
 // === impl DedicatedChain ===
 
 impl DedicatedChain {
-    /// The chain of a Service port.
-    pub fn new(pick: Pick, slots: usize, port: &PortKey, pool: PoolId) -> Self {
-        let slots = u32::try_from(slots).expect("a Service has less than 4 billion endpoints");
+    /// The chain's owner, as names have it.
+    pub fn owner(port: &PortKey, pool: PoolId) -> Arc<str> {
         let mut owner = format!("{}/{}/{}", port.service.namespace, port.service.name, port.protocol.lower());
         if !port.name.is_empty() {
             owner.push('/');
             owner.push_str(&port.name);
         }
         // Names that the API server would not have let through come from manifests; nft's command line could not say them.
-        if owner.len() > MAX_CHAIN_NAME - 20 || !owner.bytes().all(|byte| is_plain(byte) && byte != b':') {
+        if owner.len() > MAX_CHAIN_NAME - LONGEST_PREFIX || !owner.bytes().all(|byte| is_plain(byte) && byte != b':') {
             owner = format!("pool-{:05x}", pool.number());
         }
-        Self { pick, slots, owner: owner.into() }
+        owner.into()
     }
 
-    /// The chain's name.
+    /// The chain's name: `[local-][sticky-](random|rr)-SLOTS-[SECONDSs-]OWNER`, without `random` if it is sticky.
     pub fn name(&self) -> String {
-        format!("{}{}-{}", Self::prefix(self.pick), self.slots, self.owner)
+        let local = if self.local { "local-" } else { "" };
+        let (slots, owner) = (self.slots, &self.owner);
+        match (self.affinity, self.pick) {
+            (None, Pick::Random) => format!("{local}random-{slots}-{owner}"),
+            (None, Pick::Counter) => format!("{local}rr-{slots}-{owner}"),
+            (Some(seconds), Pick::Random) => format!("{local}sticky-{slots}-{seconds}s-{owner}"),
+            (Some(seconds), Pick::Counter) => format!("{local}sticky-rr-{slots}-{seconds}s-{owner}"),
+        }
     }
 
     /// The chain of this name, if it is one that this function's counterpart names.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Pick::Random, Pick::Counter].into_iter().find_map(|pick| {
-            let (slots, owner) = name.strip_prefix(Self::prefix(pick))?.split_once('-')?;
-            Some(Self { pick, slots: slots.parse().ok()?, owner: owner.into() })
-        })
+        let (local, rest) = name.strip_prefix("local-").map_or((false, name), |rest| (true, rest));
+        let prefixes = [
+            ("sticky-rr-", Pick::Counter, true),
+            ("sticky-", Pick::Random, true),
+            ("random-", Pick::Random, false),
+            ("rr-", Pick::Counter, false),
+        ];
+        let (rest, pick, sticky) =
+            prefixes.into_iter().find_map(|(prefix, pick, sticky)| Some((rest.strip_prefix(prefix)?, pick, sticky)))?;
+        let (slots, rest) = rest.split_once('-')?;
+        let (affinity, owner) = if sticky {
+            let (seconds, owner) = rest.split_once("s-")?;
+            (Some(seconds.parse().ok()?), owner)
+        } else {
+            (None, rest)
+        };
+        Some(Self { pick, slots: slots.parse().ok()?, affinity, local, owner: owner.into() })
+    }
+}
+
+// === impl Locality ===
+
+impl Locality {
+    /// What settings and our Node say.
+    pub fn new(settings: &Settings, node: Option<&Node>) -> Self {
+        let [v4, v6] = Family::ALL.map(|family| detector(settings, node, family));
+        Self { masquerade_all: settings.masquerade_all, v4, v6 }
     }
 
-    fn prefix(pick: Pick) -> &'static str {
-        match pick {
-            Pick::Random => "random-",
-            Pick::Counter => "rr-",
+    /// How local pods are told.
+    pub fn detector(&self, family: Family) -> &Detector {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
         }
+    }
+
+    /// The table's comment: the layout's version and what the fixed chains were made for.
+    pub fn comment(&self, family: Family) -> String {
+        let mut comment = format!("pointsman layout {VERSION}");
+        match self.detector(family) {
+            Detector::None => {}
+            Detector::Network(network) => comment.push_str(&format!(", pods {network}")),
+            Detector::Interface(name) => comment.push_str(&format!(", pods by {name:?}")),
+            Detector::InterfacePrefix(prefix) => comment.push_str(&format!(", pods by {:?}", format!("{prefix}*"))),
+        }
+        if self.masquerade_all {
+            comment.push_str(", masquerade all");
+        }
+        // Quotation marks would end the comment in nft's listing.
+        comment.replace('"', "'")
     }
 }
 
 /// The comment on the elements of a Service port: `namespace/name:port`, as kube-proxy displays it, made safe for listings.
 pub fn label(port: &PortKey) -> Arc<str> {
     let mut label = port.to_string();
-    if label.len() > MAX_LABEL || !label.bytes().all(is_plain) {
-        label =
-            label.chars().map(|c| if c.is_ascii() && is_plain(c as u8) { c } else { '_' }).take(MAX_LABEL).collect();
+    let longest = MAX_LABEL - LOCAL.len();
+    if label.len() > longest || !label.bytes().all(is_plain) {
+        label = label.chars().map(|c| if c.is_ascii() && is_plain(c as u8) { c } else { '_' }).take(longest).collect();
     }
     label.into()
+}
+
+/// The comment on the endpoints of a Service port's local pool.
+pub fn local_label(label: &str) -> Arc<str> {
+    format!("{label}{LOCAL}").into()
 }
 
 fn is_plain(byte: u8) -> bool {
@@ -252,13 +411,16 @@ mod tests {
             (Decision { pool: Some(pool), plan: Plan::Random(1023) }, "0x000123ff"),
             (Decision { pool: Some(pool), plan: Plan::Dedicated }, "0x00012c02"),
             (Decision { pool: PoolId::new(MAX_POOL), plan: Plan::Random(1) }, "0xfffff001"),
+            (Decision { pool: Some(pool), plan: Plan::SourceRanges }, "0x00012c04"),
+            (Decision { pool: Some(pool), plan: Plan::LocalPolicy }, "0x00012c05"),
+            (Decision { pool: None, plan: Plan::Discard }, "0x00000c03"),
             (Decision::REFUSE, "0x00000c01"),
         ];
         for (decision, text) in table {
             assert_eq!(decision.to_string(), text);
             assert_eq!(Decision::from_value(decision.value()), Some(decision));
         }
-        for value in [0, 4, 0x0001_2000, 0x0001_2400, 0xc02, 0xc03] {
+        for value in [0, 4, 0x0001_2000, 0x0001_2400, 0xc02, 0xc04, 0xc05, 0xc06, 0x0001_2c06] {
             assert_eq!(Decision::from_value(value), None, "{value:#x}");
         }
         assert_eq!(PoolId::new(0), None);
@@ -268,21 +430,45 @@ mod tests {
     #[test]
     fn chains_are_named_after_what_they_do() {
         let pool = PoolId::new(7).expect("in range");
-        let chain = DedicatedChain::new(Pick::Counter, 3, &port("shop", "web", "http"), pool);
-        assert_eq!(chain.name(), "rr-3-shop/web/tcp/http");
-        assert_eq!(DedicatedChain::from_name(&chain.name()), Some(chain));
-        let unnamed = DedicatedChain::new(Pick::Random, 2000, &port("shop", "web-2", ""), pool);
-        assert_eq!(unnamed.name(), "random-2000-shop/web-2/tcp");
-        assert_eq!(DedicatedChain::from_name(&unnamed.name()), Some(unnamed));
-        let hostile = DedicatedChain::new(Pick::Counter, 3, &port("shop", "we\"b\n", &"x".repeat(300)), pool);
-        assert_eq!(hostile.name(), "rr-3-pool-00007");
+        let chain = |pick, slots, affinity, local, key: &PortKey| {
+            let chain = DedicatedChain { pick, slots, affinity, local, owner: DedicatedChain::owner(key, pool) };
+            let name = chain.name();
+            assert_eq!(DedicatedChain::from_name(&name), Some(chain));
+            name
+        };
+        let web = port("shop", "web", "http");
+        assert_eq!(chain(Pick::Counter, 3, None, false, &web), "rr-3-shop/web/tcp/http");
+        assert_eq!(chain(Pick::Counter, 3, None, true, &web), "local-rr-3-shop/web/tcp/http");
+        assert_eq!(chain(Pick::Random, 2000, None, false, &port("shop", "web-2", "")), "random-2000-shop/web-2/tcp");
+        assert_eq!(chain(Pick::Random, 3, Some(10800), false, &web), "sticky-3-10800s-shop/web/tcp/http");
+        assert_eq!(chain(Pick::Counter, 3, Some(1), true, &web), "local-sticky-rr-3-1s-shop/web/tcp/http");
+        let hostile = port("shop", "we\"b\n", &"x".repeat(300));
+        assert_eq!(chain(Pick::Counter, 3, None, false, &hostile), "rr-3-pool-00007");
         assert_eq!(DedicatedChain::from_name("random-4"), None, "a shared plan's chain is not dedicated");
+        assert_eq!(DedicatedChain::from_name("local-policy"), None, "nor is a fixed one");
+    }
+
+    #[test]
+    fn members_are_numbers_and_back() {
+        let member = MemberId { pool: PoolId::new(0x12).expect("in range"), index: 4 };
+        assert_eq!(member.value(), 0x0001_2004);
+        assert_eq!(MemberId::from_value(0x0001_2004), Some(member));
+        assert_eq!(MemberId::from_value(4), None);
+    }
+
+    #[test]
+    fn a_tables_comment_says_what_it_was_made_for() {
+        let pods = Detector::Network("10.244.0.0/16".parse().expect("a network"));
+        let locality = Locality { masquerade_all: true, v4: pods, v6: Detector::InterfacePrefix("veth".into()) };
+        assert_eq!(locality.comment(Family::V4), "pointsman layout 2, pods 10.244.0.0/16, masquerade all");
+        assert_eq!(locality.comment(Family::V6), "pointsman layout 2, pods by 'veth*', masquerade all");
+        assert_eq!(Locality::default().comment(Family::V4), "pointsman layout 2");
     }
 
     #[test]
     fn labels_are_safe_to_print() {
         assert_eq!(&*label(&port("shop", "web", "http")), "shop/web:http");
         assert_eq!(&*label(&port("shop", "we\"b\u{1b}[31mé", "")), "shop/we_b__31m_");
-        assert_eq!(label(&port("n", &"x".repeat(300), "")).len(), MAX_LABEL);
+        assert_eq!(local_label(&label(&port("n", &"x".repeat(300), ""))).len(), MAX_LABEL);
     }
 }

@@ -85,22 +85,22 @@ fn contains(those: &[SocketAddr], these: &[SocketAddr]) -> bool {
 
 fn entries(port: &ResolvedPort) -> impl Iterator<Item = Entry> {
     let serving: Arc<[SocketAddr]> = port.serving.as_slice().into();
-    port.frontends
-        .iter()
-        .map(move |frontend| (Destination::Address(SocketAddr::new(frontend.address, frontend.port)), serving.clone()))
+    let addresses = port.frontends.iter().map(|(frontend, _)| SocketAddr::new(frontend.address, frontend.port));
+    let node_port = port.node_port.map(|node_port| Destination::NodePort(port.family, node_port.port));
+    addresses.map(Destination::Address).chain(node_port).map(move |destination| (destination, serving.clone()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::PortKey;
-    use crate::policy::Frontend;
+    use crate::policy::{Frontend, Role, Verdict};
     use crate::schedule::Scheduler;
 
     fn port(protocol: Protocol, addresses: &[u8], serving: &[u8]) -> ResolvedPort {
         let service = ServiceKey::new("ns", "any");
-        let frontends =
-            addresses.iter().map(|last| Frontend { address: [10, 96, 0, *last].into(), protocol, port: 53 }).collect();
+        let frontend = |last: &u8| Frontend { address: [10, 96, 0, *last].into(), protocol, port: 53 };
+        let frontends = addresses.iter().map(|last| (frontend(last), Role::Cluster)).collect();
         let serving = serving.iter().map(|last| SocketAddr::from(([10, 1, 0, *last], 5353))).collect();
         let key = PortKey { service, name: "".into(), protocol };
         // Ready endpoints are another matter: none here.
@@ -108,9 +108,18 @@ mod tests {
             key,
             family: Family::V4,
             frontends,
-            endpoints: Vec::new(),
+            node_port: None,
+            internal: Verdict::Refuse,
+            outside: Verdict::Refuse,
+            inside: Verdict::Refuse,
+            keeps_source: false,
+            source_ranges: None,
+            cluster: Vec::new(),
+            local: Vec::new(),
+            local_addresses: Vec::new(),
             serving,
             scheduler: Scheduler::Random,
+            affinity: None,
         }
     }
 

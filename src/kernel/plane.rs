@@ -3,19 +3,18 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use nft::{Connection, Table, TableFlags, Transaction};
+use nft::{Connection, Element, Table, TableFlags, Transaction};
 
+use super::encode::Mapped;
 use super::encode::nft_family;
 use super::error::KernelError;
 use super::lock::InstanceLock;
 use super::read::{self, Structure};
-use super::skeleton::{self, DEDICATED, ENDPOINTS, SERVICES, Sizes};
-use super::write::{
-    add_chains, add_dedicated, add_endpoints, add_plans, add_services, remove_dedicated, remove_endpoints,
-    remove_services,
-};
-use crate::compile::layout::{DedicatedChain, Plan, TABLE};
-use crate::compile::{Delta, Image, TableDelta, TableImage};
+use super::skeleton::{self, AFFINITY, Counts, Sizes, set_ref};
+use super::write::{self, add_chains, add_plans};
+use super::{chains, read::Remembered};
+use crate::compile::layout::{DedicatedChain, Locality, Plan, TABLE};
+use crate::compile::{Delta, Edits, Image, TableDelta, TableImage, each_map};
 use crate::model::Family;
 
 /// Elements per transaction of a large load: the netlink lock is then held for well under 10 ms.
@@ -30,6 +29,8 @@ pub struct DataPlane {
     /// Held where tables cannot be owned.
     _lock: Option<InstanceLock>,
     flags: TableFlags,
+    /// What the fixed chains are made for.
+    locality: Locality,
     tables: Vec<TableState>,
     transaction: Transaction,
 }
@@ -78,14 +79,6 @@ struct TableState {
     retired: BTreeSet<String>,
 }
 
-/// Elements in the maps that grow.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    services: usize,
-    endpoints: usize,
-    dedicated: usize,
-}
-
 // === impl DataPlane ===
 
 impl DataPlane {
@@ -109,7 +102,27 @@ impl DataPlane {
         if tables.is_empty() {
             return Err(KernelError::NoFamily);
         }
-        Ok(Self { connection, _lock: lock, flags, tables, transaction: Transaction::new() })
+        let locality = Locality::default();
+        Ok(Self { connection, _lock: lock, flags, locality, tables, transaction: Transaction::new() })
+    }
+
+    /// Says what the fixed chains are to be made for. `true` means that tables are there that were made for something else: only
+    /// [`DataPlane::replace`] can bring them there.
+    #[must_use = "tables made for something else have to be replaced"]
+    pub fn set_locality(&mut self, locality: Locality) -> bool {
+        let stale = locality != self.locality && self.tables.iter().any(|state| state.occupied);
+        self.locality = locality;
+        stale
+    }
+
+    /// Takes possession of our tables, without reading them: a table that somebody else owns is known at once.
+    pub fn claim(&mut self) -> Result<(), KernelError> {
+        for info in self.connection.tables()? {
+            if info.name == TABLE && self.tables.iter().any(|state| nft_family(state.family) == info.family) {
+                claim(&mut self.connection, &mut self.transaction, &info, self.flags)?;
+            }
+        }
+        Ok(())
     }
 
     /// Reads what is there, and takes possession of it. A table of ours in another layout, or one that somebody changed, is not
@@ -127,7 +140,7 @@ impl DataPlane {
             found.existed = true;
             state.occupied = true;
             claim(&mut self.connection, &mut self.transaction, info, self.flags)?;
-            match read::table(&mut self.connection, family, info) {
+            match read::table(&mut self.connection, family, info, &self.locality) {
                 Ok((structure, image)) => {
                     state.adopt(structure, &image);
                     *found.image.table_mut(family) = image;
@@ -152,8 +165,9 @@ impl DataPlane {
         Ok(work.end())
     }
 
-    /// Replaces the tables as a whole, in one transaction, by what `everything` says: for a map that outgrew its size.
-    /// Connections being set up see the old table or the new one.
+    /// Replaces the tables as a whole, in one transaction, by what `everything` says: for a map that outgrew its size and for a
+    /// table of another layout. Connections being set up see the old table or the new one. Clients stay with their endpoints as far
+    /// as the new table has those under the same numbers.
     pub fn replace(&mut self, everything: &Delta) -> Result<Applied, KernelError> {
         let families: Vec<_> = self.families().collect();
         self.replace_tables(&families, everything)
@@ -166,13 +180,15 @@ impl DataPlane {
         for state in self.tables.iter_mut().filter(|state| families.contains(&state.family)) {
             let delta = everything.table(state.family);
             let occupied = state.occupied;
+            let remembered = if occupied { read::affinity(&mut self.connection, state.family) } else { Vec::new() };
             *state = TableState { sizes: sizes_for(delta), ..TableState::absent(state.family) };
             if occupied {
                 self.transaction.delete_table(nft_family(state.family), TABLE);
             }
-            state.add_structure(&mut self.transaction, self.flags);
+            state.add_structure(&mut self.transaction, self.flags, &self.locality);
             state.add_elements(&mut self.transaction, delta);
-            add_chains(&mut self.transaction, skeleton::base_chains(state.family));
+            state.remember(&mut self.transaction, &remembered);
+            add_chains(&mut self.transaction, chains::base_chains(state.family));
             work.elements += delta.len();
         }
         self.commit(&mut work)?;
@@ -231,7 +247,7 @@ impl DataPlane {
         self.transaction.clear();
         for state in self.tables.iter_mut().filter(|state| !state.whole) {
             state.sizes = sizes_for(delta.table(state.family));
-            state.add_structure(&mut self.transaction, self.flags);
+            state.add_structure(&mut self.transaction, self.flags, &self.locality);
         }
         self.commit(work)?;
         for state in self.tables.iter_mut().filter(|state| !state.whole) {
@@ -240,7 +256,7 @@ impl DataPlane {
         self.update(delta, work)?;
         self.transaction.clear();
         for state in self.tables.iter().filter(|state| !state.active) {
-            add_chains(&mut self.transaction, skeleton::base_chains(state.family));
+            add_chains(&mut self.transaction, chains::base_chains(state.family));
         }
         self.commit(work)?;
         for state in &mut self.tables {
@@ -266,7 +282,7 @@ impl DataPlane {
             self.transaction.clear();
             for state in &mut self.tables {
                 let delta = delta.table(state.family);
-                state.remove_elements(&mut self.transaction, delta);
+                write::remove_all(&mut self.transaction, state.family, delta);
                 state.add_elements(&mut self.transaction, delta);
             }
             self.commit(work)?;
@@ -280,50 +296,69 @@ impl DataPlane {
     }
 
     /// A large difference. First come slots that were not there: no frontend refers to them yet. Then, in one transaction, all
-    /// that changes or is referred to. Last go slots that nobody refers to any more.
+    /// that changes or is referred to. Last go slots that nobody refers to any more. Into a table that no packet sees yet
+    /// everything comes in small pieces.
     fn update_in_phases(&mut self, delta: &Delta, work: &mut Work) -> Result<(), KernelError> {
-        for index in 0..self.tables.len() {
-            let family = self.tables[index].family;
-            let mut new = delta.table(family).endpoints.created().peekable();
-            while new.peek().is_some() {
-                self.transaction.clear();
-                add_endpoints(&mut self.transaction, family, new.by_ref().take(CHUNK));
-                self.commit(work)?;
+        let unseen = |state: &TableState| !state.active && state.counts.is_empty();
+        if self.tables.iter().all(unseen) {
+            for index in 0..self.tables.len() {
+                let family = self.tables[index].family;
+                each_map!(TableDelta, delta.table(family), |edits| self.add_in_chunks(family, edits.added(), work)?);
             }
+            return Ok(());
+        }
+        let mut middle = delta.clone();
+        for family in self.families().collect::<Vec<_>>() {
+            let (whole, table) = (delta.table(family), middle.table_mut(family));
+            macro_rules! add_ahead {
+                ($($map:ident),*) => {$(
+                    self.add_in_chunks(family, whole.$map.created(), work)?;
+                    table.$map.retain_changing();
+                )*};
+            }
+            add_ahead!(endpoints, members, member_slots);
         }
         self.transaction.clear();
-        for index in 0..self.tables.len() {
-            let family = self.tables[index].family;
-            let delta = delta.table(family);
-            let fresh_only = delta.services.removed().next().is_none() && delta.dedicated.removed().next().is_none();
-            remove_services(&mut self.transaction, family, delta);
-            remove_dedicated(&mut self.transaction, family, delta);
-            remove_endpoints(&mut self.transaction, family, delta.endpoints.changed().map(|(key, _)| key));
-            add_endpoints(&mut self.transaction, family, delta.endpoints.changed());
-            add_dedicated(&mut self.transaction, family, delta);
-            if fresh_only && !self.tables[index].active {
-                // The first load: nothing leads here yet, so even frontends can come in chunks.
-                self.commit(work)?;
-                let mut services = delta.services.added().peekable();
-                while services.peek().is_some() {
-                    self.transaction.clear();
-                    add_services(&mut self.transaction, family, services.by_ref().take(CHUNK));
-                    self.commit(work)?;
-                }
-                self.transaction.clear();
-            } else {
-                add_services(&mut self.transaction, family, delta.services.added());
-            }
+        for state in &mut self.tables {
+            write::remove_all(&mut self.transaction, state.family, middle.table(state.family));
+            state.add_elements(&mut self.transaction, middle.table(state.family));
         }
         self.commit(work)?;
-        for index in 0..self.tables.len() {
-            let family = self.tables[index].family;
-            let mut gone = delta.table(family).endpoints.vanished().map(|(key, _)| key).peekable();
-            while gone.peek().is_some() {
-                self.transaction.clear();
-                remove_endpoints(&mut self.transaction, family, gone.by_ref().take(CHUNK));
-                self.commit(work)?;
-            }
+        for family in self.families().collect::<Vec<_>>() {
+            let table = delta.table(family);
+            self.remove_in_chunks(family, table.endpoints.vanished(), work)?;
+            self.remove_in_chunks(family, table.member_slots.vanished(), work)?;
+            self.remove_in_chunks(family, table.members.vanished(), work)?;
+        }
+        Ok(())
+    }
+
+    fn add_in_chunks<'a, K: Mapped<V> + 'a, V: 'a>(
+        &mut self,
+        family: Family,
+        elements: impl Iterator<Item = (&'a K, &'a V)>,
+        work: &mut Work,
+    ) -> Result<(), KernelError> {
+        let mut elements = elements.peekable();
+        while elements.peek().is_some() {
+            self.transaction.clear();
+            write::add(&mut self.transaction, family, elements.by_ref().take(CHUNK));
+            self.commit(work)?;
+        }
+        Ok(())
+    }
+
+    fn remove_in_chunks<'a, K: Mapped<V> + 'a, V: 'a>(
+        &mut self,
+        family: Family,
+        elements: impl Iterator<Item = (&'a K, &'a V)>,
+        work: &mut Work,
+    ) -> Result<(), KernelError> {
+        let mut elements = elements.peekable();
+        while elements.peek().is_some() {
+            self.transaction.clear();
+            write::remove(&mut self.transaction, family, elements.by_ref().take(CHUNK));
+            self.commit(work)?;
         }
         Ok(())
     }
@@ -375,7 +410,7 @@ impl TableState {
             whole: false,
             occupied: false,
             active: false,
-            sizes: Sizes::for_counts(0, 0, 0),
+            sizes: Sizes::for_counts(&Counts::default()),
             counts: Counts::default(),
             chains: BTreeSet::new(),
             retired: BTreeSet::new(),
@@ -386,11 +421,10 @@ impl TableState {
         self.whole = true;
         self.active = structure.active;
         self.sizes = structure.sizes;
-        self.counts = Counts {
-            services: image.services.len(),
-            endpoints: image.endpoints.len(),
-            dedicated: image.dedicated.len(),
-        };
+        self.counts = Counts::default();
+        each_map!(TableImage, image, |map| for (key, value) in map {
+            self.counts.add(key.set(value), 1);
+        });
         let used: BTreeSet<_> = image.dedicated.values().map(DedicatedChain::name).collect();
         let is_dedicated = |name: &String| DedicatedChain::from_name(name).is_some();
         self.retired =
@@ -398,25 +432,30 @@ impl TableState {
         self.chains = structure.chains;
     }
 
-    fn add_structure(&mut self, transaction: &mut Transaction, flags: TableFlags) {
-        transaction.add_table(&skeleton::table(self.family, flags));
-        for map in skeleton::maps(self.family, self.sizes) {
-            transaction.add_set(&map);
+    fn add_structure(&self, transaction: &mut Transaction, flags: TableFlags, locality: &Locality) {
+        transaction.add_table(&skeleton::table(self.family, flags, locality));
+        for set in skeleton::sets(self.family, &self.sizes) {
+            transaction.add_set(&set);
         }
-        add_chains(transaction, skeleton::fixed_chains(self.family));
-        for (chain, rules) in skeleton::FIXED_PLANS.iter().filter_map(|plan| skeleton::shared_chain(self.family, *plan))
-        {
-            self.chains.insert(chain.name.clone());
-            add_chains(transaction, [(chain, rules)]);
-        }
-        add_plans(transaction, self.family, &skeleton::FIXED_PLANS);
+        add_chains(transaction, chains::fixed_chains(self.family, locality));
+        add_plans(transaction, self.family, &Plan::FIXED);
+    }
+
+    /// Fills map `affinity` with what another table remembered.
+    fn remember(&self, transaction: &mut Transaction, remembered: &[Remembered]) {
+        let fields = write::key_fields(self.family, AFFINITY);
+        let elements = remembered.iter().map(|one| Element::value(&one.key, &one.member).timeout(one.left));
+        transaction.add_elements(set_ref(self.family, AFFINITY), &fields, elements);
     }
 
     /// Adds the chains that a difference needs and the table lacks.
     fn add_missing_chains(&mut self, transaction: &mut Transaction, delta: &TableDelta) {
-        let plans: BTreeSet<Plan> = delta.services.added().map(|(_, target)| target.decision.plan).collect();
+        let targets = delta.services.added().map(|(_, target)| target);
+        let targets = targets.chain(delta.node_ports.added().map(|(_, target)| target));
+        let targets = targets.chain(delta.hops.added().map(|(_, target)| target));
+        let plans: BTreeSet<Plan> = targets.map(|target| target.decision.plan).collect();
         for plan in plans {
-            let Some((chain, rules)) = skeleton::shared_chain(self.family, plan) else { continue };
+            let Some((chain, rules)) = chains::shared_chain(self.family, plan) else { continue };
             if self.chains.insert(chain.name.clone()) {
                 add_chains(transaction, [(chain, rules)]);
                 add_plans(transaction, self.family, &[plan]);
@@ -426,33 +465,23 @@ impl TableState {
             let name = dedicated.name();
             self.retired.remove(&name);
             if self.chains.insert(name) {
-                add_chains(transaction, [skeleton::dedicated_chain(self.family, dedicated)]);
+                add_chains(transaction, [chains::dedicated_chain(self.family, dedicated)]);
             }
         }
-    }
-
-    fn remove_elements(&self, transaction: &mut Transaction, delta: &TableDelta) {
-        remove_services(transaction, self.family, delta);
-        remove_dedicated(transaction, self.family, delta);
-        remove_endpoints(transaction, self.family, delta.endpoints.removed().map(|(key, _)| key));
     }
 
     /// Adds elements, and the chains they need.
     fn add_elements(&mut self, transaction: &mut Transaction, delta: &TableDelta) {
         self.add_missing_chains(transaction, delta);
-        add_endpoints(transaction, self.family, delta.endpoints.added());
-        add_dedicated(transaction, self.family, delta);
-        add_services(transaction, self.family, delta.services.added());
+        write::add_all(transaction, self.family, delta);
     }
 
     fn check_room(&self, delta: &TableDelta) -> Result<(), KernelError> {
-        let (counts, sizes) = (&self.counts, &self.sizes);
-        for (map, count, growth, size) in [
-            (SERVICES, counts.services, delta.services.growth(), sizes.services),
-            (ENDPOINTS, counts.endpoints, delta.endpoints.growth(), sizes.endpoints),
-            (DEDICATED, counts.dedicated, delta.dedicated.growth(), sizes.dedicated),
-        ] {
-            if count.saturating_add_signed(growth) > size as usize {
+        let mut counts = self.counts.clone();
+        count(delta, &mut counts);
+        for map in skeleton::growing() {
+            let size = self.sizes.get(map).unwrap_or(u32::MAX);
+            if counts.get(map) > size as usize {
                 return Err(KernelError::Outgrown { family: self.family, map, size });
             }
         }
@@ -460,10 +489,7 @@ impl TableState {
     }
 
     fn applied(&mut self, delta: &TableDelta) {
-        let grow = |count: &mut usize, growth: isize| *count = count.saturating_add_signed(growth);
-        grow(&mut self.counts.services, delta.services.growth());
-        grow(&mut self.counts.endpoints, delta.endpoints.growth());
-        grow(&mut self.counts.dedicated, delta.dedicated.growth());
+        count(delta, &mut self.counts);
         let used: BTreeSet<String> = delta.dedicated.added().map(|(_, chain)| chain.name()).collect();
         for (_, chain) in delta.dedicated.removed() {
             let name = chain.name();
@@ -523,8 +549,18 @@ impl Work {
 // === asking ===
 
 fn sizes_for(delta: &TableDelta) -> Sizes {
-    let count = |growth: isize| usize::try_from(growth).unwrap_or(0);
-    Sizes::for_counts(count(delta.services.growth()), count(delta.endpoints.growth()), count(delta.dedicated.growth()))
+    let mut counts = Counts::default();
+    count(delta, &mut counts);
+    Sizes::for_counts(&counts)
+}
+
+/// Follows a difference with numbers of elements.
+fn count(delta: &TableDelta, counts: &mut Counts) {
+    fn follow<K: Mapped<V> + Ord, V: PartialEq>(edits: &Edits<K, V>, counts: &mut Counts) {
+        edits.added().for_each(|(key, value)| counts.add(key.set(value), 1));
+        edits.removed().for_each(|(key, value)| counts.add(key.set(value), -1));
+    }
+    each_map!(TableDelta, delta, |edits| follow(edits, counts));
 }
 
 fn probe_family(connection: &mut Connection, family: Family) -> Result<(), nft::Error> {

@@ -3,15 +3,19 @@
 //! A table is adopted only if everything in it is what we would have made: layout version, maps, chains and their rule counts, and
 //! elements that decode. Anything else is [`KernelError::Foreign`], and the table will be replaced as a whole.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::time::Duration;
 
-use nft::{Connection, Field, SetData, SetInfo, TableInfo, ViewData};
+use nft::{Connection, ElementView, Field, SetData, SetInfo, TableInfo, ViewData};
 
-use super::encode::{foreign, nft_family, read_decision, read_endpoint, read_frontend, read_number, read_slot_key};
+use super::chains::{self, PICKING_RULES, STICKY_RULES};
+use super::encode::{Mapped, nft_family, read_number};
 use super::error::KernelError;
-use super::skeleton::{self, DEDICATED, ENDPOINTS, FIXED_CHAINS, PLANS, SERVICES, Sizes, set_ref};
-use crate::compile::layout::{DedicatedChain, Plan, TABLE};
-use crate::compile::{Slot, TableImage, Target};
+use super::skeleton::{self, AFFINITY, PICKS, PLANS, Sizes, set_ref};
+use super::write::key_fields;
+use crate::compile::layout::{DedicatedChain, Locality, Plan, TABLE};
+use crate::compile::{TableImage, each_map};
 use crate::model::Family;
 
 /// `NFT_DATA_VERDICT` (linux/netfilter/nf_tables.h).
@@ -27,26 +31,40 @@ pub(super) struct Structure {
     pub(super) chains: BTreeSet<String>,
 }
 
+/// A client that stays with an endpoint.
+#[derive(Debug)]
+pub(super) struct Remembered {
+    pub(super) key: Vec<u8>,
+    pub(super) member: Vec<u8>,
+    pub(super) left: Duration,
+}
+
 /// Reads and checks a whole table.
 pub(super) fn table(
     connection: &mut Connection,
     family: Family,
     info: &TableInfo,
+    locality: &Locality,
 ) -> Result<(Structure, TableImage), KernelError> {
     let foreign = |what: String| KernelError::Foreign { family, what };
-    if info.comment.as_deref() != Some(&*skeleton::table_comment()) {
+    let wanted = locality.comment(family);
+    if info.comment.as_deref() != Some(&*wanted) {
         let comment = info.comment.as_deref().unwrap_or("none");
-        return Err(foreign(format!("its layout is {comment:?}, ours is {:?}", skeleton::table_comment())));
+        return Err(foreign(format!("its layout is {comment:?}, ours is {wanted:?}")));
     }
-    let structure = structure(connection, family)?;
+    let structure = structure(connection, family, locality)?;
     let image = elements(connection, family)?;
-    let plans = plans(connection, family)?;
-    let needed = image.services.values().map(|target| target.decision.plan).chain(skeleton::FIXED_PLANS);
-    for plan in needed.collect::<BTreeSet<_>>() {
-        let chain = plan.chain();
-        if plans.get(&plan) != Some(&chain) {
-            return Err(foreign(format!("map {PLANS} does not lead to chain {chain}")));
+    let plans = plans(connection, family, PLANS)?;
+    let decided = image.services.values().chain(image.node_ports.values()).chain(image.hops.values());
+    let needed: BTreeSet<Plan> = decided.map(|target| target.decision.plan).chain(Plan::FIXED).collect();
+    for plan in &needed {
+        if plans.get(plan) != Some(&plan.chain()) {
+            return Err(foreign(format!("map {PLANS} does not lead to chain {}", plan.chain())));
         }
+    }
+    let last: BTreeMap<_, _> = plans.iter().filter(|(plan, _)| plan.is_final()).map(|(a, b)| (*a, b.clone())).collect();
+    if self::plans(connection, family, PICKS)? != last {
+        return Err(foreign(format!("maps {PLANS} and {PICKS} differ")));
     }
     let shared = plans.keys().filter(|plan| matches!(plan, Plan::Random(_))).map(|plan| plan.chain());
     let dedicated = image.dedicated.values().map(DedicatedChain::name);
@@ -59,12 +77,28 @@ pub(super) fn table(
     Ok((structure, image))
 }
 
+/// What map `affinity` remembers, in any table that has one of our kind; nothing otherwise.
+pub(super) fn affinity(connection: &mut Connection, family: Family) -> Vec<Remembered> {
+    let mut remembered = Vec::new();
+    let read = connection.elements(set_ref(family, AFFINITY), |element| {
+        if let (ViewData::Value(member), Some(left)) = (&element.data, element.expires) {
+            remembered.push(Remembered { key: element.key.to_vec(), member: member.to_vec(), left });
+        }
+    });
+    let key_len = Field::key_len(&key_fields(family, AFFINITY));
+    let fits = |one: &Remembered| one.key.len() == key_len && one.member.len() == 4 && !one.left.is_zero();
+    match read {
+        Ok(_) if remembered.iter().all(fits) => remembered,
+        _ => Vec::new(),
+    }
+}
+
 /// Whether a picking chain is one that a plan leads to, or a dedicated one (whether used or left over).
 fn is_known(chain: &str, plans: &BTreeMap<Plan, String>) -> bool {
     plans.values().any(|name| name == chain) || DedicatedChain::from_name(chain).is_some()
 }
 
-fn structure(connection: &mut Connection, family: Family) -> Result<Structure, KernelError> {
+fn structure(connection: &mut Connection, family: Family, locality: &Locality) -> Result<Structure, KernelError> {
     let foreign = |what: String| KernelError::Foreign { family, what };
     let mut rules: BTreeMap<String, usize> = BTreeMap::new();
     for rule in connection.rules(nft_family(family), TABLE)? {
@@ -73,81 +107,141 @@ fn structure(connection: &mut Connection, family: Family) -> Result<Structure, K
     let mut chains: BTreeSet<String> =
         connection.chains(nft_family(family), TABLE)?.into_iter().map(|chain| chain.name).collect();
     let mut active = true;
-    for (name, expected) in FIXED_CHAINS {
-        let there = chains.remove(name);
-        if !there && skeleton::is_base(name) {
+    let fixed = chains::fixed_chains(family, locality).into_iter().chain(chains::base_chains(family));
+    for (chain, expected) in fixed.map(|(chain, rules)| (chain.name, rules.len())) {
+        let there = chains.remove(&chain);
+        if !there && chains::is_base(&chain) {
             active = false;
         } else if !there {
-            return Err(foreign(format!("chain {name} is missing")));
-        } else if rules.get(name) != Some(&expected) {
-            return Err(foreign(format!("chain {name} does not have {expected} rules")));
+            return Err(foreign(format!("chain {chain} is missing")));
+        } else if rules.get(&chain) != Some(&expected) {
+            return Err(foreign(format!("chain {chain} does not have {expected} rules")));
         }
     }
-    if let Some(chain) = chains.iter().find(|name| rules.get(*name) != Some(&skeleton::PICKING_RULES)) {
-        return Err(foreign(format!("chain {chain} does not have {} rules", skeleton::PICKING_RULES)));
+    for chain in &chains {
+        let sticky = DedicatedChain::from_name(chain).is_some_and(|chain| chain.affinity.is_some());
+        let expected = if sticky { STICKY_RULES } else { PICKING_RULES };
+        if rules.get(chain) != Some(&expected) {
+            return Err(foreign(format!("chain {chain} does not have {expected} rules")));
+        }
     }
-    let sets = connection.sets(nft_family(family), TABLE)?;
-    let size = |name: &str| {
-        let set = sets.iter().find(|set| set.name == name).ok_or_else(|| foreign(format!("map {name} is missing")))?;
-        check_map(family, set).map_err(foreign)?;
-        set.size.ok_or_else(|| foreign(format!("map {name} has no declared size")))
-    };
-    size(PLANS)?;
-    let sizes = Sizes { services: size(SERVICES)?, endpoints: size(ENDPOINTS)?, dedicated: size(DEDICATED)? };
-    Ok(Structure { active, sizes, chains })
+    let found = connection.sets(nft_family(family), TABLE)?;
+    for wanted in skeleton::sets(family, &Sizes::default()) {
+        let set = found.iter().find(|set| set.name == wanted.name);
+        let set = set.ok_or_else(|| foreign(format!("set {} is missing", wanted.name)))?;
+        check_set(&wanted, set).map_err(foreign)?;
+    }
+    let mut sizes = Vec::new();
+    for name in skeleton::growing() {
+        let size = found.iter().find(|set| set.name == name).and_then(|set| set.size);
+        sizes.push((name, size.ok_or_else(|| foreign(format!("set {name} has no declared size")))?));
+    }
+    Ok(Structure { active, sizes: Sizes::found(sizes.into_iter()), chains })
 }
 
-/// Whether a map has the types we would give it.
-fn check_map(family: Family, set: &SetInfo) -> Result<(), String> {
-    let wanted = skeleton::maps(family, Sizes::for_counts(0, 0, 0)).into_iter().find(|map| map.name == set.name);
-    let wanted = wanted.ok_or_else(|| format!("map {} is none of ours", set.name))?;
+/// Whether a set has the types we would give it.
+fn check_set(wanted: &nft::Set, set: &SetInfo) -> Result<(), String> {
     let data = match &wanted.data {
         SetData::Value(fields) => set.data_len as usize == Field::key_len(fields),
         SetData::Verdict => set.data_type == Some(VERDICT_TYPE),
-        SetData::None | SetData::Object(_) => false,
+        SetData::None => set.data_type.is_none(),
+        SetData::Object(_) => false,
     };
     if data && Field::key_len(&wanted.key) == set.key_len as usize {
         Ok(())
     } else {
-        Err(format!("map {} has other types", set.name))
+        Err(format!("set {} has other types", set.name))
     }
 }
 
 fn elements(connection: &mut Connection, family: Family) -> Result<TableImage, KernelError> {
     let mut image = TableImage::default();
-    let mut counted = 0;
-    connection.elements(set_ref(family, SERVICES), |element| {
-        counted += 1;
-        let ViewData::Value(value) = element.data else { return };
-        if let (Some(frontend), Some(decision)) = (read_frontend(family, element.key), read_decision(value)) {
-            image.services.insert(frontend, Target { decision, label: element.comment.unwrap_or_default().into() });
-        }
-    })?;
-    connection.elements(set_ref(family, ENDPOINTS), |element| {
-        counted += 1;
-        let ViewData::Value(value) = element.data else { return };
-        if let (Some(key), Some(endpoint)) = (read_slot_key(element.key), read_endpoint(family, value)) {
-            image.endpoints.insert(key, Slot { endpoint, label: element.comment.unwrap_or_default().into() });
-        }
-    })?;
-    connection.elements(set_ref(family, DEDICATED), |element| {
-        counted += 1;
-        let ViewData::Verdict(verdict) = element.data else { return };
-        let pool = read_decision(element.key).and_then(|decision| decision.pool);
-        if let (Some(pool), Some(chain)) = (pool, verdict.chain().and_then(DedicatedChain::from_name)) {
-            image.dedicated.insert(pool, chain);
-        }
-    })?;
-    match foreign(&image, counted) {
+    let mut unknown = 0;
+    each_map!(TableImage, &mut image, |map| unknown += read_map(connection, family, map)?);
+    match unknown {
         0 => Ok(image),
-        unknown => Err(KernelError::Foreign { family, what: format!("{unknown} elements are none of ours") }),
+        _ => Err(KernelError::Foreign { family, what: format!("{unknown} elements are none of ours") }),
     }
 }
 
+/// Reads the sets of one kind of element; returns how many of their elements cannot be ours.
+fn read_map<K: Mapped<V> + Eq + Hash, V>(
+    connection: &mut Connection,
+    family: Family,
+    map: &mut HashMap<K, V>,
+) -> Result<usize, KernelError> {
+    let mut counted = 0;
+    for set in K::SETS.iter().copied() {
+        let declared = skeleton::sets(family, &Sizes::default()).into_iter().find(|declared| declared.name == set);
+        if declared.is_some_and(|set| set.interval && set.key.len() == 1) {
+            counted += read_ranges(connection, family, set, map)?;
+            continue;
+        }
+        connection.elements(set_ref(family, set), |element| {
+            counted += 1;
+            map.extend(K::decode(family, set, &element));
+        })?;
+    }
+    Ok(counted - map.len())
+}
+
+/// Reads a set of ranges with a single field: the kernel reports where a range begins and what comes behind it.
+fn read_ranges<K: Mapped<V> + Eq + Hash, V>(
+    connection: &mut Connection,
+    family: Family,
+    set: &'static str,
+    map: &mut HashMap<K, V>,
+) -> Result<usize, KernelError> {
+    let mut bounds: Vec<(Vec<u8>, bool)> = Vec::new();
+    connection.elements(set_ref(family, set), |element| bounds.push((element.key.to_vec(), !element.interval_end)))?;
+    // At the same key one range ends before the next begins.
+    bounds.sort();
+    let mut bounds = bounds.into_iter().peekable();
+    let mut counted = 0;
+    while let Some((first, begins)) = bounds.next() {
+        if !begins {
+            // What comes before the first range.
+            continue;
+        }
+        counted += 1;
+        let last = match bounds.next_if(|(_, begins)| !begins) {
+            Some((behind, _)) => before(behind),
+            None => vec![0xff; first.len()],
+        };
+        let view = ElementView {
+            key: &first,
+            key_end: Some(&last),
+            data: ViewData::None,
+            comment: None,
+            timeout: None,
+            expires: None,
+            interval_end: false,
+        };
+        map.extend(K::decode(family, set, &view));
+    }
+    Ok(counted)
+}
+
+/// The big-endian number before.
+fn before(mut number: Vec<u8>) -> Vec<u8> {
+    for byte in number.iter_mut().rev() {
+        let (less, borrow) = byte.overflowing_sub(1);
+        *byte = less;
+        if !borrow {
+            break;
+        }
+    }
+    number
+}
+
 /// Which chain each plan leads to.
-fn plans(connection: &mut Connection, family: Family) -> Result<BTreeMap<Plan, String>, KernelError> {
+fn plans(
+    connection: &mut Connection,
+    family: Family,
+    map: &'static str,
+) -> Result<BTreeMap<Plan, String>, KernelError> {
     let mut plans = BTreeMap::new();
-    connection.elements(set_ref(family, PLANS), |element| {
+    connection.elements(set_ref(family, map), |element| {
         let ViewData::Verdict(verdict) = element.data else { return };
         let plan = read_number(element.key).and_then(Plan::from_number);
         if let (Some(plan), Some(chain)) = (plan, verdict.chain()) {

@@ -1,13 +1,12 @@
 //! Map elements and chains, written into a transaction.
 
-use nft::{Chain, Element, Field, Key, Rule, Transaction, Verdict};
+use nft::{Chain, Element, Field, Rule, Transaction, Verdict};
 
-use super::encode::{DECISION_FIELDS, SLOT_FIELDS, endpoint_value, frontend_fields, frontend_key, number, slot_key};
-use super::skeleton::{DEDICATED, ENDPOINTS, PLANS, SERVICES, set_ref};
-use crate::compile::layout::{Decision, Plan, PoolId};
-use crate::compile::{Slot, SlotKey, TableDelta, Target};
+use super::encode::{Datum, Encoded, Mapped, number};
+use super::skeleton::{self, NUMBER, PICKS, PLANS, Sizes, set_ref};
+use crate::compile::layout::Plan;
+use crate::compile::{TableDelta, each_map};
 use crate::model::Family;
-use crate::policy::Frontend;
 
 pub(super) fn add_chains(transaction: &mut Transaction, chains: impl IntoIterator<Item = (Chain, Vec<Rule>)>) {
     // All chains before all rules: rules refer to chains.
@@ -21,88 +20,87 @@ pub(super) fn add_chains(transaction: &mut Transaction, chains: impl IntoIterato
 }
 
 pub(super) fn add_plans(transaction: &mut Transaction, family: Family, plans: &[Plan]) {
-    let plans: Vec<_> = plans.iter().map(|plan| (number(plan.number()), Verdict::Goto(plan.chain()))).collect();
-    let elements = plans.iter().map(|(key, verdict)| Element::verdict(key.as_bytes(), verdict));
-    transaction.add_elements(set_ref(family, PLANS), &DECISION_FIELDS, elements);
+    let verdicts: Vec<_> =
+        plans.iter().map(|plan| (*plan, number(plan.number()), Verdict::Goto(plan.chain()))).collect();
+    let elements = verdicts.iter().map(|(_, key, verdict)| Element::verdict(key.as_bytes(), verdict));
+    transaction.add_elements(set_ref(family, PLANS), &NUMBER, elements);
+    let last = verdicts.iter().filter(|(plan, _, _)| plan.is_final());
+    let elements = last.map(|(_, key, verdict)| Element::verdict(key.as_bytes(), verdict));
+    transaction.add_elements(set_ref(family, PICKS), &NUMBER, elements);
 }
 
-pub(super) fn add_dedicated(transaction: &mut Transaction, family: Family, delta: &TableDelta) {
-    let added = delta.dedicated.added();
-    let added: Vec<_> = added.map(|(pool, chain)| (dedicated_key(*pool), Verdict::Goto(chain.name()))).collect();
-    let elements = added.iter().map(|(key, verdict)| Element::verdict(key.as_bytes(), verdict));
-    transaction.add_elements(set_ref(family, DEDICATED), &DECISION_FIELDS, elements);
+/// Removes everything that vanishes or changes.
+pub(super) fn remove_all(transaction: &mut Transaction, family: Family, delta: &TableDelta) {
+    each_map!(TableDelta, delta, |edits| remove(transaction, family, edits.removed()));
 }
 
-pub(super) fn remove_dedicated(transaction: &mut Transaction, family: Family, delta: &TableDelta) {
-    remove(
-        transaction,
-        family,
-        DEDICATED,
-        &DECISION_FIELDS,
-        delta.dedicated.removed().map(|(pool, _)| dedicated_key(*pool)),
-    );
+/// Adds everything that is new or changes.
+pub(super) fn add_all(transaction: &mut Transaction, family: Family, delta: &TableDelta) {
+    each_map!(TableDelta, delta, |edits| add(transaction, family, edits.added()));
 }
 
-pub(super) fn add_services<'a>(
+pub(super) fn add<'a, K: Mapped<V> + 'a, V: 'a>(
     transaction: &mut Transaction,
     family: Family,
-    services: impl Iterator<Item = (&'a Frontend, &'a Target)>,
+    elements: impl Iterator<Item = (&'a K, &'a V)>,
 ) {
-    let values =
-        services.map(|(frontend, target)| (frontend_key(frontend), number(target.decision.value()), &*target.label));
-    add(transaction, family, SERVICES, &frontend_fields(family), values);
+    let encoded = encode(elements);
+    by_set::<K, V>(family, &encoded, |set, fields, chosen| {
+        transaction.add_elements(set_ref(family, set), fields, chosen.map(element));
+    });
 }
 
-pub(super) fn remove_services(transaction: &mut Transaction, family: Family, delta: &TableDelta) {
-    let keys = delta.services.removed().map(|(frontend, _)| frontend_key(frontend));
-    remove(transaction, family, SERVICES, &frontend_fields(family), keys);
-}
-
-pub(super) fn add_endpoints<'a>(
+pub(super) fn remove<'a, K: Mapped<V> + 'a, V: 'a>(
     transaction: &mut Transaction,
     family: Family,
-    slots: impl Iterator<Item = (&'a SlotKey, &'a Slot)>,
+    elements: impl Iterator<Item = (&'a K, &'a V)>,
 ) {
-    let values = slots.map(|(key, slot)| (slot_key(key), endpoint_value(slot.endpoint), &*slot.label));
-    add(transaction, family, ENDPOINTS, &SLOT_FIELDS, values);
+    let encoded = encode(elements);
+    by_set::<K, V>(family, &encoded, |set, fields, chosen| {
+        let keys = chosen.map(|encoded| Element { key_end: end(encoded), ..Element::new(encoded.key.as_bytes()) });
+        transaction.delete_elements(set_ref(family, set), fields, keys);
+    });
 }
 
-pub(super) fn remove_endpoints<'a>(
-    transaction: &mut Transaction,
-    family: Family,
-    slots: impl Iterator<Item = &'a SlotKey>,
-) {
-    remove(transaction, family, ENDPOINTS, &SLOT_FIELDS, slots.map(slot_key));
+fn encode<'a, K: Mapped<V> + 'a, V: 'a>(
+    elements: impl Iterator<Item = (&'a K, &'a V)>,
+) -> Vec<(&'static str, Encoded)> {
+    elements.map(|(key, value)| (key.set(value), key.encode(value))).collect()
 }
 
-/// Key, value and comment of each element.
-fn add<'a>(
-    transaction: &mut Transaction,
+/// Hands out the elements set by set.
+fn by_set<'e, K: Mapped<V>, V>(
     family: Family,
-    map: &'static str,
-    fields: &[Field],
-    elements: impl Iterator<Item = (Key, Key, &'a str)>,
+    encoded: &'e [(&'static str, Encoded)],
+    mut write: impl FnMut(&'static str, &[Field], &mut dyn Iterator<Item = &'e Encoded>),
 ) {
-    let mut list = transaction.add_to(set_ref(family, map), fields);
-    for (key, value, label) in elements {
-        list.push(&Element::value(key.as_bytes(), value.as_bytes()).comment(label));
+    if encoded.is_empty() {
+        return;
+    }
+    for set in K::SETS.iter().copied() {
+        let mut chosen = encoded.iter().filter(|(of, _)| *of == set).map(|(_, encoded)| encoded).peekable();
+        if chosen.peek().is_some() {
+            write(set, &key_fields(family, set), &mut chosen);
+        }
     }
 }
 
-fn remove(
-    transaction: &mut Transaction,
-    family: Family,
-    map: &'static str,
-    fields: &[Field],
-    keys: impl Iterator<Item = Key>,
-) {
-    let mut list = transaction.delete_from(set_ref(family, map), fields);
-    for key in keys {
-        list.push(&Element::new(key.as_bytes()));
-    }
+fn element(encoded: &Encoded) -> Element<'_> {
+    let key = encoded.key.as_bytes();
+    let element = match &encoded.data {
+        Datum::Nothing => Element::new(key),
+        Datum::Value(value) => Element::value(key, value.as_bytes()),
+        Datum::Verdict(verdict) => Element::verdict(key, verdict),
+    };
+    Element { key_end: end(encoded), comment: encoded.label.as_deref(), ..element }
 }
 
-/// The key of map `dedicated`: the whole decision, which is what is at hand in the packet's priority.
-fn dedicated_key(pool: PoolId) -> Key {
-    number(Decision { pool: Some(pool), plan: Plan::Dedicated }.value())
+fn end(encoded: &Encoded) -> Option<&[u8]> {
+    encoded.end.as_ref().map(nft::Key::as_bytes)
+}
+
+/// The fields of a set's key.
+pub(super) fn key_fields(family: Family, set: &str) -> Vec<Field> {
+    let sets = skeleton::sets(family, &Sizes::default());
+    sets.into_iter().find(|declared| declared.name == set).map(|declared| declared.key).unwrap_or_default()
 }

@@ -32,6 +32,10 @@ pub enum Listen {
     Tcp(u16),
     /// Answer every datagram.
     Udp(u16),
+    /// As [`Listen::Tcp`], and the greeting ends with a blank and the client's address as the server sees it.
+    TcpPeer(u16),
+    /// As [`Listen::Udp`], and the answer ends with a blank and the client's address as the server sees it.
+    UdpPeer(u16),
 }
 
 /// The thread that serves; see the module.
@@ -89,13 +93,13 @@ impl Servers {
         for (port, socket) in ports.iter().zip(sockets) {
             let failed = |source| LabError::new("serve", format!("{port:?} of {name}"), source);
             let task = match port {
-                Listen::Tcp(_) => {
+                Listen::Tcp(_) | Listen::TcpPeer(_) => {
                     let listener = TcpListener::from_std(socket.into()).map_err(failed)?;
-                    self.handle.spawn(greet_all(listener, format!("{name}\n").into()))
+                    self.handle.spawn(greet_all(listener, name.clone(), matches!(port, Listen::TcpPeer(_))))
                 }
-                Listen::Udp(_) => {
+                Listen::Udp(_) | Listen::UdpPeer(_) => {
                     let socket = UdpSocket::from_std(socket.into()).map_err(failed)?;
-                    self.handle.spawn(answer_all(socket, name.clone()))
+                    self.handle.spawn(answer_all(socket, name.clone(), matches!(port, Listen::UdpPeer(_))))
                 }
             };
             served.tasks.push(task.abort_handle());
@@ -126,8 +130,8 @@ impl Drop for Served {
 /// A bound, non-blocking socket in the calling thread's namespace.
 fn open(port: Listen) -> io::Result<Socket> {
     let (kind, protocol, number) = match port {
-        Listen::Tcp(number) => (Type::STREAM, Protocol::TCP, number),
-        Listen::Udp(number) => (Type::DGRAM, Protocol::UDP, number),
+        Listen::Tcp(number) | Listen::TcpPeer(number) => (Type::STREAM, Protocol::TCP, number),
+        Listen::Udp(number) | Listen::UdpPeer(number) => (Type::DGRAM, Protocol::UDP, number),
     };
     let domain = if has_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
     let socket = Socket::new(domain, kind, Some(protocol))?;
@@ -149,13 +153,13 @@ fn open(port: Listen) -> io::Result<Socket> {
 }
 
 /// Accepts until aborted; the connections end with it.
-async fn greet_all(listener: TcpListener, greeting: Arc<str>) {
+async fn greet_all(listener: TcpListener, name: Arc<str>, tell_peer: bool) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(greet(stream, greeting.clone()));
+                Ok((stream, from)) => {
+                    connections.spawn(greet(stream, format!("{}\n", introduction(&name, from, tell_peer)).into()));
                 }
                 // Out of descriptors, or a client that was gone before it was accepted: both pass.
                 Err(_) => tokio::task::yield_now().await,
@@ -178,13 +182,18 @@ async fn greet(mut stream: TcpStream, greeting: Arc<str>) {
     }
 }
 
-async fn answer_all(socket: UdpSocket, name: Arc<str>) {
+/// What a server says of itself, and of the client if asked to.
+fn introduction(name: &str, from: SocketAddr, tell_peer: bool) -> String {
+    if tell_peer { format!("{name} {}", from.ip().to_canonical()) } else { name.to_owned() }
+}
+
+async fn answer_all(socket: UdpSocket, name: Arc<str>, tell_peer: bool) {
     let mut buffer = [0; 1500];
     loop {
         // An error here is an ICMP answer to an earlier datagram of ours: that client is gone.
         let Ok((heard, from)) = socket.recv_from(&mut buffer).await else { continue };
         let mut answer = buffer[..heard.min(NONCE_LEN)].to_vec();
-        answer.extend_from_slice(name.as_bytes());
+        answer.extend_from_slice(introduction(&name, from, tell_peer).as_bytes());
         let _ = socket.send_to(&answer, from).await;
     }
 }
@@ -203,8 +212,8 @@ mod tests {
             let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
             let udp = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
             let addresses = (tcp.local_addr().expect("bound"), udp.local_addr().expect("bound"));
-            tokio::spawn(greet_all(tcp, "web-1\n".into()));
-            tokio::spawn(answer_all(udp, "dns-1".into()));
+            tokio::spawn(greet_all(tcp, "web-1".into(), false));
+            tokio::spawn(answer_all(udp, "dns-1".into(), false));
             addresses
         });
         thread::spawn(move || runtime.block_on(std::future::pending::<()>()));

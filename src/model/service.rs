@@ -5,7 +5,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::address::{Family, Protocol, parse_address, unusable};
+use super::network::parse_network;
 use super::problem::{Problem, Report};
 use crate::schedule::Scheduler;
 use crate::source::object::{self, labels};
@@ -47,6 +50,20 @@ pub struct Service {
     pub created: i64,
     /// At most one cluster address per family.
     pub cluster_ips: Vec<IpAddr>,
+    /// Addresses that somebody routes to the nodes.
+    pub external_ips: Vec<IpAddr>,
+    /// Addresses of load balancers that hand packets on unchanged (`ipMode` VIP).
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// Whether clients in the cluster may only reach endpoints of their own node.
+    pub internal_local: bool,
+    /// Whether clients from outside may only reach endpoints of the node they come by.
+    pub external_local: bool,
+    /// Whether a client stays with its endpoint.
+    pub affinity: Option<Affinity>,
+    /// Networks whose clients may use the load balancers' addresses; none of a family: all of that family.
+    pub source_ranges: Vec<IpNet>,
+    /// Where load balancers ask whether this node has endpoints.
+    pub health_check_port: Option<u16>,
     /// The usable ports.
     pub ports: Vec<ServicePort>,
     /// What the annotation asks for; `None` takes the cluster's default.
@@ -62,6 +79,15 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// The port on the frontend, 1..65535.
     pub port: u16,
+    /// The port on the nodes' own addresses.
+    pub node_port: Option<u16>,
+}
+
+/// Session affinity of kind `ClientIP`: a client address stays with its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Affinity {
+    /// How long after its last new connection, in seconds, 1..=86400 (API validation).
+    pub seconds: u32,
 }
 
 // === impl ServiceKey ===
@@ -117,14 +143,29 @@ impl Service {
             return (None, Vec::new());
         }
         let mut report = Report::new(Kind::Service, key.clone());
+        let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
+        let external_local = is_local(spec.external_traffic_policy.as_deref())
+            && (["LoadBalancer", "NodePort"].contains(&kind) || (kind == "ClusterIP" && !spec.external_ips.is_empty()));
         let parsed = Self {
             key: key.into(),
             created: service.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
             cluster_ips: cluster_ips(spec, &mut report),
+            external_ips: external_ips(spec, &mut report),
+            load_balancer_ips: load_balancer_ips(service, &mut report),
+            internal_local: is_local(spec.internal_traffic_policy.as_deref()),
+            external_local,
+            affinity: affinity(spec, &mut report),
+            source_ranges: source_ranges(spec, &mut report),
+            health_check_port: health_check_port(spec, kind, external_local, &mut report),
             ports: ports(spec, &mut report),
             scheduler: scheduler(service, &mut report),
         };
         (Some(parsed), report.problems)
+    }
+
+    /// Whether it is served in a family: it has a cluster address of it.
+    pub fn serves(&self, family: Family) -> bool {
+        self.cluster_ips.iter().any(|address| Family::of(*address) == family)
     }
 
     /// The key of one of its ports.
@@ -171,6 +212,7 @@ fn cluster_ips(spec: &object::ServiceSpec, report: &mut Report) -> Vec<IpAddr> {
 fn ports(spec: &object::ServiceSpec, report: &mut Report) -> Vec<ServicePort> {
     let mut names = BTreeSet::new();
     let mut numbers = BTreeSet::new();
+    let mut node_ports = BTreeSet::new();
     let mut ports = Vec::new();
     for (index, port) in spec.ports.iter().enumerate() {
         let Some(protocol) = Protocol::from_kubernetes(port.protocol.as_deref()) else {
@@ -191,9 +233,101 @@ fn ports(spec: &object::ServiceSpec, report: &mut Report) -> Vec<ServicePort> {
             report.add(format!("spec.ports[{index}].port"), number, "a second port of that number; port not served");
             continue;
         }
-        ports.push(ServicePort { name: name.into(), protocol, port: number });
+        let mut node_port = None;
+        if port.node_port != 0 {
+            let field = || format!("spec.ports[{index}].nodePort");
+            node_port = port_number(port.node_port);
+            if node_port.is_none() {
+                report.add(field(), port.node_port, "not in 1..65535; no node port served");
+            } else if !node_ports.insert((node_port, protocol)) {
+                report.add(field(), port.node_port, "a second node port of that number; not served");
+                node_port = None;
+            }
+        }
+        ports.push(ServicePort { name: name.into(), protocol, port: number, node_port });
     }
     ports
+}
+
+/// The affinity timeout that the API server fills in (`DefaultClientIPServiceAffinitySeconds`, core/v1).
+const DEFAULT_AFFINITY_SECONDS: i64 = 10_800;
+
+/// The longest affinity timeout that the API allows (`MaxClientIPServiceAffinitySeconds`, core/v1).
+const MAX_AFFINITY_SECONDS: i64 = 86_400;
+
+fn is_local(policy: Option<&str>) -> bool {
+    policy == Some("Local")
+}
+
+/// Blanks are ignored without a word, as kube-proxy does.
+fn external_ips(spec: &object::ServiceSpec, report: &mut Report) -> Vec<IpAddr> {
+    let listed = spec.external_ips.iter().enumerate().filter(|(_, text)| !text.trim().is_empty());
+    frontend_addresses(listed.map(|(index, text)| (format!("spec.externalIPs[{index}]"), text.trim())), report)
+}
+
+fn load_balancer_ips(service: &object::Service, report: &mut Report) -> Vec<IpAddr> {
+    let ingress = service.status.load_balancer.ingress.iter().enumerate();
+    let listed = ingress.filter(|(_, entry)| entry.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"));
+    let listed = listed.filter_map(|(index, entry)| Some((index, entry.ip.as_deref()?)));
+    let listed = listed.filter(|(_, text)| !text.is_empty());
+    let field = |index| format!("status.loadBalancer.ingress[{index}].ip");
+    frontend_addresses(listed.map(|(index, text)| (field(index), text)), report)
+}
+
+fn frontend_addresses<'a>(listed: impl Iterator<Item = (String, &'a str)>, report: &mut Report) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for (field, text) in listed {
+        match parse_address(text) {
+            None => report.add(field, text, "not an IP address; not served"),
+            Some(address) => match unusable(address) {
+                Some(why) => report.add(field, text, format!("{why} cannot be a frontend; not served")),
+                None if addresses.contains(&address) => {}
+                None => addresses.push(address),
+            },
+        }
+    }
+    addresses
+}
+
+fn affinity(spec: &object::ServiceSpec, report: &mut Report) -> Option<Affinity> {
+    match spec.session_affinity.as_deref() {
+        Some("ClientIP") => {}
+        None | Some("" | "None") => return None,
+        Some(other) => {
+            report.add("spec.sessionAffinity", other, "neither None nor ClientIP; taken as None");
+            return None;
+        }
+    }
+    let asked = spec.session_affinity_config.client_ip.timeout_seconds.unwrap_or(DEFAULT_AFFINITY_SECONDS);
+    let seconds = asked.clamp(1, MAX_AFFINITY_SECONDS);
+    if seconds != asked {
+        let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+        report.add(field, asked, format!("not in 1..{MAX_AFFINITY_SECONDS}; taken as {seconds}"));
+    }
+    Some(Affinity { seconds: u32::try_from(seconds).expect("clamped") })
+}
+
+fn source_ranges(spec: &object::ServiceSpec, report: &mut Report) -> Vec<IpNet> {
+    let mut ranges = Vec::new();
+    for (index, text) in spec.load_balancer_source_ranges.iter().enumerate() {
+        match parse_network(text) {
+            Some(range) => ranges.push(range),
+            None => report.add(format!("spec.loadBalancerSourceRanges[{index}]"), text, "not a CIDR; skipped"),
+        }
+    }
+    ranges
+}
+
+fn health_check_port(spec: &object::ServiceSpec, kind: &str, external_local: bool, report: &mut Report) -> Option<u16> {
+    if kind != "LoadBalancer" || !external_local {
+        return None;
+    }
+    let port = port_number(spec.health_check_node_port);
+    if port.is_none() {
+        let why = "a load balancer with externalTrafficPolicy Local needs a port in 1..65535; no health check served";
+        report.add("spec.healthCheckNodePort", spec.health_check_node_port, why);
+    }
+    port
 }
 
 fn scheduler(service: &object::Service, report: &mut Report) -> Option<Scheduler> {

@@ -54,6 +54,10 @@ pub struct Endpoint {
     pub node: Option<Arc<str>>,
     /// The pod behind it.
     pub pod: Option<Arc<str>>,
+    /// Zones whose nodes shall use it; empty without hints.
+    pub zones: Vec<Arc<str>>,
+    /// Nodes that shall use it; empty without hints.
+    pub nodes: Vec<Arc<str>>,
 }
 
 // === impl Slice ===
@@ -137,9 +141,15 @@ fn endpoints(slice: &object::EndpointSlice, family: Family, report: &mut Report)
             terminating: endpoint.conditions.terminating.unwrap_or(false),
             node: endpoint.node_name.as_deref().map(Into::into),
             pod: endpoint.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Into::into),
+            zones: names(&endpoint.hints.for_zones),
+            nodes: names(&endpoint.hints.for_nodes),
         });
     }
     endpoints
+}
+
+fn names(hints: &[object::Named]) -> Vec<Arc<str>> {
+    hints.iter().map(|hint| hint.name.as_str().into()).collect()
 }
 
 #[cfg(test)]

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use ipnet::IpNet;
+
 use super::address::Family;
+use super::network::parse_network;
 use super::node::Node;
-use super::problem::{Problem, Problems};
+use super::problem::{Problem, Problems, Report};
 use super::service::{Service, ServiceKey};
 use super::slice::Slice;
 use crate::source::{Change, Kind, Object, ObjectKey};
@@ -19,6 +22,8 @@ pub struct Store {
     /// Which Service a slice was last filed under.
     filed: HashMap<ObjectKey, ServiceKey>,
     node: Option<Node>,
+    /// What each ServiceCIDR object says.
+    service_networks: BTreeMap<String, Vec<IpNet>>,
     problems: Problems,
 }
 
@@ -29,6 +34,10 @@ pub struct Effect {
     pub services: Vec<ServiceKey>,
     /// Problems of the changed object that have not been reported yet.
     pub problems: Vec<Problem>,
+    /// Whether our Node is another than before.
+    pub node: bool,
+    /// Whether the networks of cluster addresses are others than before.
+    pub service_networks: bool,
     /// The slice, if the change was one of a slice and changed anything.
     pub slice: Option<SliceEffect>,
 }
@@ -63,9 +72,21 @@ impl Store {
                     }
                     Object::Node(node) => {
                         let (parsed, problems) = Node::parse(&key, &node);
-                        self.node = Some(parsed);
                         let problems = self.problems.replace(Kind::Node, &key, problems);
-                        Effect { problems, ..Effect::default() }
+                        let changed = self.node.as_ref() != Some(&parsed);
+                        self.node = Some(parsed);
+                        Effect { node: changed, problems, ..Effect::default() }
+                    }
+                    Object::ServiceCIDR(cidr) => {
+                        let mut report = Report::new(Kind::ServiceCIDR, key.clone());
+                        let mut networks = Vec::new();
+                        for (index, text) in cidr.spec.cidrs.iter().enumerate() {
+                            match parse_network(text) {
+                                Some(network) => networks.push(network),
+                                None => report.add(format!("spec.cidrs[{index}]"), text, "not a CIDR; skipped"),
+                            }
+                        }
+                        self.put_service_networks(&key, Some(networks), report.problems)
                     }
                 }
             }
@@ -75,6 +96,7 @@ impl Store {
                 // A Node that is deleted under our feet leaves us with what we knew: kube-proxy keeps running too.
                 Effect { problems: self.problems.replace(Kind::Node, &key, Vec::new()), ..Effect::default() }
             }
+            Change::Delete(Kind::ServiceCIDR, key) => self.put_service_networks(&key, None, Vec::new()),
             Change::Synced(_) => Effect::default(),
         }
     }
@@ -99,9 +121,23 @@ impl Store {
         self.node.as_ref()
     }
 
+    /// The networks that cluster addresses are taken from, as far as ServiceCIDR objects say.
+    pub fn service_networks(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.service_networks.values().flatten().copied()
+    }
+
     /// All standing problems of objects.
     pub fn problems(&self) -> &Problems {
         &self.problems
+    }
+
+    fn put_service_networks(&mut self, key: &ObjectKey, now: Option<Vec<IpNet>>, problems: Vec<Problem>) -> Effect {
+        let problems = self.problems.replace(Kind::ServiceCIDR, key, problems);
+        let before = match now.clone() {
+            Some(networks) => self.service_networks.insert(key.name.clone(), networks),
+            None => self.service_networks.remove(&key.name),
+        };
+        Effect { service_networks: before != now, problems, ..Effect::default() }
     }
 
     fn put_service(&mut self, key: &ObjectKey, now: Option<Service>, problems: Vec<Problem>) -> Effect {
@@ -148,7 +184,7 @@ impl Store {
             }
             self.slices.entry(owner).or_default().insert(key.name.clone(), now);
         }
-        Effect { services, problems, slice }
+        Effect { services, problems, slice, ..Effect::default() }
     }
 }
 

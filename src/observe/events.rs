@@ -170,6 +170,7 @@ impl Event {
             Kind::Service => ("v1", "Service", "InvalidService"),
             Kind::EndpointSlice => ("discovery.k8s.io/v1", "EndpointSlice", "InvalidEndpointSlice"),
             Kind::Node => ("v1", "Node", "InvalidNode"),
+            Kind::ServiceCIDR => ("networking.k8s.io/v1", "ServiceCIDR", "InvalidServiceCIDR"),
         };
         let (namespace, name) = (problem.object.namespace.clone(), problem.object.name.clone());
         Self {

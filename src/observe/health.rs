@@ -3,7 +3,7 @@
 //! The question is not whether the kernel's tables are right but whether we keep up. A request to synchronise a family stamps the
 //! family as waiting, unless it waits already; success clears the stamp. A family that has waited for twice the sync period is
 //! unhealthy, and so is the proxy (`/livez`). `/healthz` asks for more: that load balancers should send traffic here at all,
-//! which ends before the node does ([`node_eligible`], KEP-3836).
+//! which ends before the node does ([`crate::model::Node::eligible`], KEP-3836).
 //!
 //! The judgement ([`ProxyHealth`]) is a value and its functions take the time as a parameter; the controller changes it through a
 //! [`HealthReporter`], servers look at it through a `watch` channel.
@@ -24,9 +24,6 @@ use tokio::sync::watch;
 use super::http::{Answer, Handler, answer, not_found};
 use super::metrics::{self, Probe};
 use crate::model::Family;
-
-/// The taint of a node that is about to be removed (Cluster Autoscaler).
-pub const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// What Go prints for a time that was never set.
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -107,11 +104,6 @@ struct StatusBody {
 struct FamilyBody {
     last_updated: String,
     healthy: bool,
-}
-
-/// Whether load balancers may send traffic to a node: not when it is being deleted, nor when the Cluster Autoscaler says that it will be.
-pub fn node_eligible<'a>(being_deleted: bool, taints: impl IntoIterator<Item = &'a str>) -> bool {
-    !being_deleted && !taints.into_iter().any(|taint| taint == TO_BE_DELETED_TAINT)
 }
 
 /// Answers `/healthz` and `/livez`.

@@ -1,11 +1,11 @@
-//! Who gets a frontend that several Services ask for.
+//! Who gets a frontend or node port that several Services ask for.
 //!
 //! The API server hands out each ClusterIP once, but manifests, restored backups and races can ask for one frontend twice. The
 //! oldest Service keeps it, then the first by name; the others are told. When the holder goes, the next in line takes over.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::Frontend;
+use super::Claim;
 use crate::model::ServiceKey;
 
 /// The order of precedence: creation time, then name.
@@ -15,10 +15,10 @@ type Rank = (i64, ServiceKey);
 #[derive(Debug, Default)]
 pub struct Claims {
     /// Single claims, which is nearly all of them, need no tree.
-    holders: HashMap<Frontend, Rank>,
+    holders: HashMap<Claim, Rank>,
     /// Those that wait, in order of precedence.
-    waiting: HashMap<Frontend, BTreeSet<Rank>>,
-    by_service: HashMap<ServiceKey, (i64, HashSet<Frontend>)>,
+    waiting: HashMap<Claim, BTreeSet<Rank>>,
+    by_service: HashMap<ServiceKey, (i64, HashSet<Claim>)>,
 }
 
 // === impl Claims ===
@@ -29,9 +29,9 @@ impl Claims {
         &mut self,
         service: &ServiceKey,
         created: i64,
-        wanted: impl Iterator<Item = Frontend>,
+        wanted: impl IntoIterator<Item = Claim>,
     ) -> Vec<ServiceKey> {
-        let wanted: HashSet<_> = wanted.collect();
+        let wanted: HashSet<_> = wanted.into_iter().collect();
         let before = self.by_service.get(service).cloned();
         let mut others = BTreeSet::new();
         if let Some((since, had)) = before {
@@ -52,16 +52,16 @@ impl Claims {
     }
 
     /// Whether this Service has the frontend.
-    pub fn holds(&self, service: &ServiceKey, frontend: &Frontend) -> bool {
+    pub fn holds(&self, service: &ServiceKey, frontend: &Claim) -> bool {
         self.holder(frontend) == Some(service)
     }
 
     /// Who has the frontend.
-    pub fn holder(&self, frontend: &Frontend) -> Option<&ServiceKey> {
+    pub fn holder(&self, frontend: &Claim) -> Option<&ServiceKey> {
         self.holders.get(frontend).map(|(_, service)| service)
     }
 
-    fn claim(&mut self, frontend: &Frontend, rank: &Rank, others: &mut BTreeSet<ServiceKey>) {
+    fn claim(&mut self, frontend: &Claim, rank: &Rank, others: &mut BTreeSet<ServiceKey>) {
         match self.holders.get_mut(frontend) {
             None => {
                 self.holders.insert(*frontend, rank.clone());
@@ -80,7 +80,7 @@ impl Claims {
         }
     }
 
-    fn release(&mut self, frontend: &Frontend, rank: &Rank, others: &mut BTreeSet<ServiceKey>) {
+    fn release(&mut self, frontend: &Claim, rank: &Rank, others: &mut BTreeSet<ServiceKey>) {
         let next = if self.holders.get(frontend) == Some(rank) {
             self.holders.remove(frontend);
             self.waiting.get_mut(frontend).and_then(BTreeSet::pop_first)
@@ -106,9 +106,10 @@ mod tests {
 
     use super::*;
     use crate::model::Protocol;
+    use crate::policy::Frontend;
 
-    fn frontend(port: u16) -> Frontend {
-        Frontend { address: [10, 0, 0, 1].into(), protocol: Protocol::Tcp, port }
+    fn frontend(port: u16) -> Claim {
+        Claim::Frontend(Frontend { address: [10, 0, 0, 1].into(), protocol: Protocol::Tcp, port })
     }
 
     fn key(name: &str) -> ServiceKey {

@@ -1,4 +1,4 @@
-//! The API server as a source: Services, EndpointSlices and our own Node, watched for as long as the process lives.
+//! The API server as a source: Services, EndpointSlices, ServiceCIDRs and our own Node, watched for as long as the process lives.
 //!
 //! ```text
 //! access     which server, which credentials, which connection      -> a client
@@ -9,7 +9,8 @@
 //! ```
 //!
 //! What is asked for is what kube-proxy asks for: Services without the label `service.kubernetes.io/service-proxy-name` that are
-//! not headless, EndpointSlices without the label `service.kubernetes.io/headless`, and the Node of our name. Listing is by a
+//! not headless, EndpointSlices without the label `service.kubernetes.io/headless`, the Node of our name, and all ServiceCIDRs (a server that
+//! does not know them yet answers 404; they are asked for again now and then, and nobody waits for them). Listing is by a
 //! streaming list where the server offers it (KEP-3157) and by pages of 500 where it does not.
 //!
 //! Invariants, beyond those of [`crate::source`]:
@@ -34,7 +35,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::object::{EndpointSlice, Node, Service};
+use super::object::{EndpointSlice, Node, Service, ServiceCIDR};
 use super::{Change, Kind, Object, ObjectKey};
 use access::Access;
 pub use access::AccessError;
@@ -151,6 +152,7 @@ impl ApiSource {
         watches.spawn(self.watch::<Service>(services, &changes).run());
         watches.spawn(self.watch::<EndpointSlice>(slices, &changes).run());
         watches.spawn(self.watch::<Node>(node, &changes).run());
+        watches.spawn(self.watch::<ServiceCIDR>(Selection { labels: None, fields: None }, &changes).run());
         // Leaving drops the set, which ends the watches wherever they are: there is nothing of theirs to finish.
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -192,4 +194,4 @@ macro_rules! watched {
     )*};
 }
 
-watched!(Service, EndpointSlice, Node);
+watched!(Service, EndpointSlice, Node, ServiceCIDR);

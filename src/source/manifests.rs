@@ -143,7 +143,7 @@ impl Follower {
             }
             if outcome.complete && !self.synced {
                 self.synced = true;
-                for kind in [Kind::Node, Kind::EndpointSlice, Kind::Service] {
+                for kind in [Kind::Node, Kind::ServiceCIDR, Kind::EndpointSlice, Kind::Service] {
                     if changes.send(Change::Synced(kind)).await.is_err() {
                         return;
                     }

@@ -108,7 +108,7 @@ impl Inventory {
         }
         changes.sort_by_key(|change| match change {
             Change::Delete(Kind::Service, _) => 0,
-            Change::Apply(Object::Node(_)) => 1,
+            Change::Apply(Object::Node(_) | Object::ServiceCIDR(_)) => 1,
             Change::Apply(Object::EndpointSlice(_)) => 2,
             Change::Apply(Object::Service(_)) => 3,
             Change::Delete(..) | Change::Synced(_) => 4,

@@ -16,7 +16,7 @@ use serde_saphyr::Spanned;
 
 use super::head::{Head, Items};
 use super::text::{self, Document, Fault, Format};
-use crate::source::object::{EndpointSlice, Node, Service};
+use crate::source::object::{EndpointSlice, Node, Service, ServiceCIDR};
 use crate::source::{Kind, Object};
 
 /// What is in a file.
@@ -117,12 +117,14 @@ fn plan(
         (Some("v1"), Some("Service"), _) => Kind::Service,
         (Some("v1"), Some("Node"), _) => Kind::Node,
         (Some("discovery.k8s.io/v1"), Some("EndpointSlice"), _) => Kind::EndpointSlice,
+        (Some("networking.k8s.io/v1"), Some("ServiceCIDR"), _) => Kind::ServiceCIDR,
         (Some(version), Some(name), _) => {
             let inherited = match (version, name) {
                 ("v1", "List") => None,
                 ("v1", "ServiceList") => Some(Kind::Service),
                 ("v1", "NodeList") => Some(Kind::Node),
                 ("discovery.k8s.io/v1", "EndpointSliceList") => Some(Kind::EndpointSlice),
+                ("networking.k8s.io/v1", "ServiceCIDRList") => Some(Kind::ServiceCIDR),
                 _ => {
                     skipped.push(Skipped { line, what: format!("{version} {name}") });
                     return Ok(Plan::Skip);
@@ -144,7 +146,7 @@ fn plan(
     };
     match name {
         None | Some("") => fail(&format!("{}: metadata.name is missing", kind.name())),
-        Some(name) if kind == Kind::Node => Ok(Plan::One(kind, name.to_owned(), line)),
+        Some(name) if matches!(kind, Kind::Node | Kind::ServiceCIDR) => Ok(Plan::One(kind, name.to_owned(), line)),
         Some(name) => {
             let namespace = if namespace.is_empty() { "default" } else { namespace };
             Ok(Plan::One(kind, format!("{namespace}/{name}"), line))
@@ -177,6 +179,7 @@ fn settle(mut object: Object) -> Object {
         Object::Service(object) => (&mut object.metadata, true),
         Object::EndpointSlice(object) => (&mut object.metadata, true),
         Object::Node(object) => (&mut object.metadata, false),
+        Object::ServiceCIDR(object) => (&mut object.metadata, false),
     };
     meta.managed_fields = None;
     if !namespaced {
@@ -212,6 +215,7 @@ impl<'de> DeserializeSeed<'de> for Fill<'_, '_> {
             Kind::Service => Object::Service(Box::new(Service::deserialize(from)?)),
             Kind::EndpointSlice => Object::EndpointSlice(Box::new(EndpointSlice::deserialize(from)?)),
             Kind::Node => Object::Node(Box::new(Node::deserialize(from)?)),
+            Kind::ServiceCIDR => Object::ServiceCIDR(Box::new(ServiceCIDR::deserialize(from)?)),
         };
         *self.doing = None;
         self.into.push((settle(object), line));

@@ -1,0 +1,199 @@
+//! One pool as it is to be programmed: its slots and, with session affinity, its members.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::elements::{Slot, SlotKey, TableDelta};
+use super::layout::{Decision, DedicatedChain, MAX_MEMBERS, MAX_SHARED_SLOTS, MemberId, Plan, PoolId};
+use crate::model::PortKey;
+use crate::schedule::Pick;
+
+/// The endpoints of a Service port in one family, or those of them that are on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Pool {
+    /// Kept while there are no endpoints, so that frontends find the same number when they come back.
+    pub(super) id: Option<PoolId>,
+    /// The comment of its endpoints.
+    pub(super) label: Arc<str>,
+    pub(super) local: bool,
+    pub(super) pick: Pick,
+    /// Seconds of session affinity.
+    pub(super) affinity: Option<u32>,
+    pub(super) slots: Vec<SocketAddr>,
+    pub(super) members: Members,
+}
+
+/// Who has which member number. Sorted by endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Members {
+    numbers: Vec<(SocketAddr, u16)>,
+    /// The number that was given last.
+    last: Option<u16>,
+}
+
+// === impl Pool ===
+
+impl Pool {
+    pub(super) fn empty(label: Arc<str>, local: bool) -> Self {
+        let (pick, members) = (Pick::Random, Members::default());
+        Self { id: None, label, local, pick, affinity: None, slots: Vec::new(), members }
+    }
+
+    /// The decision that leads here; `None` without endpoints.
+    pub(super) fn decision(&self) -> Option<Decision> {
+        let pool = Some(self.id.filter(|_| !self.slots.is_empty())?);
+        if self.is_dedicated() {
+            return Some(Decision { pool, plan: Plan::Dedicated });
+        }
+        let slots = u16::try_from(self.slots.len()).expect("not dedicated, so at most MAX_SHARED_SLOTS");
+        Some(Decision { pool, plan: Plan::Random(slots) })
+    }
+
+    pub(super) fn dedicated(&self, key: &PortKey) -> Option<DedicatedChain> {
+        let pool = self.id.filter(|_| !self.slots.is_empty() && self.is_dedicated())?;
+        let slots = u32::try_from(self.slots.len()).expect("a Service has less than 4 billion endpoints");
+        let owner = DedicatedChain::owner(key, pool);
+        Some(DedicatedChain { pick: self.pick, slots, affinity: self.affinity, local: self.local, owner })
+    }
+
+    fn is_dedicated(&self) -> bool {
+        self.affinity.is_some() || self.pick == Pick::Counter || self.slots.len() > MAX_SHARED_SLOTS
+    }
+
+    /// The endpoint of a slot, if slots lead to endpoints directly.
+    fn slot(&self, slot: usize) -> Option<Slot> {
+        let endpoint = self.slots.get(slot).filter(|_| self.affinity.is_none())?;
+        Some(Slot { endpoint: *endpoint, label: self.label.clone() })
+    }
+
+    /// The member of a slot, if there is affinity.
+    fn member(&self, slot: usize) -> Option<MemberId> {
+        let endpoint = self.slots.get(slot).filter(|_| self.affinity.is_some())?;
+        Some(MemberId { pool: self.id?, index: self.members.index(endpoint)? })
+    }
+
+    fn members(&self) -> impl Iterator<Item = (MemberId, Slot)> + '_ {
+        let pool = self.id.filter(|_| self.affinity.is_some());
+        self.members.numbers.iter().filter_map(move |(endpoint, index)| {
+            Some((MemberId { pool: pool?, index: *index }, Slot { endpoint: *endpoint, label: self.label.clone() }))
+        })
+    }
+}
+
+/// Notes what differs between two states of a pool. It keeps its number for life, so both are under the same.
+pub(super) fn difference(key: &PortKey, before: Option<&Pool>, after: Option<&Pool>, delta: &mut TableDelta) {
+    let id = |pool: Option<&Pool>| pool.and_then(|pool| pool.id);
+    let Some(pool) = id(before).or(id(after)) else { return };
+    let dedicated = |pool: Option<&Pool>| pool.and_then(|pool| pool.dedicated(key));
+    delta.dedicated.note(pool, dedicated(before), dedicated(after));
+    let count = |pool: Option<&Pool>| pool.map_or(0, |pool| pool.slots.len());
+    for slot in 0..count(before).max(count(after)) {
+        let number = u32::try_from(slot).expect("a Service has less than 4 billion endpoints");
+        let key = SlotKey { pool, slot: number };
+        let (old, new) = (before.and_then(|pool| pool.slot(slot)), after.and_then(|pool| pool.slot(slot)));
+        if old != new {
+            delta.endpoints.note(key, old, new);
+        }
+        let (old, new) = (before.and_then(|pool| pool.member(slot)), after.and_then(|pool| pool.member(slot)));
+        if old != new {
+            delta.member_slots.note(key, old, new);
+        }
+    }
+    let members = |pool: Option<&Pool>| pool.into_iter().flat_map(Pool::members).collect::<Vec<_>>();
+    let (old, new) = (members(before), members(after));
+    if old == new {
+        return;
+    }
+    // An index that goes from one endpoint to another is one edit; `note` joins the two halves, the newcomer first.
+    for (member, slot) in new.iter().filter(|entry| !old.contains(entry)) {
+        delta.members.note(*member, None, Some(slot.clone()));
+    }
+    for (member, slot) in old.into_iter().filter(|entry| !new.contains(entry)) {
+        delta.members.note(member, Some(slot), None);
+    }
+}
+
+// === impl Members ===
+
+impl Members {
+    /// As found in a kernel.
+    pub(super) fn adopt(found: impl Iterator<Item = (SocketAddr, u16)>) -> Self {
+        let mut numbers: Vec<_> = found.collect();
+        let last = numbers.iter().map(|(_, index)| *index).max();
+        numbers.sort();
+        // Two numbers of one endpoint cannot be ours.
+        numbers.dedup_by_key(|(endpoint, _)| *endpoint);
+        Self { numbers, last }
+    }
+
+    /// Keeps the numbers of those who stay and gives the others numbers that have not been used for as long as possible. At most
+    /// [`MAX_MEMBERS`] get one.
+    pub(super) fn settle(&mut self, wanted: &[SocketAddr]) {
+        let mut wanted: Vec<_> = wanted.to_vec();
+        wanted.sort();
+        self.numbers.retain(|(endpoint, _)| wanted.binary_search(endpoint).is_ok());
+        let known = |numbers: &[(SocketAddr, u16)], endpoint| {
+            numbers.binary_search_by_key(&endpoint, |(endpoint, _)| *endpoint).is_ok()
+        };
+        let new: Vec<_> = wanted.into_iter().filter(|endpoint| !known(&self.numbers, *endpoint)).collect();
+        if new.is_empty() {
+            return;
+        }
+        let mut used = vec![false; MAX_MEMBERS];
+        self.numbers.iter().for_each(|(_, index)| used[usize::from(*index)] = true);
+        let first = self.last.map_or(0, |last| usize::from(last) + 1);
+        let free = (first..first + MAX_MEMBERS).map(|index| index % MAX_MEMBERS).filter(|index| !used[*index]);
+        for (endpoint, index) in new.into_iter().zip(free) {
+            let index = u16::try_from(index).expect("below MAX_MEMBERS");
+            self.numbers.push((endpoint, index));
+            self.last = Some(index);
+        }
+        self.numbers.sort();
+    }
+
+    fn index(&self, endpoint: &SocketAddr) -> Option<u16> {
+        let found = self.numbers.binary_search_by_key(endpoint, |(endpoint, _)| *endpoint).ok()?;
+        Some(self.numbers[found].1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoints(numbers: std::ops::Range<u16>) -> Vec<SocketAddr> {
+        numbers.map(|number| SocketAddr::from(([10, 0, 0, 1], number))).collect()
+    }
+
+    #[test]
+    fn members_keep_their_numbers_and_free_ones_are_used_late() {
+        let mut members = Members::default();
+        members.settle(&endpoints(0..3));
+        assert_eq!(
+            endpoints(0..3).iter().map(|one| members.index(one)).collect::<Vec<_>>(),
+            [Some(0), Some(1), Some(2)]
+        );
+        members.settle(&endpoints(2..4));
+        assert_eq!(
+            endpoints(0..4).iter().map(|one| members.index(one)).collect::<Vec<_>>(),
+            [None, None, Some(2), Some(3)]
+        );
+        members.settle(&endpoints(0..4));
+        assert_eq!((members.index(&endpoints(0..1)[0]), members.index(&endpoints(2..3)[0])), (Some(4), Some(2)));
+        let again = Members::adopt(members.numbers.iter().copied());
+        assert_eq!(again.numbers, members.numbers);
+    }
+
+    #[test]
+    fn there_are_no_more_members_than_numbers() {
+        let mut members = Members::default();
+        members.settle(&endpoints(0..5000));
+        assert_eq!(members.numbers.len(), MAX_MEMBERS);
+        members.settle(&endpoints(100..5100));
+        assert_eq!(members.numbers.len(), MAX_MEMBERS);
+        let mut indexes: Vec<_> = members.numbers.iter().map(|(_, index)| *index).collect();
+        indexes.sort_unstable();
+        indexes.dedup();
+        assert_eq!(indexes.len(), MAX_MEMBERS, "no number twice");
+    }
+}

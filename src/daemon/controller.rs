@@ -1,0 +1,277 @@
+//! The controller: the one thread that owns what shall be and what is.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tracing::{debug, error, info, warn};
+
+use crate::compile::Delta;
+use crate::engine::{Engine, Outcome};
+use crate::kernel::conntrack::{Cleaner, Pass};
+use crate::kernel::{Applied, DataPlane, KernelError};
+use crate::model::{Families, Family};
+use crate::observe::metrics::{self, SyncKind};
+use crate::observe::{self, HealthPort, HealthPorts, Observer, Pending};
+use crate::policy::HealthCheck;
+use crate::source::{Change, Kind, Object};
+
+/// Changes taken before the kernel is told, at most.
+const BATCH: usize = 16_384;
+
+/// A batch is complete when nothing more has come for so long, or after so many times that.
+const SETTLE: Duration = Duration::from_micros(100);
+const SETTLE_ROUNDS: usize = 20;
+
+/// Pause after a refusal, doubled with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Owns what shall be and what is.
+pub(super) struct Controller {
+    engine: Engine,
+    plane: DataPlane,
+    /// Ends the UDP flows that what is programmed contradicts.
+    cleaner: Cleaner,
+    observer: Observer,
+    /// The pause between two transactions, if one is configured.
+    pause: Option<Duration>,
+    awaited: Vec<Kind>,
+    /// What was taken in since the kernel was last up to date, and the families it concerns.
+    pending: Pending,
+    due: Families,
+    /// When the changes happened that the next transaction brings.
+    triggers: Vec<(Family, Timestamp)>,
+    /// Whether a predecessor's numbers have been taken over.
+    adopted: bool,
+    /// Whether the kernel has what the engine desires, as far as we know.
+    trust: Trust,
+}
+
+/// How much the controller knows of the kernel's tables.
+enum Trust {
+    /// They are as we left them: differences can be applied.
+    Known,
+    /// They have to be read before anything is written: at the start, and after a refusal.
+    Unknown {
+        /// Not before this time.
+        retry_at: Instant,
+        /// How long to wait after the next refusal.
+        pause: Duration,
+    },
+}
+
+/// In the calling thread's network namespace. Without it Services are served all the same.
+fn start_cleaner() -> Cleaner {
+    let report = |pass: &Pass| metrics::conntrack_reconciled(pass.family, pass.duration, pass.deleted.deleted as u64);
+    Cleaner::start(report).unwrap_or_else(|error| {
+        warn!(%error, "stale UDP flows will not be removed");
+        Cleaner::disabled()
+    })
+}
+
+/// Waits for the rest of a burst. The thread sleeps, because tokio's timers are no finer than a millisecond.
+fn settle(changes: &mut mpsc::Receiver<Change>, batch: &mut Vec<Change>) {
+    for _ in 0..SETTLE_ROUNDS {
+        let before = batch.len();
+        thread::sleep(SETTLE);
+        while batch.len() < BATCH
+            && let Ok(change) = changes.try_recv()
+        {
+            batch.push(change);
+        }
+        if batch.len() == before || batch.len() == BATCH {
+            break;
+        }
+    }
+}
+
+// === impl Controller ===
+
+impl Controller {
+    /// To be made in the network namespace that is served. `pause` is the least time between two transactions.
+    pub(super) fn new(engine: Engine, plane: DataPlane, observer: Observer, pause: Option<Duration>) -> Self {
+        Self {
+            engine,
+            plane,
+            cleaner: start_cleaner(),
+            observer,
+            pause,
+            pending: Pending::default(),
+            due: Families::default(),
+            triggers: Vec::new(),
+            // The Node too: which addresses serve node ports depends on it.
+            awaited: vec![Kind::Service, Kind::EndpointSlice, Kind::Node],
+            adopted: false,
+            trust: Trust::Unknown { retry_at: Instant::now(), pause: FIRST_PAUSE },
+        }
+    }
+
+    /// Takes over the numbers that a predecessor used; before the first compilation, and when everything that the layout depends on
+    /// is known.
+    fn adopt(&mut self) -> Result<(), KernelError> {
+        let found = self.plane.read()?;
+        for reason in &found.rejected {
+            warn!(reason, "the table that is there cannot be adopted and will be replaced");
+        }
+        if found.existed && found.rejected.is_empty() {
+            info!("adopting the tables of a predecessor");
+        }
+        self.engine.adopt(found.image);
+        self.adopted = true;
+        Ok(())
+    }
+
+    /// Serves until the source ends or something is hopeless.
+    pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> Result<(), KernelError> {
+        let mut batch = Vec::new();
+        self.observer.loop_started();
+        loop {
+            let wait = changes.recv_many(&mut batch, BATCH);
+            let received = match self.trust {
+                Trust::Unknown { retry_at, .. } if self.awaited.is_empty() => {
+                    tokio::time::timeout_at(retry_at.into(), wait).await.ok()
+                }
+                Trust::Known | Trust::Unknown { .. } => Some(wait.await),
+            };
+            if received == Some(0) {
+                return Ok(());
+            }
+            let begin = Instant::now();
+            if received.is_some() {
+                settle(&mut changes, &mut batch);
+            }
+            let changes_taken = batch.len();
+            for change in batch.drain(..) {
+                if let Change::Synced(kind) = change {
+                    self.awaited.retain(|awaited| *awaited != kind);
+                }
+                self.observer.seen(&change);
+                self.pending.add(&change);
+                let of_node = matches!(&change, Change::Apply(Object::Node(_)));
+                self.engine.take(change);
+                if of_node && let Some(node) = self.engine.store().node() {
+                    self.observer.set_node_eligible(node.eligible);
+                }
+            }
+            if self.awaited.is_empty() {
+                self.program(begin, changes_taken)?;
+                if let Some(pause) = self.pause {
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    /// Compiles what was taken and brings the kernel there.
+    fn program(&mut self, begin: Instant, changes: usize) -> Result<(), KernelError> {
+        let touched = self.engine.touched();
+        self.due = self.due.union(touched);
+        if !touched.is_empty() {
+            self.observer.queued(self.pending, touched);
+        }
+        let stale = self.plane.set_locality(self.engine.locality());
+        if !self.adopted
+            && let Err(error) = self.adopt()
+        {
+            return self.refused(error);
+        }
+        let outcome = if self.engine.is_idle() { Outcome::default() } else { self.engine.compile() };
+        for problem in &outcome.problems {
+            warn!("{problem}");
+            self.observer.invalid(problem);
+        }
+        self.cleaner.announce(self.engine.take_flow_changes());
+        self.triggers.extend(&outcome.triggers);
+        let (kind, result) = match &mut self.trust {
+            Trust::Known if stale => (SyncKind::Full, self.plane.replace(&self.engine.everything())),
+            Trust::Known if outcome.delta.is_empty() => {
+                self.cleaner.programmed();
+                self.synced(SyncKind::Partial, begin, true);
+                return Ok(());
+            }
+            Trust::Known => (SyncKind::Partial, self.plane.apply(&outcome.delta)),
+            Trust::Unknown { retry_at, .. } if *retry_at > Instant::now() => return Ok(()),
+            Trust::Unknown { .. } => {
+                self.due = Families::ALL;
+                (SyncKind::Full, self.reconcile())
+            }
+        };
+        let result = match result {
+            Err(KernelError::Outgrown { family, map, size }) => {
+                info!(%family, map, size, "the map outgrew its size: replacing the tables by larger ones");
+                self.plane.replace(&self.engine.everything())
+            }
+            result => result,
+        };
+        self.synced(kind, begin, result.is_ok());
+        match result {
+            Ok(applied) => {
+                self.report(&outcome, applied, begin, changes);
+                self.trust = Trust::Known;
+                self.cleaner.programmed();
+                Ok(())
+            }
+            Err(error) => self.refused(error),
+        }
+    }
+
+    /// Plans another attempt, unless that is hopeless.
+    fn refused(&mut self, error: KernelError) -> Result<(), KernelError> {
+        if error.is_hopeless() {
+            return Err(error);
+        }
+        let pause = match self.trust {
+            Trust::Known => FIRST_PAUSE,
+            Trust::Unknown { pause, .. } => pause,
+        };
+        error!(%error, retry_in = ?pause, "programming failed; what is programmed stays, and will be compared and corrected");
+        self.trust = Trust::Unknown { retry_at: Instant::now() + pause, pause: (pause * 2).min(LONGEST_PAUSE) };
+        Ok(())
+    }
+
+    /// Tells the outside how it went. What was due is done with success; the times of a failure are lost.
+    fn synced(&mut self, kind: SyncKind, begin: Instant, success: bool) {
+        let triggers = std::mem::take(&mut self.triggers);
+        let (families, duration) = (self.due, begin.elapsed());
+        self.observer.synced(&observe::Sync { kind, families, duration, success, triggers: &triggers });
+        if success {
+            (self.due, self.pending) = Default::default();
+            let ports = self.engine.health().iter().map(|(service, check)| (service.clone(), health_port(check)));
+            self.observer.health_ports(ports.collect::<HealthPorts>());
+        }
+    }
+
+    /// Reads what is there and applies the difference to everything desired.
+    fn reconcile(&mut self) -> Result<Applied, KernelError> {
+        let found = self.plane.read()?;
+        let difference: Delta = self.engine.everything().rebase(found.image);
+        debug!(elements = difference.len(), "compared with the kernel");
+        let applied = self.plane.apply(&difference)?;
+        self.engine.settle();
+        Ok(applied)
+    }
+
+    /// One line per batch programmed, shown from `-v=2` on.
+    fn report(&self, outcome: &Outcome, applied: Applied, begin: Instant, changes: usize) {
+        const NAMED: usize = 3;
+        let named: Vec<_> = outcome.services.iter().take(NAMED).map(ToString::to_string).collect();
+        let more = outcome.services.len().saturating_sub(NAMED);
+        let services = if more > 0 { format!("{} and {more} more", named.join(", ")) } else { named.join(", ") };
+        info!(
+            target: "pointsman::programmed",
+            services,
+            changes,
+            elements = applied.elements,
+            transactions = applied.transactions,
+            kernel_us = u64::try_from(applied.duration.as_micros()).unwrap_or(u64::MAX),
+            total_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX),
+            "programmed"
+        );
+    }
+}
+
+fn health_port(check: &HealthCheck) -> HealthPort {
+    HealthPort { port: check.port, local_endpoints: [check.local_v4, check.local_v6] }
+}

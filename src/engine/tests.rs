@@ -1,0 +1,384 @@
+//! The engine against simulated maps: what a kernel would have after any history.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::compile::layout::{Decision, Plan};
+use crate::compile::{Edits, Hop, SlotKey, Stage, TableImage};
+use crate::model::Family;
+use crate::source::{Object, ObjectKey};
+
+/// Applies edits as a kernel would, refusing what a kernel would refuse.
+fn apply_edits<K: Ord + std::hash::Hash + Clone + std::fmt::Debug, V: PartialEq + Clone + std::fmt::Debug>(
+    map: &mut std::collections::HashMap<K, V>,
+    edits: &Edits<K, V>,
+) {
+    for (key, before) in edits.removed() {
+        assert_eq!(map.remove(key).as_ref(), Some(before), "removes what is there: {key:?}");
+    }
+    for (key, after) in edits.added() {
+        assert_eq!(map.insert(key.clone(), after.clone()), None, "adds what is not there: {key:?}");
+    }
+}
+
+macro_rules! apply_all {
+    ($table:expr, $edits:expr, $($map:ident),*) => {$( apply_edits(&mut $table.$map, &$edits.$map); )*};
+}
+
+fn apply(image: &mut Image, delta: &Delta) {
+    for family in Family::ALL {
+        let (table, edits) = (image.table_mut(family), delta.table(family));
+        apply_all!(
+            table,
+            edits,
+            services,
+            node_ports,
+            hops,
+            endpoints,
+            members,
+            member_slots,
+            dedicated,
+            source_ranges,
+            cluster_ips,
+            hairpins,
+            masqueraded,
+            masqueraded_node_ports,
+            node_port_addresses,
+            service_networks
+        );
+    }
+}
+
+/// What comes of a connection that meets this decision, numbers aside.
+fn reach(table: &TableImage, decision: Decision) -> String {
+    let pool = || decision.pool.expect("a pool");
+    let hop = |stage| reach(table, table.hops[&Hop { stage, pool: pool() }].decision);
+    let (kind, slots) = match decision.plan {
+        Plan::Refuse => return "refuse".to_owned(),
+        Plan::Discard => return "discard".to_owned(),
+        Plan::SourceRanges => {
+            let ranges = table.source_ranges.keys().filter(|range| range.pool == pool());
+            let mut ranges: Vec<_> = ranges.map(|range| range.range.to_string()).collect();
+            ranges.sort();
+            return format!("from {ranges:?}: {}", hop(Stage::Admitted));
+        }
+        Plan::LocalPolicy => return format!("inside {} outside {}", hop(Stage::Inside), hop(Stage::Outside)),
+        Plan::Random(slots) => ("random".to_owned(), u32::from(slots)),
+        Plan::Dedicated => {
+            let chain = &table.dedicated[&pool()];
+            (format!("{:?} {:?}", chain.pick, chain.affinity), chain.slots)
+        }
+    };
+    let slot = |slot| {
+        let key = SlotKey { pool: pool(), slot };
+        let member = || table.members.get(table.member_slots.get(&key)?);
+        table.endpoints.get(&key).or_else(member).expect("every slot is there").endpoint.to_string()
+    };
+    let mut endpoints: Vec<_> = (0..slots).map(slot).collect();
+    endpoints.sort();
+    format!("{kind} {endpoints:?}")
+}
+
+/// What a client of each frontend can reach, and everything else that packets can notice.
+fn observable(table: &TableImage) -> BTreeSet<String> {
+    let services = table.services.iter().map(|(key, target)| format!("{key} -> {}", reach(table, target.decision)));
+    let node_ports =
+        table.node_ports.iter().map(|(key, target)| format!("{key:?} -> {}", reach(table, target.decision)));
+    let mut all: BTreeSet<_> = services.chain(node_ports).collect();
+    all.extend(table.cluster_ips.keys().map(|address| format!("cluster {address}")));
+    all.extend(table.hairpins.keys().map(|address| format!("hairpin {address}")));
+    all.extend(table.masqueraded.iter().map(|(key, value)| format!("hide {key} {}", value.from_host_only)));
+    all.extend(
+        table.masqueraded_node_ports.iter().map(|(key, value)| format!("hide {key:?} {}", value.from_host_only)),
+    );
+    all.extend(table.node_port_addresses.keys().map(|range| format!("node ports on {range}")));
+    all.extend(table.service_networks.keys().map(|range| format!("services in {range}")));
+    all
+}
+
+/// How many elements there are of the kinds that have numbers in them.
+fn numbered(table: &TableImage) -> [usize; 6] {
+    let TableImage { hops, endpoints, members, member_slots, dedicated, source_ranges, .. } = table;
+    [hops.len(), endpoints.len(), members.len(), member_slots.len(), dedicated.len(), source_ranges.len()]
+}
+
+fn service(name: &str, ips: &[String], rr: bool, ports: &[u16]) -> Change {
+    let ports: Vec<_> = ports.iter().map(|port| json!({"name": format!("p{port}"), "port": port})).collect();
+    let scheduler = if rr { "rr" } else { "random" };
+    let value = json!({
+        "metadata": {"namespace": "ns", "name": name, "annotations": {"pointsman.dev/scheduler": scheduler}},
+        "spec": {"clusterIPs": ips, "ports": ports},
+    });
+    Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes"))))
+}
+
+/// A Service that has whatever its flavour's bits say.
+fn rich_service(name: &str, ips: &[String], flavour: u16, ports: &[u16]) -> Change {
+    let has = |bit: u16| flavour & (1 << bit) != 0;
+    let policy = |local| if local { "Local" } else { "Cluster" };
+    let node_port = |port: &u16| if has(0) { 30000 + port } else { 0 };
+    let ports: Vec<_> = ports
+        .iter()
+        .map(|port| json!({"name": format!("p{port}"), "port": port, "nodePort": node_port(port)}))
+        .collect();
+    let ingress = if has(1) { json!([{"ip": "198.51.100.1"}, {"ip": "fd00:b::1"}]) } else { json!([]) };
+    let external = if has(2) { json!(["192.0.2.1", "198.51.100.1"]) } else { json!([]) };
+    let ranges = if has(3) { json!(["192.168.0.0/24", "203.0.113.0/24", "fd00:5::/64"]) } else { json!([]) };
+    let value = json!({
+        "metadata": {"namespace": "ns", "name": name, "annotations": {"pointsman.dev/scheduler": if has(4) { "rr" } else { "random" }}},
+        "spec": {
+            "type": "LoadBalancer", "clusterIPs": ips, "ports": ports, "externalIPs": external, "loadBalancerSourceRanges": ranges,
+            "internalTrafficPolicy": policy(has(5)), "externalTrafficPolicy": policy(has(6)),
+            "sessionAffinity": if has(7) { "ClientIP" } else { "None" },
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": if has(8) { 10 } else { 20 }}},
+            "healthCheckNodePort": 31000,
+        },
+        "status": {"loadBalancer": {"ingress": ingress}},
+    });
+    Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes"))))
+}
+
+fn slice(name: &str, owner: &str, v6: bool, endpoints: &BTreeSet<u8>) -> Change {
+    rich_slice(name, owner, v6, endpoints, 0)
+}
+
+/// A slice whose endpoints of odd number are on our node; flavour 1: some leave, 2: all leave, 3: with hints.
+fn rich_slice(name: &str, owner: &str, v6: bool, endpoints: &BTreeSet<u8>, flavour: u8) -> Change {
+    let prefix = if v6 { "fd00:1::" } else { "10.1.0." };
+    let endpoint = |last: &u8| {
+        let leaves = flavour == 2 || (flavour == 1 && last % 3 == 0);
+        let zone = if last % 4 < 2 { "east" } else { "west" };
+        let hints = if flavour == 3 { json!({"forZones": [{"name": zone}]}) } else { json!(null) };
+        json!({
+            "addresses": [format!("{prefix}{last}")], "nodeName": if last % 2 == 1 { "n1" } else { "n2" }, "hints": hints,
+            "conditions": {"ready": !leaves, "serving": true, "terminating": leaves},
+        })
+    };
+    let endpoints: Vec<_> = endpoints.iter().map(endpoint).collect();
+    let value = json!({
+        "metadata": {"namespace": "ns", "name": name, "labels": {"kubernetes.io/service-name": owner}},
+        "addressType": if v6 { "IPv6" } else { "IPv4" },
+        "ports": [{"name": "p1", "port": 8001}, {"name": "p2", "port": 8002}], "endpoints": endpoints,
+    });
+    Change::Apply(Object::EndpointSlice(Box::new(serde_json::from_value(value).expect("decodes"))))
+}
+
+fn node(address: u8, zone: &str) -> Change {
+    let value = json!({
+        "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": zone}},
+        "status": {"addresses": [{"type": "InternalIP", "address": format!("192.168.{address}.7")}]},
+    });
+    Change::Apply(Object::Node(Box::new(serde_json::from_value(value).expect("decodes"))))
+}
+
+fn service_networks(name: &str, network: u8) -> Change {
+    let value = json!({"metadata": {"name": name}, "spec": {"cidrs": [format!("10.{network}.0.0/16"), "fd00::/112"]}});
+    Change::Apply(Object::ServiceCIDR(Box::new(serde_json::from_value(value).expect("decodes"))))
+}
+
+fn delete(kind: Kind, name: &str) -> Change {
+    Change::Delete(kind, ObjectKey { namespace: "ns".into(), name: name.into() })
+}
+
+#[test]
+fn a_departure_costs_three_endpoint_edits_and_one_frontend_edit() {
+    let mut engine = Engine::new("n1", Scheduler::Random);
+    engine.take(service("web", &["10.0.0.1".into()], false, &[1]));
+    engine.take(slice("s", "web", false, &(1..=50).collect()));
+    engine.compile();
+    engine.take(slice("s", "web", false, &(1..=50).filter(|last| *last != 7).collect()));
+    let delta = engine.compile().delta;
+    assert_eq!((delta.v4.services.len(), delta.v4.endpoints.len(), delta.v6.len()), (1, 2, 0));
+    engine.take(slice("s", "web", false, &(1..=50).collect()));
+    let delta = engine.compile().delta;
+    assert_eq!((delta.v4.services.len(), delta.v4.endpoints.len()), (1, 1));
+    assert!(engine.is_idle());
+    engine.take(slice("s", "web", false, &(1..=50).collect()));
+    assert!(engine.is_idle(), "the same again is no work");
+}
+
+#[test]
+fn two_services_that_claim_one_frontend_are_told_apart_and_reported() {
+    let mut engine = Engine::new("n1", Scheduler::Random);
+    engine.take(service("b", &["10.0.0.1".into()], false, &[1]));
+    engine.take(service("a", &["10.0.0.1".into()], false, &[1, 2]));
+    let outcome = engine.compile();
+    let problems: Vec<_> = outcome.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        [
+            r#"Service ns/b: spec.ports: "TCP 10.0.0.1:1": already served for Service ns/a, which is older or first by name; not served"#
+        ]
+    );
+    engine.take(delete(Kind::Service, "a"));
+    let outcome = engine.compile();
+    assert!(outcome.problems.is_empty());
+    assert_eq!(engine.standing_problems(), 0);
+    assert_eq!(outcome.delta.v4.services.len(), 2, "b takes over in the same transaction");
+}
+
+fn any_change() -> impl Strategy<Value = Change> {
+    let name = prop_oneof![Just("a"), Just("b"), Just("c")];
+    let ips = prop_oneof![
+        (1u8..4).prop_map(|ip| vec![format!("10.0.0.{ip}")]),
+        (1u8..4).prop_map(|ip| vec![format!("10.0.0.{ip}"), format!("fd00::{ip}")]),
+    ];
+    let ports = prop_oneof![Just(vec![1u16]), Just(vec![1, 2]), Just(vec![2, 3])];
+    let endpoints = proptest::collection::btree_set(1u8..9, 0..6);
+    let flavour = prop_oneof![Just(0u16), Just(0b1_0000), any::<u16>()];
+    let zone = prop_oneof![Just("east"), Just("west")];
+    prop_oneof![
+        4 => (name.clone(), ips, flavour, ports).prop_map(|(name, ips, flavour, ports)| rich_service(name, &ips, flavour, &ports)),
+        6 => (name.clone(), name.clone(), any::<bool>(), endpoints, 0u8..4).prop_map(|(name, owner, v6, endpoints, flavour)| rich_slice(name, owner, v6, &endpoints, flavour)),
+        1 => name.clone().prop_map(|name| delete(Kind::Service, name)),
+        1 => name.clone().prop_map(|name| delete(Kind::EndpointSlice, name)),
+        1 => (0u8..2, zone).prop_map(|(address, zone)| node(address, zone)),
+        1 => (name.clone(), 0u8..3).prop_map(|(name, network)| service_networks(name, network)),
+        1 => name.prop_map(|name| delete(Kind::ServiceCIDR, name)),
+    ]
+}
+
+/// Issue 3: after deleting everything, the maps are empty; what is left is where node ports are served.
+fn is_clean(table: &TableImage) -> bool {
+    table.len() == table.node_port_addresses.len()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Random histories, cut into random batches, with a restart at a random point that adopts what the kernel has: after each
+    /// batch every frontend reaches exactly what a fresh engine would let it reach.
+    #[test]
+    fn the_last_state_counts_whatever_the_history(
+        history in proptest::collection::vec((any_change(), any::<bool>()), 1..40),
+        restart_at in 0usize..40,
+    ) {
+        let mut engine = Engine::new("n1", Scheduler::Random);
+        let mut kernel = Image::default();
+        let mut past: Vec<Change> = Vec::new();
+        for (step, (change, batch_ends)) in history.into_iter().enumerate() {
+            past.push(change.clone());
+            engine.take(change);
+            if !batch_ends {
+                continue;
+            }
+            if step == restart_at {
+                engine = Engine::new("n1", Scheduler::Random);
+                engine.adopt(kernel.clone());
+                past.iter().cloned().for_each(|change| engine.take(change));
+                engine.compile();
+                engine.settle();
+                let difference = engine.everything().rebase(kernel.clone());
+                apply(&mut kernel, &difference);
+            } else {
+                apply(&mut kernel, &engine.compile().delta);
+            }
+            let mut fresh = Engine::new("n1", Scheduler::Random);
+            past.iter().cloned().for_each(|change| fresh.take(change));
+            fresh.compile();
+            let mut wanted = Image::default();
+            apply(&mut wanted, &fresh.everything());
+            for family in Family::ALL {
+                prop_assert_eq!(observable(kernel.table(family)), observable(wanted.table(family)));
+                prop_assert_eq!(numbered(kernel.table(family)), numbered(wanted.table(family)));
+            }
+            // What the engine believes is what the kernel has.
+            let drift = engine.everything().rebase(kernel.clone());
+            prop_assert!(drift.is_empty(), "{:?}", drift);
+        }
+    }
+
+    /// A restart with nothing changed rewrites nothing.
+    #[test]
+    fn a_restart_changes_nothing(history in proptest::collection::vec(any_change(), 1..30)) {
+        let mut engine = Engine::new("n1", Scheduler::Random);
+        history.iter().cloned().for_each(|change| engine.take(change));
+        let mut kernel = Image::default();
+        apply(&mut kernel, &engine.compile().delta);
+        let mut next = Engine::new("n1", Scheduler::Random);
+        next.adopt(kernel.clone());
+        history.into_iter().for_each(|change| next.take(change));
+        next.compile();
+        let delta = next.everything().rebase(kernel);
+        prop_assert!(delta.is_empty(), "{:?}", delta);
+    }
+
+    /// Nothing is left of what was deleted.
+    #[test]
+    fn deleting_everything_empties_the_maps(history in proptest::collection::vec(any_change(), 1..30)) {
+        let mut engine = Engine::new("n1", Scheduler::Random);
+        let mut kernel = Image::default();
+        for change in history {
+            engine.take(change);
+            apply(&mut kernel, &engine.compile().delta);
+        }
+        for name in ["a", "b", "c"] {
+            for kind in [Kind::Service, Kind::EndpointSlice, Kind::ServiceCIDR] {
+                engine.take(delete(kind, name));
+            }
+        }
+        apply(&mut kernel, &engine.compile().delta);
+        prop_assert!(is_clean(&kernel.v4) && is_clean(&kernel.v6), "{:?}", kernel);
+        prop_assert_eq!((engine.compiler.pools(), engine.health().len()), (0, 0));
+    }
+}
+
+#[test]
+fn a_zone_change_decides_everything_again_and_an_address_change_what_depends_on_it() {
+    let mut engine = Engine::new("n1", Scheduler::Random);
+    engine.take(node(0, "east"));
+    engine.take(rich_service("open", &["10.0.0.1".into()], 0b10, &[1]));
+    engine.take(rich_service("ranged", &["10.0.0.2".into()], 0b1010, &[2]));
+    engine.compile();
+    engine.take(node(0, "west"));
+    assert_eq!(engine.compile().services.len(), 2);
+    engine.take(node(1, "west"));
+    let outcome = engine.compile();
+    assert_eq!(outcome.services, [ServiceKey::new("ns", "ranged")]);
+    // 192.168.0.0/24 no longer covers the node's address, so the load balancer's own is not let in any more.
+    assert_eq!(outcome.delta.v4.source_ranges.len(), 1);
+    let moved: Vec<_> = outcome.delta.v4.node_port_addresses.added().map(|(range, _)| range.to_string()).collect();
+    assert_eq!(moved, ["192.168.1.7"], "node ports follow at once");
+}
+
+/// Upstream: TestProxier_OnServiceCIDRsChanged.
+#[test]
+fn service_networks_are_the_union_and_count_at_once() {
+    let mut engine = Engine::new("n1", Scheduler::Random);
+    engine.compile();
+    engine.take(service_networks("a", 96));
+    engine.take(service_networks("b", 97));
+    let added = |delta: &crate::compile::TableDelta| {
+        delta.service_networks.added().map(|(range, _)| range.to_string()).collect::<Vec<_>>()
+    };
+    let delta = engine.compile().delta;
+    assert_eq!(added(&delta.v4), ["10.96.0.0-10.97.255.255"]);
+    assert_eq!(added(&delta.v6), ["fd00::-fd00::ffff"]);
+    engine.take(delete(Kind::ServiceCIDR, "b"));
+    let delta = engine.compile().delta;
+    assert_eq!((added(&delta.v4), delta.v6.len()), (vec!["10.96.0.0-10.96.255.255".to_owned()], 0));
+}
+
+#[test]
+fn affinity_keeps_members_when_others_come_and_go() {
+    let mut engine = Engine::new("n1", Scheduler::Random);
+    engine.take(rich_service("web", &["10.0.0.1".into()], 1 << 7, &[1]));
+    engine.take(slice("s", "web", false, &(1..=5).collect()));
+    let first = engine.compile().delta.v4;
+    assert_eq!((first.members.len(), first.member_slots.len(), first.endpoints.len()), (5, 5, 0));
+    engine.take(slice("s", "web", false, &(2..=5).collect()));
+    let second = engine.compile().delta.v4;
+    assert_eq!((second.members.len(), second.members.removed().count()), (1, 1), "the others keep their numbers");
+    engine.take(slice("s", "web", false, &(1..=5).collect()));
+    let third = engine.compile().delta.v4;
+    let number =
+        |delta: &crate::compile::TableDelta| delta.members.added().map(|(member, _)| member.index).collect::<Vec<_>>();
+    assert_eq!(
+        (number(&first), number(&third)),
+        (vec![0, 1, 2, 3, 4], vec![5]),
+        "a number that was used is used again late"
+    );
+}

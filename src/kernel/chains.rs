@@ -1,0 +1,406 @@
+//! The chains: base chains, fixed chains, and the chains of plans. `compile::layout` says what each is for.
+//!
+//! Priorities and hooks are kube-proxy's own for nat (`-100` in prerouting and output, `100` in postrouting, its spec section 5.2),
+//! so that tables of others keep their place relative to ours.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use nft::{
+    Chain, ChainKind, CmpOp, CtKey, Direction, DynsetOp, Expr, FibFlags, FibResult, Hook, Key, MetaKey, NatFlags,
+    NumgenKind, PayloadBase, Reg, Reject, Rule, Verdict,
+};
+
+use super::encode::nft_family;
+use super::skeleton::*;
+use crate::compile::layout::{DedicatedChain, Locality, PLAN_MASK, POOL_MASK, Plan, TABLE};
+use crate::model::{Family, Protocol};
+use crate::policy::Detector;
+use crate::schedule::Pick;
+
+const PREROUTING: &str = "prerouting";
+const OUTPUT: &str = "output";
+const POSTROUTING: &str = "postrouting";
+const PICK: &str = "pick";
+const SOURCES: &str = "sources";
+
+/// `NF_IP_PRI_NAT_DST` (linux/netfilter_ipv4.h).
+const PRIORITY_DNAT: i32 = -100;
+
+/// `NF_IP_PRI_NAT_SRC` (linux/netfilter_ipv4.h).
+const PRIORITY_SNAT: i32 = 100;
+
+/// `ICMP_PORT_UNREACH` (linux/icmp.h).
+const ICMP_PORT_UNREACHABLE: u8 = 3;
+
+/// `ICMPV6_PORT_UNREACH` (linux/icmpv6.h).
+const ICMP6_PORT_UNREACHABLE: u8 = 4;
+
+/// `RTN_LOCAL` (linux/rtnetlink.h).
+const ROUTE_LOCAL: u32 = 2;
+
+/// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h).
+const STATUS_DNAT: u32 = 1 << 5;
+
+/// Rules of a chain that picks without affinity.
+pub(super) const PICKING_RULES: usize = 2;
+
+/// Rules of a chain that picks with affinity.
+pub(super) const STICKY_RULES: usize = 5;
+
+/// Chains with their rules.
+pub(super) type Chains = Vec<(Chain, Vec<Rule>)>;
+
+/// Whether a chain carries packets into the table.
+pub(super) fn is_base(chain: &str) -> bool {
+    [PREROUTING, OUTPUT, POSTROUTING].contains(&chain)
+}
+
+/// The chains that packets enter by, to be added last.
+pub(super) fn base_chains(family: Family) -> Chains {
+    let to = |chain: &str| vec![Expr::Verdict(Verdict::Goto(chain.to_owned()))];
+    // Only a connection that was sent elsewhere can need another source.
+    let mut translated = vec![
+        Expr::CtLoad { key: CtKey::Status, direction: None, dreg: Reg::slot(0) },
+        mask(0, STATUS_DNAT),
+        Expr::Cmp { sreg: Reg::slot(0), op: CmpOp::Neq, data: Key::new().mark(0) },
+    ];
+    translated.extend(to(SOURCES));
+    [
+        (PREROUTING, Hook::Prerouting, PRIORITY_DNAT, to(SERVICES)),
+        (OUTPUT, Hook::Output, PRIORITY_DNAT, to(SERVICES)),
+        (POSTROUTING, Hook::Postrouting, PRIORITY_SNAT, translated),
+    ]
+    .into_iter()
+    .map(|(name, hook, priority, rule)| {
+        let (base, rules) = chain(family, name.to_owned(), vec![rule]);
+        (base.hooked(ChainKind::Nat, hook, priority), rules)
+    })
+    .collect()
+}
+
+/// The chains that are always there, with their rules, but not the base chains.
+pub(super) fn fixed_chains(family: Family, locality: &Locality) -> Chains {
+    let detector = locality.detector(family);
+    vec![
+        chain(family, SERVICES.to_owned(), services(family)),
+        chain(family, Plan::Refuse.chain(), refuse(family)),
+        chain(family, Plan::Discard.chain(), vec![vec![Expr::Verdict(Verdict::Drop)]]),
+        chain(family, Plan::Dedicated.chain(), vec![vec![load_priority(0), lookup(DEDICATED, Reg::VERDICT)]]),
+        chain(family, Plan::SourceRanges.chain(), source_ranges(family)),
+        chain(family, Plan::LocalPolicy.chain(), local_policy(family, detector)),
+        chain(family, PICK.to_owned(), vec![vec![load_priority(0), mask(0, PLAN_MASK), lookup(PICKS, Reg::VERDICT)]]),
+        chain(family, SOURCES.to_owned(), sources(family, detector, locality.masquerade_all)),
+    ]
+}
+
+/// The chain of a plan that Services share.
+pub(super) fn shared_chain(family: Family, plan: Plan) -> Option<(Chain, Vec<Rule>)> {
+    match plan {
+        Plan::Random(slots) => {
+            Some(chain(family, plan.chain(), picking_rules(family, NumgenKind::Random, slots.into())))
+        }
+        Plan::Refuse | Plan::Dedicated | Plan::Discard | Plan::SourceRanges | Plan::LocalPolicy => None,
+    }
+}
+
+/// The chain of one pool.
+pub(super) fn dedicated_chain(family: Family, dedicated: &DedicatedChain) -> (Chain, Vec<Rule>) {
+    let kind = match dedicated.pick {
+        Pick::Random => NumgenKind::Random,
+        Pick::Counter => NumgenKind::Incremental,
+    };
+    let rules = match dedicated.affinity {
+        None => picking_rules(family, kind, dedicated.slots),
+        Some(seconds) => sticky_rules(family, kind, dedicated.slots, Duration::from_secs(seconds.into())),
+    };
+    chain(family, dedicated.name(), rules)
+}
+
+// === deciding ===
+
+fn services(family: Family) -> Vec<Vec<Expr>> {
+    let addresses = address_slots(family);
+    let decide = |set, mut key: Vec<Expr>| {
+        key.extend([lookup(set, Reg::slot(0)), set_priority(), load_priority(0)]);
+        key.extend([mask(0, PLAN_MASK), lookup(PLANS, Reg::VERDICT)]);
+        key
+    };
+    let by_address = decide(SERVICES, vec![destination(family), l4proto(addresses), destination_port(addresses + 1)]);
+    let mut by_port = vec![destination(family), find(NODE_PORT_ADDRESSES)];
+    by_port.extend(destination_is_local(CmpOp::Eq));
+    by_port.extend(decide(NODE_PORTS, vec![l4proto(0), destination_port(1)]));
+    let guard = |set, verdict| {
+        let mut rule = vec![destination(family), find(set)];
+        rule.extend(destination_is_local(CmpOp::Neq));
+        rule.push(verdict);
+        rule
+    };
+    vec![
+        by_address,
+        by_port,
+        guard(CLUSTER_IPS, Expr::Verdict(Verdict::Goto(Plan::Refuse.chain()))),
+        guard(SERVICE_NETWORKS, Expr::Verdict(Verdict::Drop)),
+    ]
+}
+
+fn source_ranges(family: Family) -> Vec<Vec<Expr>> {
+    let not_admitted = Expr::Lookup { set: SOURCE_RANGES.to_owned(), sreg: Reg::slot(0), dreg: None, inverted: true };
+    vec![
+        vec![source(family), load_priority(address_slots(family)), not_admitted, Expr::Verdict(Verdict::Drop)],
+        vec![load_priority(0), lookup(ADMITTED, Reg::slot(0)), set_priority()],
+        vec![
+            load_priority(0),
+            mask(0, PLAN_MASK),
+            Expr::eq(Reg::slot(0), Key::new().mark(Plan::LocalPolicy.number())),
+            Expr::Verdict(Verdict::Goto(Plan::LocalPolicy.chain())),
+        ],
+        vec![Expr::Verdict(Verdict::Goto(PICK.to_owned()))],
+    ]
+}
+
+fn local_policy(family: Family, detector: &Detector) -> Vec<Vec<Expr>> {
+    let then = |mut condition: Vec<Expr>, set| {
+        condition.extend([load_priority(0), lookup(set, Reg::slot(0)), set_priority()]);
+        condition.push(Expr::Verdict(Verdict::Goto(PICK.to_owned())));
+        condition
+    };
+    let mut rules = Vec::new();
+    if let Some(condition) = from_pod(family, detector, CmpOp::Eq) {
+        rules.push(then(condition, INSIDE));
+    }
+    rules.push(then(source_is_local().to_vec(), INSIDE));
+    rules.push(then(Vec::new(), OUTSIDE));
+    rules
+}
+
+// === picking ===
+
+/// Picks a slot and sends the connection to its endpoint; slot 0 catches packets that a commit overtook (see `layout`).
+fn picking_rules(family: Family, kind: NumgenKind, slots: u32) -> Vec<Vec<Expr>> {
+    let to_slot =
+        |slot: Expr| vec![load_priority(0), mask(0, POOL_MASK), slot, lookup(ENDPOINTS, Reg::slot(0)), dnat(family)];
+    vec![to_slot(numgen(kind, slots)), to_slot(first_slot())]
+}
+
+/// Sends a client where it went before, or picks a slot and remembers its member for the client.
+fn sticky_rules(family: Family, kind: NumgenKind, slots: u32, timeout: Duration) -> Vec<Vec<Expr>> {
+    let pool = address_slots(family);
+    // The key of map `affinity`: client and pool.
+    let client = || [source(family), load_priority(pool), mask(pool, POOL_MASK)];
+    let remember = |op, timeout| {
+        let mut rule = client().to_vec();
+        rule.push(load_priority(pool + 1));
+        rule.push(Expr::Dynset {
+            op,
+            set: AFFINITY.to_owned(),
+            key: Reg::slot(0),
+            data: Some(Reg::slot(pool + 1)),
+            timeout,
+            stateful: None,
+        });
+        rule
+    };
+    let to_member = || [load_priority(0), lookup(MEMBERS, Reg::slot(0)), dnat(family)];
+    let known = [
+        client().to_vec(),
+        vec![lookup(AFFINITY, Reg::slot(0)), set_priority()],
+        remember(DynsetOp::Update, Some(timeout)),
+        to_member().to_vec(),
+    ];
+    let pick = |slot: Expr| {
+        [
+            vec![load_priority(0), mask(0, POOL_MASK), slot, lookup(MEMBER_SLOTS, Reg::slot(0)), set_priority()],
+            remember(DynsetOp::Update, Some(timeout)),
+            to_member().to_vec(),
+        ]
+        .concat()
+    };
+    vec![
+        known.concat(),
+        // The member is gone: forget it, because an update keeps the data of an element that is there.
+        remember(DynsetOp::Delete, None),
+        pick(numgen(kind, slots)),
+        // The map is full: the choice stands and is not remembered.
+        to_member().to_vec(),
+        pick(first_slot()),
+    ]
+}
+
+// === hiding sources ===
+
+fn sources(family: Family, detector: &Detector, masquerade_all: bool) -> Vec<Vec<Expr>> {
+    let addresses = address_slots(family);
+    let masquerade = || Expr::Masquerade { flags: NatFlags { fully_random: true, ..NatFlags::default() } };
+    let original_address = || Expr::CtLoad {
+        key: if family == Family::V4 { CtKey::DstIp } else { CtKey::DstIp6 },
+        direction: Some(Direction::Original),
+        dreg: Reg::slot(0),
+    };
+    let original_port =
+        |slot| Expr::CtLoad { key: CtKey::ProtoDst, direction: Some(Direction::Original), dreg: Reg::slot(slot) };
+    let to_cluster_ip = || vec![original_address(), find(CLUSTER_IPS)];
+    let to_frontend = |set| vec![original_address(), l4proto(addresses), original_port(addresses + 1), find(set)];
+    let to_node_port =
+        |set| vec![original_address(), find(NODE_PORT_ADDRESSES), l4proto(0), original_port(1), find(set)];
+    let hide = |mut condition: Vec<Expr>| {
+        condition.push(masquerade());
+        condition
+    };
+    let done = |mut condition: Vec<Expr>| {
+        condition.push(Expr::Verdict(Verdict::Return));
+        condition
+    };
+    let from_host = |mut condition: Vec<Expr>| {
+        condition.extend(source_is_local());
+        condition
+    };
+    let itself = vec![source(family), destination_at(family, addresses), find(HAIRPINS)];
+    let mut rules = vec![hide(itself)];
+    if masquerade_all {
+        rules.push(hide(to_cluster_ip()));
+    } else if let Some(elsewhere) = from_pod(family, detector, CmpOp::Neq) {
+        rules.push(hide([to_cluster_ip(), elsewhere].concat()));
+    }
+    rules.extend([
+        hide(to_frontend(MASQUERADED)),
+        hide(from_host(to_frontend(MASQUERADED_FROM_HOST))),
+        // What follows goes by port alone where all addresses serve node ports, so what had another address is done.
+        done(to_cluster_ip()),
+        done(to_frontend(MASQUERADED_FROM_HOST)),
+        hide(to_node_port(MASQUERADED_NODE_PORTS)),
+        hide(from_host(to_node_port(MASQUERADED_NODE_PORTS_FROM_HOST))),
+    ]);
+    rules
+}
+
+/// Whether (`Eq`) or not (`Neq`) the connection is a local pod's; `None` if there is no telling, or if the answer is always no.
+fn from_pod(family: Family, detector: &Detector, op: CmpOp) -> Option<Vec<Expr>> {
+    match detector {
+        Detector::None => None,
+        Detector::Network(network) if network.prefix_len() == 0 => (op == CmpOp::Eq).then(Vec::new),
+        Detector::Network(network) => {
+            let mut condition = vec![source(family)];
+            let (mask, address) = match network {
+                IpNet::V4(network) => (Key::new().ipv4(network.netmask()), Key::new().ipv4(network.network())),
+                IpNet::V6(network) => (Key::new().ipv6(network.netmask()), Key::new().ipv6(network.network())),
+            };
+            if network.prefix_len() < network.max_prefix_len() {
+                let xor = Key::raw(&vec![0; mask.as_bytes().len()]);
+                condition.push(Expr::Bitwise { sreg: Reg::slot(0), dreg: Reg::slot(0), mask, xor });
+            }
+            condition.push(Expr::Cmp { sreg: Reg::slot(0), op, data: address });
+            Some(condition)
+        }
+        Detector::Interface(name) => Some(by_interface(Key::new().ifname(name), op)),
+        Detector::InterfacePrefix(prefix) => {
+            Some(by_interface(Key::raw(&prefix.as_bytes()[..prefix.len().min(15)]), op))
+        }
+    }
+}
+
+/// The interface a packet came in by is known in postrouting, too, since Linux 5.7 (28f8bfd1ac94); there is none if the host sent it.
+fn by_interface(name: Key, op: CmpOp) -> Vec<Expr> {
+    vec![Expr::MetaLoad { key: MetaKey::IifName, dreg: Reg::slot(0) }, Expr::Cmp { sreg: Reg::slot(0), op, data: name }]
+}
+
+// === parts ===
+
+fn chain(family: Family, name: String, rules: Vec<Vec<Expr>>) -> (Chain, Vec<Rule>) {
+    let rules = rules.into_iter().map(|exprs| Rule::new(nft_family(family), TABLE, name.clone(), exprs)).collect();
+    (Chain::new(nft_family(family), TABLE, name), rules)
+}
+
+/// Four-byte register slots that an address takes.
+fn address_slots(family: Family) -> u32 {
+    match family {
+        Family::V4 => 1,
+        Family::V6 => 4,
+    }
+}
+
+/// Source address: bytes 12..16 of the IPv4 header (RFC 791), 8..24 of the IPv6 header (RFC 8200).
+fn source(family: Family) -> Expr {
+    match family {
+        Family::V4 => Expr::ip_saddr(Reg::slot(0)),
+        Family::V6 => Expr::ip6_saddr(Reg::slot(0)),
+    }
+}
+
+fn destination(family: Family) -> Expr {
+    destination_at(family, 0)
+}
+
+fn destination_at(family: Family, slot: u32) -> Expr {
+    match family {
+        Family::V4 => Expr::ip_daddr(Reg::slot(slot)),
+        Family::V6 => Expr::ip6_daddr(Reg::slot(slot)),
+    }
+}
+
+fn l4proto(slot: u32) -> Expr {
+    Expr::l4proto(Reg::slot(slot))
+}
+
+fn destination_port(slot: u32) -> Expr {
+    Expr::PayloadLoad { base: PayloadBase::Transport, offset: 2, len: 2, dreg: Reg::slot(slot) }
+}
+
+fn destination_is_local(op: CmpOp) -> [Expr; 2] {
+    is_local(FibFlags { daddr: true, ..FibFlags::default() }, op)
+}
+
+fn source_is_local() -> [Expr; 2] {
+    is_local(FibFlags { saddr: true, ..FibFlags::default() }, CmpOp::Eq)
+}
+
+fn is_local(flags: FibFlags, op: CmpOp) -> [Expr; 2] {
+    [
+        Expr::Fib { result: FibResult::AddrType, flags, dreg: Reg::slot(0) },
+        Expr::Cmp { sreg: Reg::slot(0), op, data: Key::new().mark(ROUTE_LOCAL) },
+    ]
+}
+
+fn load_priority(slot: u32) -> Expr {
+    Expr::MetaLoad { key: MetaKey::Priority, dreg: Reg::slot(slot) }
+}
+
+fn set_priority() -> Expr {
+    Expr::MetaSet { key: MetaKey::Priority, sreg: Reg::slot(0) }
+}
+
+fn mask(slot: u32, bits: u32) -> Expr {
+    Expr::mask(Reg::slot(slot), bits)
+}
+
+fn find(set: &str) -> Expr {
+    Expr::lookup(set, Reg::slot(0))
+}
+
+fn lookup(map: &str, dreg: Reg) -> Expr {
+    Expr::map(map, Reg::slot(0), dreg)
+}
+
+fn numgen(kind: NumgenKind, slots: u32) -> Expr {
+    Expr::Numgen { kind, modulus: slots, offset: 0, dreg: Reg::slot(1) }
+}
+
+/// A constant would do, but nft 1.0.6 cannot print one inside a concatenation; the only number below 1 prints well.
+fn first_slot() -> Expr {
+    numgen(NumgenKind::Random, 1)
+}
+
+fn dnat(family: Family) -> Expr {
+    Expr::dnat(nft_family(family), Reg::slot(0), Some(Reg::slot(address_slots(family))))
+}
+
+/// ICMP errors are limited to one a second per client (icmp_ratelimit), and a connect() that is still in the kernel when one arrives
+/// ignores it: it would be refused only after the next SYN, a second later. A reset is always heard.
+fn refuse(family: Family) -> Vec<Vec<Expr>> {
+    let tcp = Expr::eq(Reg::slot(0), nft::Key::new().proto(Protocol::Tcp.number()));
+    let unreachable = match family {
+        Family::V4 => Reject::Icmp(ICMP_PORT_UNREACHABLE),
+        Family::V6 => Reject::Icmpv6(ICMP6_PORT_UNREACHABLE),
+    };
+    vec![vec![l4proto(0), tcp, Expr::Reject(Reject::TcpReset)], vec![Expr::Reject(unreachable)]]
+}

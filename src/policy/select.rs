@@ -1,0 +1,298 @@
+//! Which endpoints serve a Service port: the selection table of kube-proxy 1.36 (spec section 4.4).
+//!
+//! Endpoints fall into two classes: those that are *ready*, and those that still serve while they terminate (*leaving*). All others
+//! are never used. Two sets may be needed: the *cluster set* (filtered by topology hints; all leaving ones anywhere if nobody is
+//! ready) and the *local set* (of this node, hints ignored, leaving ones if nobody here is ready).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::model::{Endpoint, Family, ServicePort, Slice};
+
+/// Who asks: the name and the zone of our node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    pub(super) node: &'a str,
+    pub(super) zone: Option<&'a str>,
+}
+
+/// The sets a Service port may need.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Uses {
+    pub(super) cluster: bool,
+    pub(super) local: bool,
+}
+
+/// What may serve a Service port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Selection {
+    /// Sorted, without duplicates, as every list here.
+    pub(super) cluster: Vec<SocketAddr>,
+    pub(super) local: Vec<SocketAddr>,
+    /// Addresses of the local endpoints in either set.
+    pub(super) local_addresses: Vec<IpAddr>,
+    /// Whether anyone, anywhere, could serve.
+    pub(super) any: bool,
+}
+
+/// Where hints lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Topology {
+    Anywhere,
+    Zone,
+    Node,
+}
+
+/// Selects for one Service port.
+pub(super) fn select<'a>(
+    port: &ServicePort,
+    slices: impl Iterator<Item = &'a Slice>,
+    place: Place<'_>,
+    uses: Uses,
+) -> Selection {
+    let known = gather(port, slices);
+    let ready = || known.iter().filter(|(_, endpoint)| endpoint.ready);
+    let leaving = || known.iter().filter(|(_, endpoint)| !endpoint.ready && endpoint.serving && endpoint.terminating);
+    let mut selection = Selection::default();
+    if uses.cluster {
+        let topology = topology(ready().map(|(_, endpoint)| *endpoint), place);
+        let near = |endpoint: &Endpoint| match topology {
+            Topology::Anywhere => true,
+            Topology::Zone => place.zone.is_some_and(|zone| names(&endpoint.zones, zone)),
+            Topology::Node => names(&endpoint.nodes, place.node),
+        };
+        selection.cluster = ready().filter(|(_, endpoint)| near(endpoint)).map(|(address, _)| *address).collect();
+        if selection.cluster.is_empty() {
+            selection.cluster = leaving().map(|(address, _)| *address).collect();
+        }
+    }
+    if uses.local {
+        let here = |endpoint: &Endpoint| is_local(endpoint, place.node);
+        selection.local = ready().filter(|(_, endpoint)| here(endpoint)).map(|(address, _)| *address).collect();
+        if selection.local.is_empty() {
+            selection.local = leaving().filter(|(_, endpoint)| here(endpoint)).map(|(address, _)| *address).collect();
+        }
+    }
+    selection.any =
+        !selection.cluster.is_empty() || (uses.local && (ready().next().is_some() || leaving().next().is_some()));
+    let reachable = selection.cluster.iter().chain(&selection.local);
+    let local = reachable.filter(|address| is_local(known[*address], place.node)).map(SocketAddr::ip);
+    selection.local_addresses = local.collect();
+    selection.local_addresses.sort();
+    selection.local_addresses.dedup();
+    selection
+}
+
+/// How many distinct addresses of this node are ready behind any port of a Service.
+pub(super) fn local_ready<'a>(
+    ports: &[ServicePort],
+    slices: impl Iterator<Item = &'a Slice> + Clone,
+    node: &str,
+    family: Family,
+) -> usize {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for port in ports {
+        let known = gather(port, slices.clone().filter(|slice| slice.family == family));
+        let here = known.iter().filter(|(_, endpoint)| endpoint.ready && is_local(endpoint, node));
+        addresses.extend(here.map(|(address, _)| address.ip()));
+    }
+    addresses.sort();
+    addresses.dedup();
+    addresses.len()
+}
+
+/// The endpoints of a port by address. The same address and port in several entries or slices is one endpoint; of two, the one
+/// that does not terminate is believed.
+fn gather<'a>(port: &ServicePort, slices: impl Iterator<Item = &'a Slice>) -> BTreeMap<SocketAddr, &'a Endpoint> {
+    let mut known: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
+    for slice in slices {
+        let ports =
+            slice.ports.iter().filter(|candidate| candidate.name == port.name && candidate.protocol == port.protocol);
+        for target in ports {
+            for endpoint in &slice.endpoints {
+                let slot = known.entry(SocketAddr::new(endpoint.address, target.port)).or_insert(endpoint);
+                if !endpoint.terminating {
+                    *slot = endpoint;
+                }
+            }
+        }
+    }
+    known
+}
+
+/// Hints count only if every ready endpoint has them and one of them names us; those for nodes before those for zones.
+fn topology<'a>(ready: impl Iterator<Item = &'a Endpoint> + Clone, place: Place<'_>) -> Topology {
+    if ready.clone().next().is_none() {
+        return Topology::Anywhere;
+    }
+    let complete = |hints: fn(&Endpoint) -> &[std::sync::Arc<str>], wanted: &str| {
+        ready.clone().all(|endpoint| !hints(endpoint).is_empty())
+            && ready.clone().any(|endpoint| names(hints(endpoint), wanted))
+    };
+    if complete(|endpoint| &endpoint.nodes, place.node) {
+        Topology::Node
+    } else if place.zone.is_some_and(|zone| complete(|endpoint| &endpoint.zones, zone)) {
+        Topology::Zone
+    } else {
+        Topology::Anywhere
+    }
+}
+
+fn names(hints: &[std::sync::Arc<str>], wanted: &str) -> bool {
+    hints.iter().any(|hint| **hint == *wanted)
+}
+
+fn is_local(endpoint: &Endpoint, node: &str) -> bool {
+    endpoint.node.as_deref().is_some_and(|name| name == node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Protocol, ServiceKey, SlicePort};
+
+    const BOTH: Uses = Uses { cluster: true, local: true };
+    const CLUSTER: Uses = Uses { cluster: true, local: false };
+    const LOCAL: Uses = Uses { cluster: false, local: true };
+
+    /// `1` ready, `1l` leaving (serving, terminating), `1n` not ready, `1d` terminating and not serving; then `@node`, `zone=a,b` and
+    /// `node=a,b` hints, separated by blanks.
+    fn endpoint(text: &str) -> Endpoint {
+        let mut words = text.split(' ');
+        let name = words.next().expect("a number");
+        let (number, kind) = name.split_at(name.trim_end_matches(char::is_alphabetic).len());
+        let (ready, serving, terminating) = match kind {
+            "" => (true, true, false),
+            "l" => (false, true, true),
+            "n" => (false, true, false),
+            "d" => (false, false, true),
+            other => panic!("{other}"),
+        };
+        let mut endpoint = Endpoint {
+            address: [10, 0, 0, number.parse().expect("a number")].into(),
+            ready,
+            serving,
+            terminating,
+            node: None,
+            pod: None,
+            zones: Vec::new(),
+            nodes: Vec::new(),
+        };
+        for word in words {
+            let list = |text: &str| text.split(',').map(Into::into).collect();
+            match (word.strip_prefix('@'), word.strip_prefix("zone="), word.strip_prefix("node=")) {
+                (Some(node), _, _) => endpoint.node = Some(node.into()),
+                (_, Some(zones), _) => endpoint.zones = list(zones),
+                (_, _, Some(nodes)) => endpoint.nodes = list(nodes),
+                _ => panic!("{word}"),
+            }
+        }
+        endpoint
+    }
+
+    fn slice(endpoints: &[&str]) -> Slice {
+        Slice {
+            service: ServiceKey::new("ns", "s"),
+            family: Family::V4,
+            ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
+            endpoints: endpoints.iter().map(|text| endpoint(text)).collect(),
+        }
+    }
+
+    fn port() -> ServicePort {
+        ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }
+    }
+
+    /// `cluster / local / local addresses / any`, by last octet, as node `me` in zone `a`.
+    fn selected(uses: Uses, endpoints: &[&str]) -> String {
+        let slice = slice(endpoints);
+        let selection = select(&port(), [slice].iter(), Place { node: "me", zone: Some("a") }, uses);
+        let last = |address: IpAddr| address.to_string().rsplit('.').next().expect("octets").to_owned();
+        let list =
+            |addresses: &[SocketAddr]| addresses.iter().map(|address| last(address.ip())).collect::<Vec<_>>().join(" ");
+        let local: Vec<_> = selection.local_addresses.iter().map(|address| last(*address)).collect();
+        let any = if selection.any { "any" } else { "none" };
+        format!("{} / {} / {} / {any}", list(&selection.cluster), list(&selection.local), local.join(" "))
+    }
+
+    /// Upstream: TestCategorizeEndpoints, row by row; the words before each group are spec 4.4's.
+    #[test]
+    fn the_selection_table() {
+        let table: &[(&str, Uses, &[&str], &str)] = &[
+            // topology mode
+            ("zone hints that name us", CLUSTER, &["1 zone=a", "2 zone=b"], "1 /  /  / any"),
+            ("several zones in one hint", CLUSTER, &["1 zone=a,b", "2 zone=b,c", "3 zone=c"], "1 /  /  / any"),
+            ("one without hints spoils them", CLUSTER, &["1 zone=a", "2"], "1 2 /  /  / any"),
+            ("nobody hints at our zone", CLUSTER, &["1 zone=b", "2 zone=c"], "1 2 /  /  / any"),
+            ("hints of those not ready do not count", CLUSTER, &["1n", "2 zone=a", "3 zone=b"], "2 /  /  / any"),
+            ("our zone only among those not ready", CLUSTER, &["1n zone=a", "2 zone=b"], "2 /  /  / any"),
+            ("node hints go before zone hints", CLUSTER, &["1 zone=a node=me", "2 zone=a node=other"], "1 /  /  / any"),
+            ("node hints for others: zone hints", CLUSTER, &["1 zone=a node=x", "2 zone=b node=y"], "1 /  /  / any"),
+            ("incomplete node hints: zone hints", CLUSTER, &["1 zone=a node=me", "2 zone=b"], "1 /  /  / any"),
+            ("neither: anywhere", CLUSTER, &["1 zone=b node=x", "2 zone=b node=y"], "1 2 /  /  / any"),
+            // cluster set
+            ("only the ready", CLUSTER, &["1", "2n", "3l", "4d"], "1 /  /  / any"),
+            (
+                "nobody ready: those leaving, whatever the hints",
+                CLUSTER,
+                &["1l zone=b", "2l zone=a", "3n", "4d"],
+                "1 2 /  /  / any",
+            ),
+            ("serving but not ready nor terminating is never used", CLUSTER, &["1n"], " /  /  / none"),
+            ("terminating without serving is never used", CLUSTER, &["1d"], " /  /  / none"),
+            ("no endpoints at all", BOTH, &[], " /  /  / none"),
+            // local set
+            ("of this node only", LOCAL, &["1 @me", "2 @other", "3"], " / 1 / 1 / any"),
+            ("hints do not count", LOCAL, &["1 @me zone=b", "2 @other zone=a"], " / 1 / 1 / any"),
+            ("nobody ready here: those leaving here", LOCAL, &["1l @me", "2 @other"], " / 1 / 1 / any"),
+            ("ready ones here go before those leaving", LOCAL, &["1l @me", "2 @me"], " / 2 / 2 / any"),
+            ("nobody here, but elsewhere", LOCAL, &["1 @other"], " /  /  / any"),
+            ("nobody here, leaving elsewhere", LOCAL, &["1l @other"], " /  /  / any"),
+            ("nobody usable anywhere", LOCAL, &["1n @me", "2d @other"], " /  /  / none"),
+            // both, and what is reachable
+            ("both sets", BOTH, &["1 @me", "2 @other"], "1 2 / 1 / 1 / any"),
+            (
+                "hints lead away from here, yet local ones serve",
+                BOTH,
+                &["1 @me zone=b", "2 @other zone=a"],
+                "2 / 1 / 1 / any",
+            ),
+            ("fallbacks are independent", BOTH, &["1l @me", "2 @other"], "2 / 1 / 1 / any"),
+            ("both fall back", BOTH, &["1l @me", "2l @other"], "1 2 / 1 / 1 / any"),
+            // hairpin
+            ("local endpoints of the cluster set alone", CLUSTER, &["1 @me", "2 @other"], "1 2 /  / 1 / any"),
+        ];
+        for (what, uses, endpoints, want) in table {
+            assert_eq!(selected(*uses, endpoints), *want, "{what}: {endpoints:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_zone_of_our_own_zone_hints_do_not_count() {
+        let slice = slice(&["1 zone=a", "2 zone=b"]);
+        let selection = select(&port(), [slice].iter(), Place { node: "me", zone: None }, CLUSTER);
+        assert_eq!(selection.cluster.len(), 2);
+    }
+
+    /// Upstream: TestEndpointInfoByServicePort, TestEndpointsMapFromESC (overlaps).
+    #[test]
+    fn of_two_entries_for_one_address_the_one_that_does_not_terminate_is_believed() {
+        for endpoints in [&["1d @me", "1 @me"], &["1 @me", "1d @me"]] {
+            assert_eq!(selected(BOTH, endpoints), "1 / 1 / 1 / any");
+        }
+    }
+
+    /// Upstream: TestGetLocalEndpointIPs, TestHealthCheckNodePortWhenTerminating.
+    #[test]
+    fn only_ready_local_addresses_are_counted_and_each_once() {
+        let count = |endpoints: &[&str]| {
+            let two = ServicePort { name: "other".into(), ..port() };
+            let mut slice = slice(endpoints);
+            slice.ports.push(SlicePort { name: "other".into(), protocol: Protocol::Tcp, port: 81 });
+            local_ready(&[port(), two], [slice].iter(), "me", Family::V4)
+        };
+        assert_eq!(count(&["1 @me", "2 @me", "3 @other", "4"]), 2);
+        assert_eq!(count(&["1n @me", "2l @me", "3d @me"]), 0);
+        assert_eq!(count(&[]), 0);
+    }
+}
