@@ -182,7 +182,8 @@ impl Compiler {
             Some(known) => (known.cluster.clone(), known.local.clone()),
             None => self.find(port, &label),
         };
-        let checks = port.source_ranges.is_some() || port.inside != port.outside;
+        let external = port.node_port.is_some() || port.frontends.iter().any(|(_, role)| *role != Role::Cluster);
+        let checks = port.source_ranges.is_some() || (external && port.inside != port.outside);
         let mut shortage = self.deal(&mut cluster, port, &port.cluster, checks);
         shortage = self.deal(&mut local, port, &port.local, false).or(shortage);
         let compiled = CompiledPort {
@@ -353,6 +354,10 @@ impl CompiledPort {
         Target { decision, label: self.label.clone() }
     }
 
+    fn is_external(&self) -> bool {
+        self.node_port.is_some() || self.frontends.iter().any(|(_, role)| *role != Role::Cluster)
+    }
+
     fn hops(&self) -> Vec<(Hop, Target)> {
         let Some(pool) = self.cluster.id else { return Vec::new() };
         let mut hops = Vec::new();
@@ -360,7 +365,7 @@ impl CompiledPort {
         if self.source_ranges.is_some() {
             hop(Stage::Admitted, self.external());
         }
-        if self.external().plan == Plan::LocalPolicy {
+        if self.is_external() && self.external().plan == Plan::LocalPolicy {
             hop(Stage::Inside, self.decision(self.inside));
             hop(Stage::Outside, self.decision(self.outside));
         }

@@ -70,7 +70,8 @@
 //! The guard of cluster addresses spares what is the host's own, so that a node-local DNS cache keeps the address it borrowed.
 //!
 //! Numbers are written with their meaning readable in hexadecimal: `0x00012004` is pool `0x00012`, plan `0x004`: random of 4.
-//! Member `0x00012004` is the fifth member of that pool.
+//! Member `0x00012004` is the fifth member of that pool. (In set `source-ranges` nft 1.0.6 prints the number's bytes in reverse,
+//! because it takes every range for big-endian: `0x042c0100` there is decision `0x00012c04`.)
 
 use std::fmt;
 use std::sync::Arc;
