@@ -4,7 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 .ci/install
-cargo build --release --quiet --bins
+cargo build --release --bins
+target=$(cargo metadata --format-version 1 --no-deps | grep -oE '"target_directory":"[^"]+"' | cut -d'"' -f4)
 as_root=()
 [ "$(id -u)" -eq 0 ] || as_root=(sudo)
-exec "${as_root[@]}" target/release/pointsman demo "$@"
+exec "${as_root[@]}" "$target/release/pointsman" demo "$@"

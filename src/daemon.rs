@@ -25,7 +25,9 @@ use std::thread;
 
 use anyhow::Context;
 use jiff::Timestamp;
+use nix::sys::signal::Signal;
 use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -35,6 +37,7 @@ use crate::engine::Engine;
 use crate::kernel::conntrack::{apply_sysctls, online_cpus};
 use crate::kernel::{DataPlane, KernelError};
 use crate::logging::Verbosity;
+use crate::model::Families;
 use crate::observe;
 use crate::source::Change;
 use crate::source::api::{ApiConfig, ApiSource, Clients};
@@ -69,7 +72,7 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
             };
             let mut engine = Engine::with_settings(policy, scheduler);
             engine.measure_since(start);
-            if opened.send(Ok(())).is_err() {
+            if opened.send(Ok(plane.families().collect())).is_err() {
                 return;
             }
             let Ok(observer) = observer.blocking_recv() else { return };
@@ -79,13 +82,19 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
             drop(ended.send(runtime.block_on(controller.run(taken))));
         })
         .context("starting the controller thread")?;
-    open_result.await.context("the controller thread ended before it began")??;
+    let families: Families = open_result.await.context("the controller thread ended before it began")??;
     prepare(&config)?;
     // Before anything is programmed, and not before it is clear that something can be.
-    let (observer, _servers) = observe::start(settings::observe(&config, verbosity, clients.is_some()), clients)?;
+    let (observer, _servers) =
+        observe::start(settings::observe(&config, families, verbosity, clients.is_some()), clients)?;
     drop(observe.send(observer));
     info!(node = config.node, mode = %config.mode, scheduler = %config.scheduler, "serving");
+    // As the first process of a container we get no signal that we do not ask for.
+    let mut terminate = signal(SignalKind::terminate()).context("asking for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("asking for SIGINT")?;
     tokio::select! {
+        _ = terminate.recv() => stopped(Signal::SIGTERM),
+        _ = interrupt.recv() => stopped(Signal::SIGINT),
         () = source.run(changes, shutdown) => anyhow::bail!("the source of objects ended"),
         outcome = end_result => {
             outcome.context("the controller thread panicked")??;
@@ -94,10 +103,21 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     }
 }
 
+/// What is programmed stays: a commit that is under way completes, and nothing else is owed to the kernel. The exit code is that of a
+/// process that the signal ended, as with kube-proxy.
+fn stopped(signal: Signal) -> ! {
+    info!(%signal, "stopping; what is programmed stays");
+    std::process::exit(128 + signal as i32)
+}
+
 /// Does what needs more privileges than serving: kernel parameters of connection tracking, and our own memory priority.
 pub fn prepare(config: &Config) -> anyhow::Result<()> {
-    for sysctl in apply_sysctls(&settings::conntrack(config).sysctls(online_cpus()))? {
+    let applied = apply_sysctls(&settings::conntrack(config).sysctls(online_cpus()))?;
+    for sysctl in applied.written {
         info!(path = %sysctl.path.display(), value = sysctl.value, "kernel parameter set");
+    }
+    for sysctl in applied.fixed {
+        info!(path = %sysctl.path.display(), wanted = sysctl.value, "left alone: it can only be set in the machine's first network namespace");
     }
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", config.oom_score_adj.to_string()) {
         // kube-proxy goes on as well: it is a wish and no need.

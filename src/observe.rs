@@ -154,7 +154,8 @@ pub fn start(settings: Settings, clients: Option<Clients>) -> Result<(Observer, 
         services::start(&settings.node, &families, addresses, reporter.watch(), events.clone());
     let observer = Observer { node: settings.node, families: settings.families, health: reporter, services, events };
     let servers = Servers { health, metrics, _services: service_servers, _events: event_task };
-    info!(health = ?servers.health_address(), metrics = ?servers.metrics_address(), "ports are open");
+    let said = |address: Option<SocketAddr>| address.map_or_else(|| "none".to_owned(), |address| address.to_string());
+    info!(health = said(servers.health_address()), metrics = said(servers.metrics_address()), "ports are open");
     Ok((observer, servers))
 }
 

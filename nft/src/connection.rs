@@ -123,7 +123,15 @@ impl Connection {
     ///
     /// Conditions that pass by themselves are waited out for some tens of milliseconds; see [`Error::retry`] for the rest.
     pub fn commit(&mut self, transaction: &Transaction) -> Result<(), Error> {
-        self.commit_with(transaction, None)
+        self.commit_with(transaction, None, ATTEMPTS)
+    }
+
+    /// Applies a transaction that may as well fail now and be tried some other time: nothing is waited for.
+    ///
+    /// # Errors
+    /// As [`Connection::commit`], and sooner.
+    pub fn commit_once(&mut self, transaction: &Transaction) -> Result<(), Error> {
+        self.commit_with(transaction, None, 1)
     }
 
     /// Applies a transaction if the ruleset is still of this generation.
@@ -131,10 +139,10 @@ impl Connection {
     /// # Errors
     /// [`Error::Stale`] if it is not; otherwise as [`Connection::commit`].
     pub fn commit_at(&mut self, transaction: &Transaction, generation: u32) -> Result<(), Error> {
-        self.commit_with(transaction, Some(generation))
+        self.commit_with(transaction, Some(generation), ATTEMPTS)
     }
 
-    fn commit_with(&mut self, transaction: &Transaction, generation: Option<u32>) -> Result<(), Error> {
+    fn commit_with(&mut self, transaction: &Transaction, generation: Option<u32>, attempts: u32) -> Result<(), Error> {
         transaction.check()?;
         if transaction.is_empty() {
             return Ok(());
@@ -153,7 +161,7 @@ impl Connection {
             };
             // Sending a transaction again is safe: whatever was refused was undone.
             match error.retry() {
-                _ if attempt == ATTEMPTS || matches!(error, Error::Stale { .. }) => return Err(error),
+                _ if attempt == attempts || matches!(error, Error::Stale { .. }) => return Err(error),
                 Retry::Never => return Err(error),
                 Retry::Now => {}
                 Retry::Backoff => {
@@ -234,7 +242,8 @@ impl Connection {
 
     /// Throws away what an interrupted exchange may have left.
     fn drain(&mut self) {
-        while !matches!(self.receive(), Err(Errno::EAGAIN)) {}
+        // What is lost now is what was to be thrown away; any other error would not go away by asking again.
+        while matches!(self.receive(), Ok(_) | Err(Errno::EINTR | Errno::ENOBUFS)) {}
     }
 
     /// Raises the send buffer: the kernel refuses datagrams larger than it with EMSGSIZE.

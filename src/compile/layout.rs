@@ -301,8 +301,11 @@ impl DedicatedChain {
             owner.push('/');
             owner.push_str(&port.name);
         }
-        // Names that the API server would not have let through come from manifests; nft's command line could not say them.
-        if owner.len() > MAX_CHAIN_NAME - LONGEST_PREFIX || !owner.bytes().all(|byte| is_plain(byte) && byte != b':') {
+        // Names that the API server would not have let through come from manifests. nft's command line could not say some of them,
+        // and two Services could come to the same one where a name holds a slash.
+        let plain = |name: &str| name.bytes().all(|byte| is_plain(byte) && byte != b':' && byte != b'/');
+        let parts = [&port.service.namespace, &port.service.name, &port.name];
+        if owner.len() > MAX_CHAIN_NAME - LONGEST_PREFIX || !parts.into_iter().all(|part| plain(part)) {
             owner = format!("pool-{:05x}", pool.number());
         }
         owner.into()

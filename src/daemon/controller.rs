@@ -138,10 +138,10 @@ impl Controller {
             if received == Some(0) {
                 return Ok(());
             }
-            let begin = Instant::now();
             if received.is_some() {
                 settle(&mut changes, &mut batch);
             }
+            let begin = Instant::now();
             let changes_taken = batch.len();
             for change in batch.drain(..) {
                 if let Change::Synced(kind) = change {
@@ -209,7 +209,10 @@ impl Controller {
         match result {
             Ok(applied) => {
                 self.report(&outcome, applied, begin, changes);
-                self.trust = Trust::Known;
+                if matches!(self.trust, Trust::Unknown { .. }) {
+                    self.engine.settle();
+                    self.trust = Trust::Known;
+                }
                 self.cleaner.programmed();
                 Ok(())
             }
@@ -248,9 +251,7 @@ impl Controller {
         let found = self.plane.read()?;
         let difference: Delta = self.engine.everything().rebase(found.image);
         debug!(elements = difference.len(), "compared with the kernel");
-        let applied = self.plane.apply(&difference)?;
-        self.engine.settle();
-        Ok(applied)
+        self.plane.apply(&difference)
     }
 
     /// One line per batch programmed, shown from `-v=2` on.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::config::{Config, DetectLocal, NodePorts};
 use crate::logging::Verbosity;
+use crate::model::Families;
 use crate::observe::{self, Surface};
 use crate::{conntrack, policy};
 
@@ -46,7 +47,12 @@ pub(super) fn conntrack(config: &Config) -> conntrack::Settings {
 }
 
 /// For [`crate::observe`].
-pub(super) fn observe(config: &Config, verbosity: Verbosity, watches_node: bool) -> observe::Settings {
+pub(super) fn observe(
+    config: &Config,
+    families: Families,
+    verbosity: Verbosity,
+    watches_node: bool,
+) -> observe::Settings {
     let configuration = config.to_json().to_string();
     let defaults = observe::Settings::default();
     let set_verbosity = move |level: i32| match u32::try_from(level) {
@@ -59,6 +65,7 @@ pub(super) fn observe(config: &Config, verbosity: Verbosity, watches_node: bool)
     observe::Settings {
         node: config.node.clone(),
         watches_node,
+        families,
         health_address: config.healthz,
         metrics_address: Some(config.metrics),
         bind_hard_fail: config.bind_hard_fail,

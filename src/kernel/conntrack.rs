@@ -21,5 +21,5 @@ mod table;
 mod wire;
 
 pub use cleaner::{Cleaner, Pass};
-pub use sysctl::{SysctlError, apply_sysctls, online_cpus};
+pub use sysctl::{AppliedSysctls, SysctlError, apply_sysctls, online_cpus};
 pub use table::{ConntrackError, ConntrackTable, Deleted, Dump, Filter};

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nft::{Connection, Element, Table, TableFlags, Transaction};
+use nix::errno::Errno;
 
 use super::encode::Mapped;
 use super::encode::nft_family;
@@ -156,11 +157,12 @@ impl DataPlane {
     /// failed was applied; read again before trying again.
     pub fn apply(&mut self, delta: &Delta) -> Result<Applied, KernelError> {
         let mut work = Work::begin();
-        if self.tables.iter().all(|state| state.whole && state.active) {
-            self.update(delta, &mut work)?;
+        let done = if self.tables.iter().all(|state| state.whole && state.active) {
+            self.update(delta, &mut work)
         } else {
-            self.load(delta, &mut work)?;
-        }
+            self.load(delta, &mut work)
+        };
+        done.map_err(|error| self.outgrown(error))?;
         self.delete_retired(&mut work);
         Ok(work.end())
     }
@@ -363,28 +365,39 @@ impl DataPlane {
         Ok(())
     }
 
-    /// Deletes chains that nobody refers to any more. A refusal is no failure: kernels before 6.2 drop references late, and the
-    /// next call tries again.
+    /// A set that is full says so by ENFILE (`nft_add_set_elem`): the count here was wrong, and the remedy is the same.
+    fn outgrown(&self, error: KernelError) -> KernelError {
+        let KernelError::Nft(refused) = &error else { return error };
+        let (Some(Errno::ENFILE), Some(object)) = (refused.errno(), refused.object()) else { return error };
+        let Some(map) = skeleton::growing().find(|map| *map == object.name) else { return error };
+        let state = self.tables.iter().find(|state| Some(nft_family(state.family)) == object.family);
+        let Some(state) = state else { return error };
+        KernelError::Outgrown { family: state.family, map, size: state.sizes.get(map).unwrap_or_default() }
+    }
+
+    /// Deletes chains that nobody refers to any more, each by itself and without waiting. A refusal is no failure: kernels before
+    /// 6.2 drop references late, and the next call tries again.
     fn delete_retired(&mut self, work: &mut Work) {
         if self.tables.iter().all(|state| state.retired.is_empty()) {
             return;
         }
-        self.transaction.clear();
-        for state in &self.tables {
-            for name in &state.retired {
-                self.transaction.flush_chain(nft_family(state.family), TABLE, name);
-                self.transaction.delete_chain(nft_family(state.family), TABLE, name);
-            }
-        }
-        match self.commit(work) {
-            Ok(()) => {
-                for state in &mut self.tables {
-                    for name in std::mem::take(&mut state.retired) {
+        for state in &mut self.tables {
+            let family = nft_family(state.family);
+            for name in std::mem::take(&mut state.retired) {
+                self.transaction.clear();
+                self.transaction.flush_chain(family, TABLE, &name);
+                self.transaction.delete_chain(family, TABLE, &name);
+                match self.connection.commit_once(&self.transaction) {
+                    Ok(()) => {
                         state.chains.remove(&name);
+                        work.transactions += 1;
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "a chain that is no longer used stays until later");
+                        state.retired.insert(name);
                     }
                 }
             }
-            Err(error) => tracing::debug!(%error, "chains that are no longer used stay until later"),
         }
     }
 
@@ -478,7 +491,12 @@ impl TableState {
 
     fn check_room(&self, delta: &TableDelta) -> Result<(), KernelError> {
         let mut counts = self.counts.clone();
-        count(delta, &mut counts);
+        if delta.len() > CHUNK {
+            // In phases, slots that are new come before slots that go.
+            ahead(delta, &mut counts);
+        } else {
+            count(delta, &mut counts);
+        }
         for map in skeleton::growing() {
             let size = self.sizes.get(map).unwrap_or(u32::MAX);
             if counts.get(map) > size as usize {
@@ -559,6 +577,14 @@ fn count(delta: &TableDelta, counts: &mut Counts) {
     fn follow<K: Mapped<V> + Ord, V: PartialEq>(edits: &Edits<K, V>, counts: &mut Counts) {
         edits.added().for_each(|(key, value)| counts.add(key.set(value), 1));
         edits.removed().for_each(|(key, value)| counts.add(key.set(value), -1));
+    }
+    each_map!(TableDelta, delta, |edits| follow(edits, counts));
+}
+
+/// As [`count`], as if nothing were removed.
+fn ahead(delta: &TableDelta, counts: &mut Counts) {
+    fn follow<K: Mapped<V> + Ord, V: PartialEq>(edits: &Edits<K, V>, counts: &mut Counts) {
+        edits.created().for_each(|(key, value)| counts.add(key.set(value), 1));
     }
     each_map!(TableDelta, delta, |edits| follow(edits, counts));
 }

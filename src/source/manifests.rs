@@ -57,11 +57,12 @@ pub struct ManifestSource {
 
 /// Why a directory cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("manifest directory {}: {source}", .dir.display())]
+#[error("cannot read the manifest directory {}", .dir.display())]
 pub struct ManifestError {
     /// The directory.
     pub dir: PathBuf,
     /// What listing it answered.
+    #[source]
     pub source: io::Error,
 }
 

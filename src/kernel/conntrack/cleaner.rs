@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::table::{ConntrackError, ConntrackTable, Deleted, Filter};
 use crate::conntrack::{Destination, Flow, Judgement, View};
@@ -268,16 +268,20 @@ fn filters(family: Family, destinations: &[Destination]) -> Vec<Filter> {
 }
 
 fn log(pass: &Pass) {
-    info!(
-        target: "pointsman::programmed",
-        family = %pass.family,
-        destinations = pass.destinations,
-        dumps = pass.dumps,
-        read = pass.read,
-        deleted = pass.deleted.deleted,
-        total_us = u64::try_from(pass.duration.as_micros()).unwrap_or(u64::MAX),
-        "stale UDP flows removed"
-    );
+    if pass.deleted.deleted == 0 {
+        debug!(family = %pass.family, read = pass.read, "no stale UDP flows");
+    } else {
+        info!(
+            target: "pointsman::programmed",
+            family = %pass.family,
+            destinations = pass.destinations,
+            dumps = pass.dumps,
+            read = pass.read,
+            deleted = pass.deleted.deleted,
+            total_us = u64::try_from(pass.duration.as_micros()).unwrap_or(u64::MAX),
+            "stale UDP flows removed"
+        );
+    }
     if let Some(errno) = pass.deleted.refusal {
         warn!(family = %pass.family, flows = pass.deleted.refused, %errno, "the kernel would not remove stale UDP flows");
     }

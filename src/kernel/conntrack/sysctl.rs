@@ -22,12 +22,21 @@ pub struct SysctlError {
     pub source: io::Error,
 }
 
-/// Sets kernel parameters of the calling thread's network namespace, where they differ. Returns those that were written.
+/// What became of kernel parameters that were not as they should be.
+#[derive(Debug, Default)]
+pub struct AppliedSysctls {
+    /// Those that were written.
+    pub written: Vec<Sysctl>,
+    /// Those that nobody can write here: the machine's own, seen from a network namespace that is not its first.
+    pub fixed: Vec<Sysctl>,
+}
+
+/// Sets kernel parameters of the calling thread's network namespace, where they differ.
 ///
 /// # Errors
 /// The first one that could not be set; those before it are set.
-pub fn apply_sysctls(sysctls: &[Sysctl]) -> Result<Vec<Sysctl>, SysctlError> {
-    let mut written = Vec::new();
+pub fn apply_sysctls(sysctls: &[Sysctl]) -> Result<AppliedSysctls, SysctlError> {
+    let mut applied = AppliedSysctls::default();
     for sysctl in sysctls {
         let due = match (read(&sysctl.path), sysctl.write) {
             (Ok(current), Write::IfDifferent) => current != sysctl.value,
@@ -38,17 +47,20 @@ pub fn apply_sysctls(sysctls: &[Sysctl]) -> Result<Vec<Sysctl>, SysctlError> {
                 return Err(SysctlError { action: "read", path: sysctl.path.clone(), value: None, source });
             }
         };
-        if due {
+        // `nf_conntrack_max` belongs to the machine: in namespaces other than the first its file has no permission to write at all.
+        if due && fs::metadata(&sysctl.path).is_ok_and(|file| file.permissions().readonly()) {
+            applied.fixed.push(sysctl.clone());
+        } else if due {
             fs::write(&sysctl.path, sysctl.value.to_string()).map_err(|source| SysctlError {
                 action: "set",
                 path: sysctl.path.clone(),
                 value: Some(sysctl.value),
                 source,
             })?;
-            written.push(sysctl.clone());
+            applied.written.push(sysctl.clone());
         }
     }
-    Ok(written)
+    Ok(applied)
 }
 
 /// How many CPUs are online, by sysfs: the machine's, whatever cgroup or affinity mask this process is confined to.
@@ -86,7 +98,7 @@ mod tests {
         ];
         for (name, content, write, due) in table {
             let path = at(name, content);
-            let written = apply_sysctls(&[sysctl(&path, 7, write)]).expect("applied");
+            let written = apply_sysctls(&[sysctl(&path, 7, write)]).expect("applied").written;
             assert_eq!(written.len(), usize::from(due), "{name}");
             assert_eq!(fs::read_to_string(&path).expect("there"), if due { "7" } else { content }, "{name}");
         }
