@@ -30,7 +30,7 @@ use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::config::{Config, SourceConfig};
 use crate::engine::Engine;
@@ -121,7 +121,7 @@ pub fn prepare(config: &Config) -> anyhow::Result<()> {
     }
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", config.oom_score_adj.to_string()) {
         // kube-proxy goes on as well: it is a wish and no need.
-        warn!(%error, value = config.oom_score_adj, "cannot set oom_score_adj");
+        info!(%error, value = config.oom_score_adj, "cannot set oom_score_adj");
     }
     Ok(())
 }

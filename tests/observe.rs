@@ -217,6 +217,8 @@ async fn the_whole_of_it() {
         observer.seen(&change);
         pending.add(&change);
     }
+    // Whether it is eligible is read by the model, and said by who owns it.
+    observer.set_node_eligible(true);
     let (status, body) = get(health, "/healthz").await;
     assert_eq!(status, 200, "{body}");
     assert!(body.contains(r#""nodeEligible":true"#) && body.contains(r#""IPv6":{"lastUpdated""#), "{body}");
@@ -268,7 +270,7 @@ async fn the_whole_of_it() {
         "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
         "kubeproxy_proxy_livez_total{code=\"503\"} 2",
         &format!("rest_client_requests_total{{code=\"201\",host=\"{host}\",method=\"POST\"}} 1"),
-        &format!("rest_client_requests_total{{code=\"200\",host=\"{host}\",method=\"GET\"}} 3"),
+        &format!("rest_client_requests_total{{code=\"200\",host=\"{host}\",method=\"GET\"}} 4"),
     ] {
         assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
     }

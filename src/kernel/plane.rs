@@ -375,30 +375,45 @@ impl DataPlane {
         KernelError::Outgrown { family: state.family, map, size: state.sizes.get(map).unwrap_or_default() }
     }
 
-    /// Deletes chains that nobody refers to any more, each by itself and without waiting. A refusal is no failure: kernels before
+    /// Deletes chains that nobody refers to any more, without waiting. A refusal is no failure: kernels before
     /// 6.2 drop references late, and the next call tries again.
     fn delete_retired(&mut self, work: &mut Work) {
         if self.tables.iter().all(|state| state.retired.is_empty()) {
             return;
         }
-        for state in &mut self.tables {
-            let family = nft_family(state.family);
-            for name in std::mem::take(&mut state.retired) {
-                self.transaction.clear();
-                self.transaction.flush_chain(family, TABLE, &name);
-                self.transaction.delete_chain(family, TABLE, &name);
-                match self.connection.commit_once(&self.transaction) {
-                    Ok(()) => {
-                        state.chains.remove(&name);
-                        work.transactions += 1;
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "a chain that is no longer used stays until later");
-                        state.retired.insert(name);
-                    }
+        let retired: Vec<_> = self
+            .tables
+            .iter_mut()
+            .flat_map(|state| std::mem::take(&mut state.retired).into_iter().map(|name| (state.family, name)))
+            .collect();
+        // All at once if possible; if one of them is stuck, the others need not stay.
+        if self.delete_chains(&retired, work).is_err() {
+            for one in &retired {
+                if let Err(error) = self.delete_chains(std::slice::from_ref(one), work) {
+                    tracing::debug!(%error, "a chain that is no longer used stays until later");
+                    let (family, name) = one.clone();
+                    self.tables.iter_mut().filter(|state| state.family == family).for_each(|state| {
+                        state.retired.insert(name.clone());
+                    });
                 }
             }
         }
+    }
+
+    fn delete_chains(&mut self, chains: &[(Family, String)], work: &mut Work) -> Result<(), KernelError> {
+        self.transaction.clear();
+        for (family, name) in chains {
+            self.transaction.flush_chain(nft_family(*family), TABLE, name);
+            self.transaction.delete_chain(nft_family(*family), TABLE, name);
+        }
+        self.connection.commit_once(&self.transaction)?;
+        work.transactions += 1;
+        for (family, name) in chains {
+            self.tables.iter_mut().filter(|state| state.family == *family).for_each(|state| {
+                state.chains.remove(name);
+            });
+        }
+        Ok(())
     }
 
     fn commit(&mut self, work: &mut Work) -> Result<(), KernelError> {

@@ -137,7 +137,7 @@ fn a_restart_while_the_server_is_gone_leaves_all_as_it_is() {
     double.stop_listening();
     let client = Restless::start(lab.client(0), &frontends(1, 80));
     let mut daemon = start(&lab, &double, &directory);
-    daemon.hear(&["adopting"]);
+    daemon.hear(&["\"serving\""]);
     daemon.hear(&["WARN"]);
     client.wait_for(20);
     assert_eq!(daemon.count(&["\"programmed\" "]), 0, "half a picture would remove what is there: {:?}", daemon.said());

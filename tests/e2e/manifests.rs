@@ -213,7 +213,7 @@ fn a_cluster_that_outgrows_the_tables_gets_larger_ones() {
     client.wait_for(10);
     assert_refused(BOTH[0].1, lab.client(0), "10.98.0.65:1000".parse().expect("an address"), "the last frontend");
     manifests.write("all.json", &shop("web", 1, &pods([2])));
-    daemon.hear(&["programmed", "shop/web", "transactions=1"]);
+    daemon.hear(&["programmed", "shop/web"]);
     assert_answered(&lab, 1, &["web-2"], "in the new tables");
     client.assert_uninterrupted("larger tables");
     assert_eq!(daemon.count(&["ERROR"]) + daemon.count(&["WARN"]), 0, "{:#?}", daemon.said());

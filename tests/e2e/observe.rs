@@ -65,7 +65,11 @@ fn a_cluster_sees_health_metrics_and_events() {
     let health: Value = serde_json::from_str(&body).expect("JSON, over IPv6");
     assert_eq!((&health["healthy"], &health["status"]["IPv6"]["healthy"]), (&json!(true), &json!(true)), "{body}");
 
-    assert_eq!(get(&lab, local(METRICS), "/proxyMode"), (200, "nftables".to_owned()));
+    assert_eq!(
+        get(&lab, local(METRICS), "/proxyMode"),
+        (200, "iptables".to_owned()),
+        "what nobody chooses is that, as in kube-proxy"
+    );
     assert_eq!(metric(&lab, "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}"), 1.0);
     let programming = "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"}";
     assert_eq!(metric(&lab, programming), 0.0);

@@ -194,7 +194,7 @@ fn replaced_after(what: &str, meddle: &[&[&str]]) {
     client.assert_uninterrupted(what);
     assert_eq!(ruleset(node).lines().count(), good.lines().count(), "{what}: nothing foreign is left");
     let applied = second.put(&slices("web", &pods([1])));
-    assert_eq!(applied.transactions, 1, "{what}: changes go on");
+    assert!(applied.transactions <= 2, "{what}: changes go on, a chain and elements: {applied:?}");
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn a_half_finished_first_load_is_finished() {
     let node = lab.node().namespace();
     Proxy::serving(node, &objects(1..=2)).die(node);
     // As it is before the last transaction of a first load, and as it is before the last elements.
-    for chain in ["prerouting", "output"] {
+    for chain in ["prerouting", "output", "postrouting"] {
         for family in ["ip", "ip6"] {
             nft(node, &["delete", "chain", family, "pointsman", chain]);
         }

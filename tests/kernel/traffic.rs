@@ -31,9 +31,9 @@ fn random_reaches_every_endpoint_in_both_families_and_protocols_from_clients_and
             }
         }
     }
-    // The port of one protocol is not the port of the other, and other ports are nobody's.
+    // The port of one protocol is not the port of the other, and other ports of the address are refused.
     for to in frontends(1, 53).into_iter().chain(frontends(1, 8080)) {
-        assert_silent(lab.client(0), to, "a port that the Service does not have");
+        assert_refused(BOTH[0].1, lab.client(0), to, "a port that the Service does not have");
     }
 }
 
@@ -126,7 +126,7 @@ fn no_endpoints_refuse_at_once() {
     all_refuse("a Service without slices");
     let mut unready = slices("web", &pods([1]));
     for slice in &mut unready {
-        slice["endpoints"][0]["conditions"] = json!({"ready": false, "serving": true, "terminating": true});
+        slice["endpoints"][0]["conditions"] = json!({"ready": false, "serving": true, "terminating": false});
     }
     proxy.put(&unready);
     all_refuse("a Service whose only endpoint is not ready");

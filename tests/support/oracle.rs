@@ -35,7 +35,8 @@ pub fn ruleset(inside: &Namespace) -> String {
 /// What `nft -j` prints for a question, as a list of objects.
 pub fn json(inside: &Namespace, args: &[&str]) -> Vec<Value> {
     let text = nft(inside, &[&["-j"], args].concat());
-    let mut value: Value = serde_json::from_str(&text).expect("nft -j prints JSON");
+    let mut value: Value =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("nft -j {args:?} prints JSON: {error}: {text:?}"));
     match value["nftables"].take() {
         Value::Array(objects) => objects,
         other => panic!("nft -j should print a list of objects, not {other}"),
