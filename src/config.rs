@@ -1,61 +1,120 @@
-//! What was typed, and what it means.
+//! What was typed, what the file says, and what they mean together.
 //!
-//! [`Flags`] is the command line of the `kube-proxy` binary as typed; [`Config`] is what it means, checked and complete. Everything
-//! else takes a [`Config`]. Flags that kube-proxy has keep its names and meaning; `--manifests` is an addition of ours.
+//! ```text
+//!  command line --flags--> Flags --+
+//!                                  +--merge--> Document --check--> Config
+//!  --config file --decode--> Document
+//! ```
+//!
+//! [`Flags`] is the command line as typed, a `Document` is kube-proxy's configuration file, and [`Config`] is what is meant:
+//! checked, complete, with defaults, types and the rules of the mode applied. Nothing else in this program looks at the other two.
+//! A configuration is refused as a whole and with everything that is wrong with it: [`ConfigErrors`] names each field (or flag, if
+//! that is where it came from) with its value.
+//!
+//! kube-proxy's modes are whose defaults and whose section of the file apply. They all run on the one nftables engine.
+//!
+//! `table` has the flags, `flags` reads them, `decode` reads files, `document` has their fields and defaults, `check` the rules
+//! for single values, `merge` who overrides whom, `resolve` what it all means, `watch` notices when a file is edited. Proven by
+//! `tests/config.rs`: files that start us, files that do not, and snapshots of all that is printed.
 
-use std::path::PathBuf;
+mod check;
+mod decode;
+mod document;
+mod duration;
+mod flags;
+mod gates;
+mod merge;
+mod quantity;
+mod resolve;
+mod table;
+pub mod version;
+mod watch;
 
-use clap::{ArgAction, Parser};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::schedule::{Scheduler, UnknownScheduler};
+use ipnet::IpNet;
+use serde_json::Value;
 
-/// Serves Kubernetes Services on this node by nftables maps.
-///
-/// A drop-in replacement for kube-proxy: Services and EndpointSlices come from the API server (or from a directory of manifests),
-/// are compiled into the nftables table `pointsman` in families ip and ip6, and the kernel carries the connections.
-#[derive(Clone, Debug, Default, Parser)]
-#[command(name = "kube-proxy", version, max_term_width = 120)]
-pub struct Flags {
-    /// Serve the Services and EndpointSlices in this directory (*.yaml, *.yml, *.json) and follow it live, instead of an API server.
-    /// Not in upstream's kube-proxy.
-    #[arg(long, value_name = "DIR")]
-    pub manifests: Option<PathBuf>,
+pub use check::{ConfigError, ConfigErrors};
+pub use duration::{GoDuration, NoDuration};
+pub use flags::{Flags, Parsed, UsageError};
+pub use gates::{FeatureGates, GATES, Gate, Stage};
+pub use quantity::{NoQuantity, Quantity};
+pub use watch::{Edit, FileWatch};
 
-    /// Path to a kubeconfig file that says where the API server is and how to log in. Without it, and without --master, the
-    /// in-cluster configuration of a pod is used.
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-
-    /// The address of the API server (overrides any value in kubeconfig).
-    #[arg(long, value_name = "URL")]
-    pub master: Option<String>,
-
-    /// The name of the node to act as, instead of the host name.
-    #[arg(long, value_name = "NAME")]
-    pub hostname_override: Option<String>,
-
-    /// The scheduler for Services that do not choose one by the annotation `pointsman.dev/scheduler`: random (the default) or rr.
-    #[arg(long, value_name = "NAME", default_value = "")]
-    pub ipvs_scheduler: String,
-
-    /// Remove the tables `pointsman` and exit.
-    #[arg(long)]
-    pub cleanup: bool,
-
-    /// Log level: 0 to 10. 2 adds a line per change programmed, 4 the reasons, 6 and more everything.
-    #[arg(short, long = "v", value_name = "LEVEL", default_value_t = 0, action = ArgAction::Set)]
-    pub verbosity: u8,
-}
+use crate::logging::LoggingConfig;
+use crate::schedule::Scheduler;
 
 /// What the daemon shall do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// Serve, or do one thing and exit.
+    pub action: Action,
     /// The node we act as: lower case, not empty.
     pub node: String,
     /// Where objects come from.
     pub source: SourceConfig,
+    /// How an API server is asked.
+    pub client: ClientConfig,
     /// The scheduler for Services that choose none.
     pub scheduler: Scheduler,
+    /// Whose defaults apply, and what `/proxyMode` says.
+    pub mode: Mode,
+    /// How the source of connections is hidden.
+    pub masquerade: Masquerade,
+    /// When the kernel is told.
+    pub sync: SyncConfig,
+    /// On which addresses NodePorts are served.
+    pub node_ports: NodePorts,
+    /// Whether NodePorts are served on 127.0.0.1; only ever in mode iptables.
+    pub localhost_node_ports: bool,
+    /// How connections of this node's pods are told from others.
+    pub detect_local: DetectLocal,
+    /// The node's primary address, if it shall not be the Node object's: never unspecified.
+    pub bind_address: Option<IpAddr>,
+    /// Where `/healthz` and `/livez` are served, if anywhere.
+    pub healthz: Option<SocketAddr>,
+    /// Where `/metrics` is served.
+    pub metrics: SocketAddr,
+    /// Whether not being able to listen there ends the process.
+    pub bind_hard_fail: bool,
+    /// Whether `/debug/` is served beside `/metrics`.
+    pub profiling: bool,
+    /// Whether metrics hidden since the previous minor version are shown.
+    pub show_hidden_metrics: bool,
+    /// Sysctls of connection tracking.
+    pub conntrack: ConntrackConfig,
+    /// What only mode ipvs has.
+    pub ipvs: IpvsConfig,
+    /// `/proc/self/oom_score_adj`: from -1000 to 1000.
+    pub oom_score_adj: i32,
+    /// How often everything known from the API server is looked at again.
+    pub config_sync_period: Duration,
+    /// Feature gates.
+    pub gates: FeatureGates,
+    /// How much is said, where and how.
+    pub logging: LoggingConfig,
+    /// The version to report.
+    pub version: String,
+    /// Every flag with its value as typed or its default, by name, without hyphens: for `/flagz` and the log.
+    pub flags: Vec<(&'static str, String)>,
+    /// The merged configuration as `--write-config-to` and `/configz` show it.
+    document: document::Document,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Serve until the end.
+    Serve,
+    /// Do what needs privileges, and exit.
+    InitOnly,
+    /// Remove what was programmed, and exit.
+    Cleanup,
+    /// Write the configuration to this file, and exit.
+    WriteConfig(PathBuf),
 }
 
 /// Where objects come from.
@@ -72,113 +131,187 @@ pub enum SourceConfig {
     },
 }
 
-/// A flag that makes no sense.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ConfigError {
-    /// `--hostname-override` is blank.
-    #[error("--hostname-override: {value:?}: empty hostname is invalid")]
-    BlankHostname {
-        /// What was typed.
-        value: String,
-    },
-    /// The host has no usable name.
-    #[error("this host has no usable name ({reason}): give one with --hostname-override")]
-    NoHostname {
-        /// Why.
-        reason: String,
-    },
-    /// `--ipvs-scheduler` names none that we have.
-    #[error("--ipvs-scheduler: {0}")]
-    Scheduler(#[from] UnknownScheduler),
-    /// Two sources at once.
-    #[error("--manifests and {other} exclude each other: objects come from one place")]
-    TwoSources {
-        /// The other flag.
-        other: &'static str,
-    },
+/// How an API server is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientConfig {
+    /// Requests per second; negative means any number.
+    pub qps: f32,
+    /// Requests that may come at once.
+    pub burst: u32,
+    /// Content type of requests.
+    pub content_type: String,
+    /// What is accepted as answer, if not that.
+    pub accept_content_types: String,
+}
+
+/// Whose defaults apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// What kube-proxy does unless told otherwise.
+    Iptables,
+    /// Deprecated upstream.
+    Ipvs,
+    /// The mode we are.
+    Nftables,
+}
+
+/// How the source of connections is hidden.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Masquerade {
+    /// Of all connections to ClusterIPs, not only where it must be.
+    pub all: bool,
+    /// The bit of the packet mark that upstream uses for it: from 0 to 31.
+    pub bit: u8,
+}
+
+/// When the kernel is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SyncConfig {
+    /// How soon a failed change is tried again at the latest, and half of what `/healthz` tolerates. Positive.
+    pub period: Duration,
+    /// The pause between two changes, if one is configured: at most `period`.
+    pub min_period: Option<Duration>,
+}
+
+/// On which addresses of the node NodePorts are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePorts {
+    /// On all.
+    All,
+    /// On the primary address of each family.
+    Primary,
+    /// On those within one of these networks.
+    Within(Vec<IpNet>),
+}
+
+/// How connections of this node's pods are told from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// They come from these networks, at most one per family; none means that nothing is known to be local.
+    ClusterCidr(Vec<IpNet>),
+    /// They come from the Node's `podCIDRs`.
+    NodeCidr,
+    /// They come in on this bridge.
+    BridgeInterface(String),
+    /// They come in on an interface whose name begins so.
+    InterfaceNamePrefix(String),
+}
+
+/// Sysctls of connection tracking. `None` leaves the kernel's value alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConntrackConfig {
+    /// Connections per CPU; `None` leaves the limit alone whatever `min` is.
+    pub max_per_core: Option<u32>,
+    /// Connections at least.
+    pub min: u32,
+    /// Whether TCP packets outside of the window are valid.
+    pub tcp_be_liberal: bool,
+    /// For an idle TCP connection.
+    pub tcp_established_timeout: Option<Duration>,
+    /// For a half-closed TCP connection.
+    pub tcp_close_wait_timeout: Option<Duration>,
+    /// For an unanswered UDP flow.
+    pub udp_timeout: Option<Duration>,
+    /// For an answered UDP flow.
+    pub udp_stream_timeout: Option<Duration>,
+}
+
+/// What only mode ipvs has. None of it changes what nftables does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IpvsConfig {
+    /// Whether ARP requests are answered only for addresses of the interface.
+    pub strict_arp: bool,
+    /// Networks with virtual servers of others.
+    pub exclude_cidrs: Vec<IpNet>,
+    /// For an idle TCP connection.
+    pub tcp_timeout: Option<Duration>,
+    /// For a TCP connection after a FIN.
+    pub tcp_fin_timeout: Option<Duration>,
+    /// For a UDP flow.
+    pub udp_timeout: Option<Duration>,
+}
+
+/// A configuration and what came with it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What is meant.
+    pub config: Config,
+    /// The file it came from, under watch since before it was read.
+    pub watch: Option<FileWatch>,
+    /// What to say once there is a log.
+    pub notes: Vec<Note>,
+}
+
+/// Something to say about a configuration that is valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// Good to know.
+    Info(String),
+    /// Probably not what was wanted.
+    Warning(String),
 }
 
 // === impl Config ===
 
 impl Config {
-    /// Works out what was meant. All errors are returned, not only the first.
-    pub fn resolve(flags: &Flags) -> Result<Self, Vec<ConfigError>> {
-        let mut errors = Vec::new();
-        let node = node_name(flags.hostname_override.as_deref()).unwrap_or_else(|error| {
-            errors.push(error);
-            String::new()
-        });
-        let scheduler = match flags.ipvs_scheduler.as_str() {
-            "" => Scheduler::default(),
-            name => name.parse().unwrap_or_else(|error: UnknownScheduler| {
-                errors.push(error.into());
-                Scheduler::default()
-            }),
-        };
-        let source = match &flags.manifests {
-            Some(dir) => {
-                let others = [("--kubeconfig", flags.kubeconfig.is_some()), ("--master", flags.master.is_some())];
-                errors.extend(
-                    others.iter().filter(|(_, given)| *given).map(|(other, _)| ConfigError::TwoSources { other }),
-                );
-                SourceConfig::Manifests(dir.clone())
-            }
-            None => SourceConfig::Api { kubeconfig: flags.kubeconfig.clone(), master: flags.master.clone() },
-        };
-        if errors.is_empty() { Ok(Self { node, source, scheduler }) } else { Err(errors) }
+    /// Everything as it is without flags and file, for a node and a source.
+    pub fn new(node: impl Into<String>, source: SourceConfig) -> Self {
+        resolve::defaults(node.into(), source)
+    }
+
+    /// Reads the file, if the flags name one, and works out what is meant.
+    ///
+    /// # Errors
+    /// All that is wrong, not only the first.
+    pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
+        resolve::load(flags)
+    }
+
+    /// What [`Config::load`] finds, without the rest of it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resolve(flags: &Flags) -> Result<Self, ConfigErrors> {
+        Self::load(flags).map(|loaded| loaded.config)
+    }
+
+    /// The merged configuration as a file of ours and of kube-proxy's.
+    pub fn to_yaml(&self) -> String {
+        let yaml = serde_saphyr::to_string(&self.to_json());
+        yaml.expect("texts, numbers and maps of them can be written")
+    }
+
+    /// The same as an object for `/configz`.
+    pub fn to_json(&self) -> Value {
+        serde_json::to_value(&self.document).expect("its fields are texts, numbers and maps of them")
+    }
+
+    /// Writes the merged configuration to a file.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), ConfigErrors> {
+        std::fs::write(path, self.to_yaml()).map_err(|error| {
+            ConfigError::new("--write-config-to", format!("{:?}", path.display().to_string()), error.to_string()).into()
+        })
     }
 }
 
-/// The override or the host's name, trimmed and in lower case as kube-proxy does.
-fn node_name(chosen: Option<&str>) -> Result<String, ConfigError> {
-    if let Some(value) = chosen {
-        let name = value.trim().to_lowercase();
-        return if name.is_empty() { Err(ConfigError::BlankHostname { value: value.to_owned() }) } else { Ok(name) };
+// === impl Mode ===
+
+impl Mode {
+    /// As `--proxy-mode` takes it and `/proxyMode` says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Iptables => "iptables",
+            Mode::Ipvs => "ipvs",
+            Mode::Nftables => "nftables",
+        }
     }
-    let host = nix::unistd::gethostname().map_err(|errno| ConfigError::NoHostname { reason: errno.to_string() })?;
-    let name = host.to_string_lossy().trim().to_lowercase();
-    if name.is_empty() { Err(ConfigError::NoHostname { reason: "it is empty".to_owned() }) } else { Ok(name) }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn resolve(args: &[&str]) -> Result<Config, Vec<String>> {
-        let flags = Flags::try_parse_from([&["kube-proxy"], args].concat()).expect("parses");
-        Config::resolve(&flags).map_err(|errors| errors.iter().map(ToString::to_string).collect())
-    }
-
-    #[test]
-    fn flags_mean_what_they_mean_in_kube_proxy() {
-        let config = resolve(&["--manifests", "/m", "--hostname-override", " Node-1 ", "--ipvs-scheduler=rr"]);
-        assert_eq!(
-            config,
-            Ok(Config {
-                node: "node-1".into(),
-                source: SourceConfig::Manifests("/m".into()),
-                scheduler: Scheduler::RoundRobin
-            })
-        );
-        let config = resolve(&["--hostname-override=n", "--master=http://1.2.3.4", "--v=4"]).expect("valid");
-        assert_eq!(config.source, SourceConfig::Api { kubeconfig: None, master: Some("http://1.2.3.4".into()) });
-        assert_eq!(config.scheduler, Scheduler::Random);
-    }
-
-    #[test]
-    fn all_errors_are_told_at_once() {
-        let errors =
-            resolve(&["--hostname-override", "  ", "--ipvs-scheduler=fast", "--manifests=/m", "--kubeconfig=/k"]);
-        insta::assert_snapshot!(errors.expect_err("invalid").join("\n"), @r#"
-        --hostname-override: "  ": empty hostname is invalid
-        --ipvs-scheduler: unknown scheduler "fast": one of random, rr
-        --manifests and --kubeconfig exclude each other: objects come from one place
-        "#);
-    }
-
-    #[test]
-    fn the_command_line_is_sound() {
-        use clap::CommandFactory;
-        Flags::command().debug_assert();
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }

@@ -7,7 +7,8 @@
 //!
 //! One thread, the *controller*, owns all state: it takes changes, compiles them, applies the difference and waits for the kernel's
 //! answer. While it waits, changes pile up in the channel and become the next batch: a quiet cluster is programmed at once, a storm
-//! in few transactions, and no timer is needed.
+//! in few transactions. What belongs together (the edits of one file, the events of one write) arrives within microseconds, so the
+//! first change of a batch waits a moment for the others.
 //!
 //! Invariants: nothing is programmed before Services and EndpointSlices are known completely; what is programmed stays when a source
 //! falls silent, when the daemon ends and when it dies; a refusal by the kernel leads to a fresh look at what is there and a second
@@ -19,6 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use jiff::Timestamp;
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -27,8 +29,14 @@ use tracing::{debug, error, info, warn};
 use crate::compile::Delta;
 use crate::config::{Config, SourceConfig};
 use crate::engine::{Engine, Outcome};
+use crate::kernel::conntrack::{Cleaner, Pass};
 use crate::kernel::{Applied, DataPlane, KernelError};
-use crate::source::api::{ApiConfig, ApiSource};
+use crate::model::{Families, Family};
+use crate::observe::metrics::{self, SyncKind};
+use crate::observe::services::HealthPort;
+use crate::observe::{self, Observer, Pending};
+use crate::policy::HealthCheck;
+use crate::source::api::{ApiConfig, ApiSource, Clients};
 use crate::source::manifests::ManifestSource;
 use crate::source::{Change, Kind};
 
@@ -38,6 +46,10 @@ const CHANNEL: usize = 4096;
 /// Changes taken before the kernel is told, at most.
 const BATCH: usize = 16_384;
 
+/// A batch is complete when nothing more has come for so long, or after so many times that.
+const SETTLE: Duration = Duration::from_micros(100);
+const SETTLE_ROUNDS: usize = 20;
+
 /// Pause after a refusal, doubled with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -46,9 +58,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 struct Controller {
     engine: Engine,
     plane: DataPlane,
+    /// Ends the UDP flows that what is programmed contradicts.
+    cleaner: Cleaner,
+    observer: Observer,
     awaited: Vec<Kind>,
     /// Whether a predecessor's numbers have been taken over.
     adopted: bool,
+    /// What was taken in since the kernel was last up to date, and the families it concerns.
+    pending: Pending,
+    due: Families,
+    /// When the changes happened that the next transaction brings.
+    triggers: Vec<(Family, Timestamp)>,
     /// Whether the kernel has what the engine desires, as far as we know.
     trust: Trust,
 }
@@ -73,8 +93,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // The source is made first: a directory that is not there, or a kubeconfig that does not parse, must not leave a trace in the
     // kernel. The data plane is opened before the source runs: without permission there is no use in listing a cluster.
     let source = make_source(&config)?;
+    let clients = source.clients();
+    let start = Timestamp::now();
     let (opened, open_result) = oneshot::channel();
     let (ended, end_result) = oneshot::channel();
+    let (observe, observer) = oneshot::channel();
     let node = config.node.clone();
     let scheduler = config.scheduler;
     thread::Builder::new()
@@ -84,19 +107,31 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 Ok(plane) => plane,
                 Err(error) => return drop(opened.send(Err(error))),
             };
-            let mut controller = Controller::new(Engine::new(&node, scheduler), plane);
+            let mut engine = Engine::new(&node, scheduler);
+            engine.measure_since(start);
+            let mut plane = plane;
             // A table owned by somebody else ends the start and not the third hour.
-            let first = controller.plane.claim();
+            let first = plane.claim();
             let hopeless = first.is_err();
             if opened.send(first).is_err() || hopeless {
                 return;
             }
+            let Ok(observer) = observer.blocking_recv() else { return };
+            let controller = Controller::new(engine, plane, observer);
             let runtime = runtime::Builder::new_current_thread().enable_time().build();
             let runtime = runtime.expect("a runtime without I/O needs no resources that could be lacking");
             drop(ended.send(runtime.block_on(controller.run(taken))));
         })
         .context("starting the controller thread")?;
     open_result.await.context("the controller thread ended before it began")??;
+    let settings = observe::Settings {
+        node: config.node.clone(),
+        watches_node: clients.is_some(),
+        ..observe::Settings::default()
+    };
+    // Before anything is programmed, and not before it is clear that something can be.
+    let (observer, _servers) = observe::start(settings, clients)?;
+    drop(observe.send(observer));
     info!(node = config.node, scheduler = %config.scheduler, "serving");
     tokio::select! {
         () = source.run(changes, shutdown) => anyhow::bail!("the source of objects ended"),
@@ -132,9 +167,42 @@ fn make_source(config: &Config) -> anyhow::Result<Source> {
     })
 }
 
+/// Waits for the rest of a burst. The thread sleeps, because tokio's timers are no finer than a millisecond.
+fn settle(changes: &mut mpsc::Receiver<Change>, batch: &mut Vec<Change>) {
+    for _ in 0..SETTLE_ROUNDS {
+        let before = batch.len();
+        thread::sleep(SETTLE);
+        while batch.len() < BATCH
+            && let Ok(change) = changes.try_recv()
+        {
+            batch.push(change);
+        }
+        if batch.len() == before || batch.len() == BATCH {
+            break;
+        }
+    }
+}
+
+/// In the calling thread's network namespace. Without it Services are served all the same.
+fn start_cleaner() -> Cleaner {
+    let report = |pass: &Pass| metrics::conntrack_reconciled(pass.family, pass.duration, pass.deleted.deleted as u64);
+    Cleaner::start(report).unwrap_or_else(|error| {
+        warn!(%error, "stale UDP flows will not be removed");
+        Cleaner::disabled()
+    })
+}
+
 // === impl Source ===
 
 impl Source {
+    /// For who writes to the API server, if there is one.
+    fn clients(&self) -> Option<Clients> {
+        match self {
+            Source::Manifests(_) => None,
+            Source::Api(source) => Some(source.clients()),
+        }
+    }
+
     async fn run(self, changes: mpsc::Sender<Change>, shutdown: CancellationToken) {
         match self {
             Source::Manifests(source) => source.run(changes, shutdown).await,
@@ -146,14 +214,52 @@ impl Source {
 // === impl Controller ===
 
 impl Controller {
-    fn new(engine: Engine, plane: DataPlane) -> Self {
+    fn new(engine: Engine, plane: DataPlane, observer: Observer) -> Self {
         Self {
             engine,
             plane,
+            cleaner: start_cleaner(),
+            observer,
+            pending: Pending::default(),
+            due: Families::default(),
+            triggers: Vec::new(),
             // The Node too: which addresses serve node ports depends on it.
             awaited: vec![Kind::Service, Kind::EndpointSlice, Kind::Node],
             adopted: false,
             trust: Trust::Unknown { retry_at: Instant::now(), pause: FIRST_PAUSE },
+        }
+    }
+
+    async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> Result<(), KernelError> {
+        let mut batch = Vec::new();
+        self.observer.loop_started();
+        loop {
+            let wait = changes.recv_many(&mut batch, BATCH);
+            let received = match self.trust {
+                Trust::Unknown { retry_at, .. } if self.awaited.is_empty() => {
+                    tokio::time::timeout_at(retry_at.into(), wait).await.ok()
+                }
+                Trust::Known | Trust::Unknown { .. } => Some(wait.await),
+            };
+            if received == Some(0) {
+                return Ok(());
+            }
+            let begin = Instant::now();
+            if received.is_some() {
+                settle(&mut changes, &mut batch);
+            }
+            let changes_taken = batch.len();
+            for change in batch.drain(..) {
+                if let Change::Synced(kind) = change {
+                    self.awaited.retain(|awaited| *awaited != kind);
+                }
+                self.observer.seen(&change);
+                self.pending.add(&change);
+                self.engine.take(change);
+            }
+            if self.awaited.is_empty() {
+                self.program(begin, changes_taken)?;
+            }
         }
     }
 
@@ -172,35 +278,13 @@ impl Controller {
         Ok(())
     }
 
-    async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> Result<(), KernelError> {
-        let mut batch = Vec::new();
-        loop {
-            let wait = changes.recv_many(&mut batch, BATCH);
-            let received = match self.trust {
-                Trust::Unknown { retry_at, .. } if self.awaited.is_empty() => {
-                    tokio::time::timeout_at(retry_at.into(), wait).await.ok()
-                }
-                Trust::Known | Trust::Unknown { .. } => Some(wait.await),
-            };
-            if received == Some(0) {
-                return Ok(());
-            }
-            let begin = Instant::now();
-            let changes_taken = batch.len();
-            for change in batch.drain(..) {
-                if let Change::Synced(kind) = change {
-                    self.awaited.retain(|awaited| *awaited != kind);
-                }
-                self.engine.take(change);
-            }
-            if self.awaited.is_empty() {
-                self.program(begin, changes_taken)?;
-            }
-        }
-    }
-
     /// Compiles what was taken and brings the kernel there.
     fn program(&mut self, begin: Instant, changes: usize) -> Result<(), KernelError> {
+        let touched = self.engine.touched();
+        self.due = self.due.union(touched);
+        if !touched.is_empty() {
+            self.observer.queued(self.pending, touched);
+        }
         let stale = self.plane.set_locality(self.engine.locality());
         if !self.adopted
             && let Err(error) = self.adopt()
@@ -210,13 +294,23 @@ impl Controller {
         let outcome = if self.engine.is_idle() { Outcome::default() } else { self.engine.compile() };
         for problem in &outcome.problems {
             warn!("{problem}");
+            self.observer.invalid(problem);
         }
-        let result = match &mut self.trust {
-            Trust::Known if stale => self.plane.replace(&self.engine.everything()),
-            Trust::Known if outcome.delta.is_empty() => return Ok(()),
-            Trust::Known => self.plane.apply(&outcome.delta),
+        self.cleaner.announce(self.engine.take_flow_changes());
+        self.triggers.extend(&outcome.triggers);
+        let (kind, result) = match &mut self.trust {
+            Trust::Known if stale => (SyncKind::Full, self.plane.replace(&self.engine.everything())),
+            Trust::Known if outcome.delta.is_empty() => {
+                self.cleaner.programmed();
+                self.synced(SyncKind::Partial, begin, true);
+                return Ok(());
+            }
+            Trust::Known => (SyncKind::Partial, self.plane.apply(&outcome.delta)),
             Trust::Unknown { retry_at, .. } if *retry_at > Instant::now() => return Ok(()),
-            Trust::Unknown { .. } => self.reconcile(),
+            Trust::Unknown { .. } => {
+                self.due = Families::ALL;
+                (SyncKind::Full, self.reconcile())
+            }
         };
         let result = match result {
             Err(KernelError::Outgrown { family, map, size }) => {
@@ -225,14 +319,29 @@ impl Controller {
             }
             result => result,
         };
+        self.synced(kind, begin, result.is_ok());
         match result {
             Ok(applied) => {
                 self.report(&outcome, applied, begin, changes);
                 self.trust = Trust::Known;
+                if !outcome.services.is_empty() {
+                    self.tell_health();
+                }
+                self.cleaner.programmed();
                 Ok(())
             }
             Err(error) => self.refused(error),
         }
+    }
+
+    /// What load balancers hear follows what is programmed.
+    fn tell_health(&self) {
+        let port = |health: &HealthCheck| HealthPort {
+            port: health.port,
+            local_endpoints: [health.local_v4, health.local_v6],
+        };
+        self.observer
+            .health_ports(self.engine.health().iter().map(|(key, health)| (key.clone(), port(health))).collect());
     }
 
     /// Plans another attempt, unless that is hopeless.
@@ -247,6 +356,16 @@ impl Controller {
         error!(%error, retry_in = ?pause, "programming failed; what is programmed stays, and will be compared and corrected");
         self.trust = Trust::Unknown { retry_at: Instant::now() + pause, pause: (pause * 2).min(LONGEST_PAUSE) };
         Ok(())
+    }
+
+    /// Tells the outside how it went. What was due is done with success; the times of a failure are lost.
+    fn synced(&mut self, kind: SyncKind, begin: Instant, success: bool) {
+        let triggers = std::mem::take(&mut self.triggers);
+        let (families, duration) = (self.due, begin.elapsed());
+        self.observer.synced(&observe::Sync { kind, families, duration, success, triggers: &triggers });
+        if success {
+            (self.due, self.pending) = Default::default();
+        }
     }
 
     /// Reads what is there and applies the difference to everything desired.

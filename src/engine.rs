@@ -7,14 +7,20 @@
 //! Invariants: no I/O; work is proportional to what was touched; whatever the history, the result is that of the last state of all
 //! objects. The property test below replays random histories onto simulated maps and compares with a fresh engine.
 
+mod triggers;
+
 use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
 
 use crate::compile::layout::Locality;
 use crate::compile::{Compiler, Delta, Image};
-use crate::model::{AddressRange, Family, Node, Problem, Problems, ServiceKey, Store};
+use crate::conntrack::{FlowBook, View};
+use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, ServiceKey, Store};
 use crate::policy::{self, Claims, Context, HealthCheck, Settings};
 use crate::schedule::Scheduler;
 use crate::source::{Change, Kind, Object};
+use triggers::Triggers;
 
 /// Model, policy, schedule and compile under one roof.
 #[derive(Debug)]
@@ -22,6 +28,7 @@ pub struct Engine {
     store: Store,
     claims: Claims,
     compiler: Compiler,
+    flows: FlowBook,
     settings: Settings,
     scheduler: Scheduler,
     health: BTreeMap<ServiceKey, HealthCheck>,
@@ -31,6 +38,9 @@ pub struct Engine {
     /// Problems that no single object has: frontends asked for twice, pools exhausted.
     conflicts: Problems,
     fresh_problems: Vec<Problem>,
+    /// The families of what was touched.
+    families: Families,
+    triggers: Triggers,
 }
 
 /// What came of everything taken since the last compilation.
@@ -42,6 +52,10 @@ pub struct Outcome {
     pub services: Vec<ServiceKey>,
     /// Problems not reported before.
     pub problems: Vec<Problem>,
+    /// The families that the changes concern, whether the data plane differs or not.
+    pub touched: Families,
+    /// When the changes of endpoints happened, as far as their slices say: to be measured once they are programmed.
+    pub triggers: Vec<(Family, Timestamp)>,
 }
 
 // === impl Engine ===
@@ -58,6 +72,7 @@ impl Engine {
             store: Store::default(),
             claims: Claims::default(),
             compiler: Compiler::new(&settings.node),
+            flows: FlowBook::default(),
             settings,
             scheduler,
             health: BTreeMap::new(),
@@ -65,27 +80,52 @@ impl Engine {
             networks_touched: true,
             conflicts: Problems::default(),
             fresh_problems: Vec::new(),
+            families: Families::default(),
+            triggers: Triggers::default(),
         }
+    }
+
+    /// Collects, from now on, the times of changes that happened after `start`: see [`Outcome::triggers`].
+    pub fn measure_since(&mut self, start: Timestamp) {
+        self.triggers.measure_since(start);
     }
 
     /// Tells the engine what a kernel already has, before the first compilation: the same numbers will be used again.
     pub fn adopt(&mut self, found: Image) {
+        self.flows.adopt(&found);
         self.compiler.adopt(found);
     }
 
     /// Takes a change in.
     pub fn take(&mut self, change: Change) {
+        let trigger = if self.triggers.is_on() { triggers::of(&change) } else { None };
         let before = match &change {
             Change::Apply(Object::Node(_)) => self.store.node().cloned(),
             _ => None,
         };
         let effect = self.store.apply(change);
-        self.networks_touched |= effect.node || effect.service_networks;
+        if effect.node || effect.service_networks {
+            self.networks_touched = true;
+            self.families = Families::ALL;
+        }
         if effect.node {
             self.node_changed(before.unwrap_or_default());
         }
+        match effect.slice {
+            Some(slice) => {
+                self.families.insert(slice.family);
+                self.fresh_problems.extend(self.triggers.note(slice, trigger));
+            }
+            None if !effect.services.is_empty() => self.families = Families::ALL,
+            None => {}
+        }
         self.touched.extend(effect.services);
         self.fresh_problems.extend(effect.problems);
+    }
+
+    /// The families that the next compilation concerns.
+    pub fn touched(&self) -> Families {
+        self.families
     }
 
     /// Whether a compilation would have anything to do or to say.
@@ -105,7 +145,12 @@ impl Engine {
             };
             services.extend(others);
         }
-        let mut outcome = Outcome { problems: std::mem::take(&mut self.fresh_problems), ..Outcome::default() };
+        let mut outcome = Outcome {
+            problems: std::mem::take(&mut self.fresh_problems),
+            touched: std::mem::take(&mut self.families),
+            triggers: self.triggers.take(),
+            ..Outcome::default()
+        };
         if std::mem::take(&mut self.networks_touched) {
             self.compile_networks(&mut outcome.delta);
         }
@@ -124,6 +169,7 @@ impl Engine {
                 None => self.health.remove(key),
             };
             let resolved = service.map(|service| policy::resolve(service, slices, context)).unwrap_or_default();
+            self.flows.update(key, &resolved);
             let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
             let mut problems: Vec<_> =
                 service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();
@@ -138,6 +184,12 @@ impl Engine {
         }
         outcome.services = services.into_iter().collect();
         outcome
+    }
+
+    /// What is expected of existing UDP flows, where that changed since the last call; to be enforced when the kernel has what
+    /// was compiled before.
+    pub fn take_flow_changes(&mut self) -> View {
+        self.flows.take_changed()
     }
 
     /// Everything desired now, as a delta to nothing. What has been taken but not compiled is not in it.
@@ -161,13 +213,16 @@ impl Engine {
     }
 
     fn compile_networks(&mut self, delta: &mut Delta) {
+        let mut served = BTreeSet::new();
         for family in Family::ALL {
             let node_ports = policy::node_port_ranges(&self.settings, self.store.node(), family);
+            let own = self.store.node().map(|node| node.addresses.as_slice()).unwrap_or_default();
+            served.extend(own.iter().filter(|address| node_ports.iter().any(|range| range.contains(**address))));
             self.compiler.set_node_port_addresses(family, node_ports, delta);
-            let networks = self.store.service_networks().map(AddressRange::from);
-            let networks = AddressRange::merged(family, networks);
+            let networks = AddressRange::merged(family, self.store.service_networks().map(AddressRange::from));
             self.compiler.set_service_networks(family, networks, delta);
         }
+        self.flows.set_node_addresses(served);
     }
 
     /// Decides again whatever depends on our Node.

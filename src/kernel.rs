@@ -6,10 +6,12 @@
 //!
 //! Where things are: `skeleton` defines tables, maps and sets, `chains` their chains and rules; `encode` translates keys and values,
 //! `write` puts them into transactions, `read` gets them back and checks a table that was there; `plane` decides what goes into
-//! which transaction; `lock` keeps two processes apart where the kernel cannot.
+//! which transaction; `lock` keeps two processes apart where the kernel cannot. [`conntrack`] is the other table of the kernel that
+//! concerns us: the connections that exist.
 //!
 //! Invariants:
-//! - one [`DataPlane::apply`] of ordinary size is one transaction: all of it happens or none;
+//! - the elements of one [`DataPlane::apply`] of ordinary size change in one transaction: all of them or none. Chains that they lead to
+//!   are made in a transaction before, because a packet that is on its way during a commit would find them empty;
 //! - the first load comes in chunks with the base chains last, so that no packet meets half a table;
 //! - element deletions and additions are ordered so that a packet between two chunks of a large difference finds either the old or
 //!   the new endpoints of its frontend, never another's;
@@ -19,6 +21,7 @@
 //! Proven by `tests/kernel/`.
 
 mod chains;
+pub mod conntrack;
 mod encode;
 mod error;
 mod lock;

@@ -3,6 +3,7 @@
 
 pub mod compile;
 pub mod config;
+pub mod conntrack;
 pub mod daemon;
 pub mod demo;
 pub mod engine;
@@ -10,6 +11,7 @@ pub mod kernel;
 pub mod lab;
 pub mod logging;
 pub mod model;
+pub mod observe;
 pub mod policy;
 pub mod schedule;
 pub mod source;

@@ -13,6 +13,7 @@
 //! content depends on the objects alone and not on the order in which they came (property test in `store.rs`).
 
 mod address;
+mod families;
 mod network;
 mod node;
 mod problem;
@@ -21,9 +22,10 @@ mod slice;
 mod store;
 
 pub use address::{Family, Protocol, parse_address};
+pub use families::Families;
 pub use network::{AddressRange, parse_network};
 pub use node::Node;
 pub use problem::{Problem, Problems};
 pub use service::{Affinity, PortKey, Service, ServiceKey, ServicePort};
 pub use slice::{Endpoint, Slice, SlicePort};
-pub use store::{Effect, Store};
+pub use store::{Effect, SliceEffect, Store};

@@ -19,6 +19,7 @@
 
 mod claims;
 mod select;
+mod serving;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -111,6 +112,9 @@ pub struct ResolvedPort {
     pub cluster: Vec<SocketAddr>,
     /// Sorted and without duplicates; empty unless a verdict leads there.
     pub local: Vec<SocketAddr>,
+    /// Who may go on answering: ready endpoints and those that still serve while they terminate, sorted and without duplicates.
+    /// UDP only: no other flows are ended.
+    pub serving: Vec<SocketAddr>,
     /// Addresses of endpoints on this node: pods that may meet themselves behind the Service.
     pub local_addresses: Vec<IpAddr>,
     /// Who shall answer next.
@@ -235,7 +239,7 @@ fn resolve_port<'a>(
     service: &Service,
     port: &ServicePort,
     family: Family,
-    slices: impl Iterator<Item = &'a Slice>,
+    slices: impl Iterator<Item = &'a Slice> + Clone,
     source_ranges: &Option<Vec<AddressRange>>,
     context: Context<'_>,
 ) -> Option<ResolvedPort> {
@@ -253,6 +257,10 @@ fn resolve_port<'a>(
     let keeps_source = service.external_local && external;
     let uses = Uses { cluster: !service.internal_local || external, local: service.internal_local || keeps_source };
     let zone = context.node.and_then(|node| node.zone.as_deref());
+    let serving = match port.protocol {
+        Protocol::Udp => serving::serving(port, slices.clone()),
+        Protocol::Tcp | Protocol::Sctp => Vec::new(),
+    };
     let selection = select(port, slices, Place { node: &context.settings.node, zone }, uses);
     let cluster = if selection.cluster.is_empty() { Verdict::Discard } else { Verdict::Cluster };
     let local = if selection.local.is_empty() { Verdict::Discard } else { Verdict::Local };
@@ -278,6 +286,7 @@ fn resolve_port<'a>(
         source_ranges: source_ranges.clone().filter(|_| served(|role| *role == Role::LoadBalancer)),
         cluster: if leads_to(Verdict::Cluster) { selection.cluster } else { Vec::new() },
         local: if leads_to(Verdict::Local) { selection.local } else { Vec::new() },
+        serving,
         local_addresses: selection.local_addresses,
         scheduler: service.scheduler.unwrap_or(context.scheduler),
         affinity: service.affinity,

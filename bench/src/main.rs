@@ -1,2 +1,56 @@
-//! bench
-fn main() {}
+//! Measurements of Pointsman on the machine at hand, each against its yardstick in the same run.
+//!
+//! A *measurement* is a subcommand. It makes what it needs (namespaces, objects, tables), measures its *variants* in rounds so that
+//! whatever else the machine does meets all of them alike, prints a table and a verdict, and leaves raw data behind ([`report`]).
+//! What each one measures, and how to read it, is in `bench/README.md`.
+//!
+//! Where things are: [`cluster`] makes Kubernetes objects, [`stats`] makes few numbers of many, [`usage`] asks the kernel what
+//! something cost, [`report`] writes tables and files; [`first_packet`] and [`load`] are the measurements.
+//!
+//! Invariant: speed is printed, never asserted. A run fails only when something could not be measured.
+
+mod cluster;
+mod first_packet;
+mod load;
+mod report;
+mod stats;
+mod usage;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Measures Pointsman on this machine. Needs root: every measurement runs in network namespaces of its own.
+#[derive(Debug, Parser)]
+#[command(name = "bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    measurement: Measurement,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What every measurement takes.
+#[derive(Debug, Args)]
+struct Common {
+    /// Directory for raw data and summary; default: `bench/results/DATE-KERNEL`
+    #[arg(long, global = true, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Measurement {
+    /// Latency of opening a connection through a ClusterIP, against a bare path and one hard-coded dnat rule
+    FirstPacket(first_packet::Options),
+    /// Time to program 100,000 endpoints from nothing, against a raw encoder; and the time of a single change
+    Load(load::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    anyhow::ensure!(nix::unistd::geteuid().is_root(), "measurements make network namespaces: run as root");
+    match cli.measurement {
+        Measurement::FirstPacket(options) => first_packet::run(&options, cli.common.out),
+        Measurement::Load(options) => load::run(&options, cli.common.out),
+    }
+}

@@ -317,6 +317,9 @@ impl Connection {
     }
 
     /// Asks for all objects of a kind; the answers are in `dumped`. Starts again if the ruleset changes meanwhile.
+    ///
+    /// The kernel's own mark for that, NLM_F_DUMP_INTR, is missing from listings of elements (`nf_tables_dump_set`), so the
+    /// generation must be the same before and after.
     pub(crate) fn dump(
         &mut self,
         object: Object,
@@ -324,10 +327,16 @@ impl Connection {
         family: u8,
         write: impl Fn(&mut Writer),
     ) -> Result<(), Error> {
+        let mut before = self.generation()?;
         for _ in 0..DUMP_ATTEMPTS {
-            if self.question(&object, kind, uapi::NLM_F_DUMP, family, &write)? {
+            let consistent = self.question(&object, kind, uapi::NLM_F_DUMP, family, &write)?;
+            let dumped = std::mem::take(&mut self.dumped);
+            let after = self.generation()?;
+            self.dumped = dumped;
+            if consistent && before == after {
                 return Ok(());
             }
+            before = after;
         }
         Err(Error::Interrupted)
     }

@@ -167,11 +167,8 @@ pub(crate) fn encode(writer: &mut Writer, element: &Element<'_>) {
         writer.attr_be64(uapi::NFTA_SET_ELEM_TIMEOUT, timeout.as_millis() as u64);
     }
     if let Some(comment) = element.comment {
-        let mut bytes = [0; uapi::NFT_USERDATA_MAXLEN];
-        bytes[0] = uapi::UDATA_COMMENT;
-        bytes[1] = (comment.len() + 1) as u8;
-        bytes[2..2 + comment.len()].copy_from_slice(comment.as_bytes());
-        writer.attr(uapi::NFTA_SET_ELEM_USERDATA, &bytes[..comment.len() + 3]);
+        let head = [uapi::UDATA_COMMENT, (comment.len() + 1) as u8];
+        writer.attr_parts(uapi::NFTA_SET_ELEM_USERDATA, [&head, comment.as_bytes(), &[0]]);
     }
     writer.end_nest(item);
 }

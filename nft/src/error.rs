@@ -381,7 +381,7 @@ pub(crate) fn name(text: &str) -> Result<CString, InvalidReason> {
 pub(crate) fn check_comment(comment: &str, before: usize) -> Result<(), InvalidReason> {
     if comment.len() + before > userdata::MAX_COMMENT {
         Err(InvalidReason::Comment(comment.len()))
-    } else if comment.contains('\0') {
+    } else if comment.bytes().any(|byte| byte == 0) {
         Err(InvalidReason::CommentNul)
     } else {
         Ok(())

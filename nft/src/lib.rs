@@ -21,6 +21,7 @@ mod error;
 mod expr;
 mod expr_encode;
 mod key;
+mod list;
 mod monitor;
 pub mod netlink;
 mod object;
@@ -43,6 +44,7 @@ pub use expr::{
     NatKind, NumgenKind, PayloadBase, Reg, Reject,
 };
 pub use key::{Field, Key};
+pub use list::ElementList;
 pub use monitor::{Action, Change, Event, Monitor};
 pub use object::{Stateful, StatefulKind};
 pub use rule::{Rule, RuleInfo};

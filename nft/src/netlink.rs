@@ -151,6 +151,20 @@ impl Writer {
         self.pad();
     }
 
+    /// An attribute whose value is these parts, one behind the other.
+    ///
+    /// # Panics
+    /// As [`Writer::attr`].
+    #[inline]
+    pub fn attr_parts<const N: usize>(&mut self, kind: u16, parts: [&[u8]; N]) {
+        let len = parts.iter().map(|part| part.len()).sum::<usize>() + ATTR_HEADER_LEN;
+        let len = u16::try_from(len).expect("attribute value fits 16 bits");
+        self.buf.extend_from_slice(&len.to_ne_bytes());
+        self.buf.extend_from_slice(&kind.to_ne_bytes());
+        parts.iter().for_each(|part| self.buf.extend_from_slice(part));
+        self.pad();
+    }
+
     /// A 32-bit number in network byte order, as nf_tables wants all of its numbers.
     #[inline]
     pub fn attr_be32(&mut self, kind: u16, value: u32) {
@@ -204,10 +218,10 @@ impl Writer {
         self.buf.len() - nest.0
     }
 
+    #[inline]
     fn pad(&mut self) {
-        while !self.buf.len().is_multiple_of(4) {
-            self.buf.push(0);
-        }
+        let missing = self.buf.len().wrapping_neg() % 4;
+        self.buf.extend_from_slice(&[0; 3][..missing]);
     }
 }
 

@@ -11,10 +11,11 @@
 use nftnl::nftnl_sys as ffi;
 
 use crate::chain::Chain;
-use crate::element::{self, Element, ElementData};
-use crate::error::{Error, InvalidReason, Object, ObjectKind, Operation, check_comment, name};
-use crate::key::{Field, Key};
-use crate::netlink::{OpenMessage, OpenNest, Writer, find};
+use crate::element::Element;
+use crate::error::{Error, InvalidReason, Object, ObjectKind, Operation, name};
+use crate::key::Field;
+use crate::list::ElementList;
+use crate::netlink::{OpenMessage, Writer, find};
 use crate::object::{Stateful, StatefulKind};
 use crate::rule::Rule;
 use crate::set::{Set, SetRef};
@@ -25,17 +26,14 @@ use crate::uapi;
 /// Length of `struct nfgenmsg`, which every message of netfilter begins with.
 pub(crate) const NFGEN_LEN: usize = 4;
 
-/// The most that a list of elements can hold: the length of an attribute is 16 bits.
-const MAX_LIST_LEN: usize = u16::MAX as usize;
-
 /// An atomic change of the ruleset, built once and committed as often as wanted.
 #[derive(Debug, Default, Clone)]
 pub struct Transaction {
-    writer: Writer,
+    pub(crate) writer: Writer,
     pub(crate) records: Vec<Record>,
     /// Key fields of the element operations, for rendering keys in errors.
     pub(crate) fields: Vec<Vec<Field>>,
-    operations: usize,
+    pub(crate) operations: usize,
     sets: u32,
     scratch: Scratch,
     invalid: Option<Error>,
@@ -50,20 +48,6 @@ pub(crate) struct Record {
     /// For elements: where in `fields`, and the place of the message's first element in its operation.
     pub fields: u32,
     pub first: u32,
-}
-
-/// A message of elements that is being written.
-struct OpenList {
-    message: OpenMessage,
-    nest: OpenNest,
-}
-
-/// Where and how elements are written.
-struct Target<'a> {
-    set: SetRef<'a>,
-    kind: u16,
-    flags: u16,
-    record: Record,
 }
 
 // === impl Transaction ===
@@ -240,8 +224,9 @@ impl Transaction {
         fields: &[Field],
         elements: impl IntoIterator<Item = Element<'e>>,
     ) {
-        let flags = uapi::NLM_F_CREATE | uapi::NLM_F_EXCL;
-        self.elements(set.into(), fields, elements, uapi::NFT_MSG_NEWSETELEM, flags, Operation::AddElements);
+        let set: SetRef<'_> = set.into();
+        let mut list = self.add_to(set, fields);
+        elements.into_iter().for_each(|element| list.push(&element));
     }
 
     /// Deletes elements, which must be there.
@@ -251,7 +236,20 @@ impl Transaction {
         fields: &[Field],
         elements: impl IntoIterator<Item = Element<'e>>,
     ) {
-        self.elements(set.into(), fields, elements, uapi::NFT_MSG_DELSETELEM, 0, Operation::DeleteElements);
+        let set: SetRef<'_> = set.into();
+        let mut list = self.delete_from(set, fields);
+        elements.into_iter().for_each(|element| list.push(&element));
+    }
+
+    /// As [`Transaction::add_elements`], for a caller that makes keys one at a time.
+    pub fn add_to<'a>(&'a mut self, set: impl Into<SetRef<'a>>, fields: &'a [Field]) -> ElementList<'a> {
+        let flags = uapi::NLM_F_CREATE | uapi::NLM_F_EXCL;
+        ElementList::new(self, set.into(), fields, (uapi::NFT_MSG_NEWSETELEM, flags, Operation::AddElements))
+    }
+
+    /// As [`Transaction::delete_elements`], for a caller that makes keys one at a time.
+    pub fn delete_from<'a>(&'a mut self, set: impl Into<SetRef<'a>>, fields: &'a [Field]) -> ElementList<'a> {
+        ElementList::new(self, set.into(), fields, (uapi::NFT_MSG_DELSETELEM, 0, Operation::DeleteElements))
     }
 
     fn table(&mut self, table: &Table, flags: u16) {
@@ -332,72 +330,14 @@ impl Transaction {
     }
 
     #[cold]
-    fn invalid(&mut self, (kind, family, table, own): (ObjectKind, Family, &str, &str), reason: InvalidReason) {
+    pub(crate) fn invalid(
+        &mut self,
+        (kind, family, table, own): (ObjectKind, Family, &str, &str),
+        reason: InvalidReason,
+    ) {
         if self.invalid.is_none() {
             self.invalid = Some(Error::Invalid { object: Box::new(Object::new(kind, family, table, own)), reason });
         }
-    }
-
-    // === elements ===
-
-    fn elements<'e>(
-        &mut self,
-        set: SetRef<'_>,
-        fields: &[Field],
-        elements: impl IntoIterator<Item = Element<'e>>,
-        kind: u16,
-        flags: u16,
-        operation: Operation,
-    ) {
-        if let Err(reason) = name(set.table).and(name(set.name)) {
-            return self.invalid((ObjectKind::Set, set.family, set.table, set.name), reason);
-        }
-        let mut elements = elements.into_iter().peekable();
-        let Some(first) = elements.peek() else { return };
-        let object = if first.data == ElementData::None { ObjectKind::Set } else { ObjectKind::Map };
-        if self.fields.last().is_none_or(|last| last != fields) {
-            self.fields.push(fields.to_vec());
-        }
-        let key_len = Field::key_len(fields);
-        let record = Record { start: 0, operation, kind: object, fields: self.fields.len() as u32 - 1, first: 0 };
-        let mut target = Target { set, kind, flags, record };
-        let mut list = self.open(&target);
-        for (index, element) in elements.enumerate() {
-            if let Err(reason) = check_element(&element, index, key_len) {
-                self.invalid((object, set.family, set.table, set.name), reason);
-                continue;
-            }
-            // The only field of an interval set: the kernel wants the range's end as an element of its own.
-            let end = if fields.len() == 1 { element.key_end.map(successor) } else { None };
-            let element = if end.is_some() { Element { key_end: None, ..element } } else { element };
-            let extra = if end.is_some() { 24 + key_len } else { 0 };
-            if self.writer.nest_len(&list.nest) + element::encoded_len(&element) + extra > MAX_LIST_LEN {
-                self.close(list);
-                target.record.first = index as u32;
-                list = self.open(&target);
-            }
-            element::encode(&mut self.writer, &element);
-            if let Some(Some(end)) = &end {
-                element::encode_interval_end(&mut self.writer, &end.as_bytes()[..key_len]);
-            }
-            self.operations += 1;
-        }
-        self.close(list);
-    }
-
-    fn open(&mut self, target: &Target<'_>) -> OpenList {
-        self.records.push(Record { start: self.writer.len(), ..target.record });
-        let seq = self.records.len() as u32;
-        let message = begin(&mut self.writer, target.kind, target.flags, seq, target.set.family);
-        self.writer.attr_str(uapi::NFTA_SET_ELEM_LIST_TABLE, target.set.table);
-        self.writer.attr_str(uapi::NFTA_SET_ELEM_LIST_SET, target.set.name);
-        let nest = self.writer.begin_nest(uapi::NFTA_SET_ELEM_LIST_ELEMENTS);
-        OpenList { message, nest }
-    }
-
-    fn close(&mut self, list: OpenList) {
-        self.writer.end_nest(list.nest);
-        self.writer.end(list.message);
     }
 }
 
@@ -418,40 +358,6 @@ pub(crate) fn place(kind: u16, attributes: &[u8]) -> (&str, &str) {
     }
 }
 
-fn check_element(element: &Element<'_>, index: usize, expected: usize) -> Result<(), InvalidReason> {
-    for key in [Some(element.key), element.key_end].into_iter().flatten() {
-        if key.len() != expected {
-            return Err(InvalidReason::ElementKey { index, len: key.len(), expected });
-        }
-    }
-    match element.data {
-        ElementData::Value(value) if value.len() > 64 => return Err(InvalidReason::KeyLength(value.len())),
-        ElementData::Object(own) => drop(name(own)?),
-        ElementData::Verdict(verdict) => {
-            if let Some(chain) = verdict.chain() {
-                name(chain)?;
-            }
-        }
-        _ => {}
-    }
-    element.comment.map_or(Ok(()), |comment| check_comment(comment, 0))
-}
-
-/// The key behind this one, read as a big-endian number; `None` behind the last.
-fn successor(key: &[u8]) -> Option<Key> {
-    let mut bytes = [0; 64];
-    let bytes = &mut bytes[..key.len()];
-    bytes.copy_from_slice(key);
-    for byte in bytes.iter_mut().rev() {
-        let (next, carry) = byte.overflowing_add(1);
-        *byte = next;
-        if !carry {
-            return Some(Key::raw(bytes));
-        }
-    }
-    None
-}
-
 impl From<StatefulKind> for ObjectKind {
     fn from(kind: StatefulKind) -> Self {
         match kind {
@@ -466,6 +372,7 @@ impl From<StatefulKind> for ObjectKind {
 mod tests {
     use super::*;
     use crate::element::ElementView;
+    use crate::key::Key;
     use crate::netlink::{self, find};
 
     const FIELDS: [Field; 3] = [Field::Ipv4Addr, Field::InetProto, Field::InetService];
@@ -510,11 +417,5 @@ mod tests {
             "set ip t s: the key of element 0 has 2 bytes, the set's 12"
         );
         assert!(!transaction.is_empty());
-    }
-
-    #[test]
-    fn the_key_behind_a_range() {
-        assert_eq!(successor(&[10, 255]).map(|key| key.as_bytes().to_vec()), Some(vec![11, 0]));
-        assert_eq!(successor(&[255, 255]), None);
     }
 }

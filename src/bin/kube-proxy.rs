@@ -3,37 +3,84 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use pointsman::config::{Config, Flags};
+use pointsman::config::version::{self, Asked};
+use pointsman::config::{Action, Config, FileWatch, Flags, Loaded, Note, Parsed, UsageError};
+use pointsman::logging::FLAGS;
 use pointsman::{daemon, logging};
+use tracing::{info, warn};
 
 fn main() -> ExitCode {
-    let flags = match Flags::try_parse() {
-        Ok(flags) => flags,
-        Err(message) => {
-            // kube-proxy exits with 1 on a flag it does not know, where clap would say 2.
-            drop(message.print());
-            return if message.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    let flags = match Flags::parse(std::env::args_os()) {
+        Ok(Parsed::Flags(flags)) => flags,
+        Ok(Parsed::Help(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("{}\n", UsageError::usage());
+            return failed(&error.into());
         }
     };
-    logging::start(flags.verbosity);
     match run(&flags) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("Error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
 }
 
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("Error: {error:#}");
+    ExitCode::FAILURE
+}
+
 fn run(flags: &Flags) -> anyhow::Result<()> {
-    let config = Config::resolve(flags).map_err(|errors| {
-        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}", lines.join("\n       "))
-    })?;
-    if flags.cleanup {
-        return Ok(daemon::cleanup()?);
+    if let Asked::Print(text) = version::asked(flags.value("version")).map_err(anyhow::Error::msg)? {
+        println!("{text}");
+        return Ok(());
     }
+    let Loaded { config, watch, notes } = Config::load(flags)?;
+    logging::start(&config.logging);
+    for (name, value) in &config.flags {
+        info!(target: FLAGS, "FLAG: --{name}={value:?}");
+    }
+    for note in &notes {
+        match note {
+            Note::Info(text) => info!("{text}"),
+            Note::Warning(text) => warn!("{text}"),
+        }
+    }
+    match &config.action {
+        Action::WriteConfig(path) => {
+            config.write(path)?;
+            info!(path = %path.display(), "configuration written");
+            Ok(())
+        }
+        Action::Cleanup => Ok(daemon::cleanup()?),
+        Action::InitOnly => {
+            info!("nothing needs to be set up ahead of serving");
+            Ok(())
+        }
+        Action::Serve => serve(config, watch),
+    }
+}
+
+/// Serves until something ends it; an edit of the configuration file does.
+fn serve(config: Config, watch: Option<FileWatch>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(daemon::run(config))
+    runtime.block_on(async {
+        let edited = async {
+            let Some(watch) = watch else { return std::future::pending().await };
+            let path = watch.path().to_owned();
+            match watch.edited().await {
+                Ok(edit) => anyhow::anyhow!(
+                    "the configuration file {} was {edit}: exiting, to be started with the new one",
+                    path.display()
+                ),
+                Err(error) => anyhow::anyhow!("cannot watch the configuration file {}: {error}", path.display()),
+            }
+        };
+        tokio::select! {
+            outcome = daemon::run(config) => outcome,
+            error = edited => Err(error),
+        }
+    })
 }

@@ -1,5 +1,6 @@
 //! Differences between two states of the data plane.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use super::elements::{TableDelta, TableImage};
@@ -16,7 +17,12 @@ pub struct Edit<V> {
 
 /// The elements of one map that differ, in the order of their keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Edits<K, V>(BTreeMap<K, Edit<V>>);
+pub struct Edits<K, V> {
+    edits: BTreeMap<K, Edit<V>>,
+    /// How many of them have a `before`, and an `after`: a first load of 100,000 elements must not look for removals again and again.
+    befores: usize,
+    afters: usize,
+}
 
 /// What differs in both tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,7 +46,7 @@ pub struct Image {
 
 impl<K, V> Default for Edits<K, V> {
     fn default() -> Self {
-        Self(BTreeMap::new())
+        Self { edits: BTreeMap::new(), befores: 0, afters: 0 }
     }
 }
 
@@ -49,23 +55,29 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
     /// one ended continues it, and when an element changes hands its new owner may speak before the old one. What leads back to
     /// where it began is forgotten.
     pub fn note(&mut self, key: K, before: Option<V>, after: Option<V>) {
-        use std::collections::btree_map::Entry;
-        match self.0.entry(key) {
+        match self.edits.entry(key) {
             Entry::Vacant(entry) => {
                 if before != after {
+                    self.befores += usize::from(before.is_some());
+                    self.afters += usize::from(after.is_some());
                     entry.insert(Edit { before, after });
                 }
             }
             Entry::Occupied(mut entry) => {
                 let edit = entry.get_mut();
+                self.befores -= usize::from(edit.before.is_some());
+                self.afters -= usize::from(edit.after.is_some());
                 if edit.after == before {
                     edit.after = after;
                 } else {
                     debug_assert!(edit.before.is_none() && after.is_none(), "the two halves of a move between owners");
                     edit.before = before;
                 }
-                if entry.get().before == entry.get().after {
+                if edit.before == edit.after {
                     entry.remove();
+                } else {
+                    self.befores += usize::from(edit.before.is_some());
+                    self.afters += usize::from(edit.after.is_some());
                 }
             }
         }
@@ -74,14 +86,18 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
     /// Turns the complete desired content (every `before` empty) into the difference to what a kernel has.
     pub(super) fn rebase(&mut self, actual: HashMap<K, V>) {
         for (key, value) in actual {
-            use std::collections::btree_map::Entry;
-            match self.0.entry(key) {
+            match self.edits.entry(key) {
                 Entry::Occupied(entry) if entry.get().after.as_ref() == Some(&value) => {
                     entry.remove();
+                    self.afters -= 1;
                 }
-                Entry::Occupied(mut entry) => entry.get_mut().before = Some(value),
+                Entry::Occupied(mut entry) => {
+                    entry.get_mut().before = Some(value);
+                    self.befores += 1;
+                }
                 Entry::Vacant(entry) => {
                     entry.insert(Edit { before: Some(value), after: None });
+                    self.befores += 1;
                 }
             }
         }
@@ -89,53 +105,60 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
 
     /// The edits, in the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &Edit<V>)> + Clone {
-        self.0.iter()
+        self.edits.iter()
     }
 
     /// Elements to remove: those that vanish and those whose value changes.
     pub fn removed(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
-        self.0.iter().filter_map(|(key, edit)| Some((key, edit.before.as_ref()?)))
+        self.edits.iter().filter_map(|(key, edit)| Some((key, edit.before.as_ref()?))).take(self.befores)
     }
 
     /// Elements to add: those that are new and those whose value changes.
     pub fn added(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
-        self.0.iter().filter_map(|(key, edit)| Some((key, edit.after.as_ref()?)))
+        self.edits.iter().filter_map(|(key, edit)| Some((key, edit.after.as_ref()?))).take(self.afters)
     }
 
-    /// Elements that were not there.
-    pub fn appearing(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
-        self.0
-            .iter()
-            .filter(|(_, edit)| edit.before.is_none())
-            .filter_map(|(key, edit)| Some((key, edit.after.as_ref()?)))
+    /// Elements that are not there yet.
+    pub fn created(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
+        let new = self.len() - self.befores;
+        let created = self.edits.iter().filter(|(_, edit)| edit.before.is_none());
+        created.filter_map(|(key, edit)| Some((key, edit.after.as_ref()?))).take(new)
     }
 
-    /// Elements that will not be there.
-    pub fn vanishing(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
-        self.0
-            .iter()
-            .filter(|(_, edit)| edit.after.is_none())
-            .filter_map(|(key, edit)| Some((key, edit.before.as_ref()?)))
+    /// Elements that are there and get another value.
+    pub fn changed(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
+        // Every edit has at least one side; those counted twice have both.
+        let both = self.befores + self.afters - self.len();
+        let changed = self.edits.iter().filter(|(_, edit)| edit.before.is_some());
+        changed.filter_map(|(key, edit)| Some((key, edit.after.as_ref()?))).take(both)
+    }
+
+    /// Elements that vanish.
+    pub fn vanished(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
+        let gone = self.len() - self.afters;
+        let vanished = self.edits.iter().filter(|(_, edit)| edit.after.is_none());
+        vanished.filter_map(|(key, edit)| Some((key, edit.before.as_ref()?))).take(gone)
     }
 
     /// Forgets edits of elements that appear or vanish; what is left are new values for keys that stay.
     pub fn retain_changing(&mut self) {
-        self.0.retain(|_, edit| edit.before.is_some() && edit.after.is_some());
+        self.edits.retain(|_, edit| edit.before.is_some() && edit.after.is_some());
+        (self.befores, self.afters) = (self.edits.len(), self.edits.len());
     }
 
     /// How many elements differ.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.edits.len()
     }
 
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.edits.is_empty()
     }
 
     /// By how much the map grows (or shrinks).
     pub fn growth(&self) -> isize {
-        self.0.values().map(|edit| isize::from(edit.after.is_some()) - isize::from(edit.before.is_some())).sum()
+        self.afters.cast_signed() - self.befores.cast_signed()
     }
 }
 
@@ -215,6 +238,14 @@ mod tests {
         let all: Vec<_> = edits.iter().map(|(key, edit)| (*key, edit.before, edit.after)).collect();
         assert_eq!(all, [("a", Some(1), Some(3)), ("d", Some(1), Some(2)), ("e", Some(1), Some(2))]);
         assert_eq!(edits.growth(), 0);
+        let mut edits = Edits::default();
+        for (key, before, after) in [("new", None, Some(1)), ("other", Some(1), Some(2)), ("gone", Some(3), None)] {
+            edits.note(key, before, after);
+        }
+        let keys = |(key, value): (&&'static str, &i32)| (*key, *value);
+        assert_eq!(edits.created().map(keys).collect::<Vec<_>>(), [("new", 1)]);
+        assert_eq!(edits.changed().map(keys).collect::<Vec<_>>(), [("other", 2)]);
+        assert_eq!(edits.vanished().map(keys).collect::<Vec<_>>(), [("gone", 3)]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use nft::{
 use super::encode::nft_family;
 use super::skeleton::*;
 use crate::compile::layout::{DedicatedChain, Locality, PLAN_MASK, POOL_MASK, Plan, TABLE};
-use crate::model::Family;
+use crate::model::{Family, Protocol};
 use crate::policy::Detector;
 use crate::schedule::Pick;
 
@@ -41,6 +41,14 @@ const ROUTE_LOCAL: u32 = 2;
 
 /// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h).
 const STATUS_DNAT: u32 = 1 << 5;
+
+/// The plans every table has, whether in use or not.
+///
+/// `random-1` is among them for its `dnat`: a nat chain sees nothing before something in the namespace asks for connection tracking
+/// in its family, and rules that translate do, while rules that reject do not. Without it, a family in which no Service has an
+/// endpoint would not reject anything.
+pub(super) const FIXED_PLANS: [Plan; 6] =
+    [Plan::Refuse, Plan::Dedicated, Plan::Discard, Plan::SourceRanges, Plan::LocalPolicy, Plan::Random(1)];
 
 /// Rules of a chain that picks without affinity.
 pub(super) const PICKING_RULES: usize = 2;
@@ -84,7 +92,7 @@ pub(super) fn fixed_chains(family: Family, locality: &Locality) -> Chains {
     let detector = locality.detector(family);
     vec![
         chain(family, SERVICES.to_owned(), services(family)),
-        chain(family, Plan::Refuse.chain(), vec![vec![reject(family)]]),
+        chain(family, Plan::Refuse.chain(), refuse(family)),
         chain(family, Plan::Discard.chain(), vec![vec![Expr::Verdict(Verdict::Drop)]]),
         chain(family, Plan::Dedicated.chain(), vec![vec![load_priority(0), lookup(DEDICATED, Reg::VERDICT)]]),
         chain(family, Plan::SourceRanges.chain(), source_ranges(family)),
@@ -136,7 +144,23 @@ fn services(family: Family) -> Vec<Vec<Expr>> {
         rule.push(verdict);
         rule
     };
-    vec![by_address, by_port, guard(CLUSTER_IPS, reject(family)), guard(SERVICE_NETWORKS, Expr::Verdict(Verdict::Drop))]
+    vec![
+        by_address,
+        by_port,
+        guard(CLUSTER_IPS, Expr::Verdict(Verdict::Goto(Plan::Refuse.chain()))),
+        guard(SERVICE_NETWORKS, Expr::Verdict(Verdict::Drop)),
+    ]
+}
+
+/// ICMP errors are limited to one a second per client (icmp_ratelimit), and a connect() that is still in the kernel when one arrives
+/// ignores it: it would be refused only after the next SYN, a second later. A reset is always heard.
+fn refuse(family: Family) -> Vec<Vec<Expr>> {
+    let others = match family {
+        Family::V4 => Reject::Icmp(ICMP_PORT_UNREACHABLE),
+        Family::V6 => Reject::Icmpv6(ICMP6_PORT_UNREACHABLE),
+    };
+    let tcp = Expr::eq(Reg::slot(0), Key::new().proto(Protocol::Tcp.number()));
+    vec![vec![l4proto(0), tcp, Expr::Reject(Reject::TcpReset)], vec![Expr::Reject(others)]]
 }
 
 fn source_ranges(family: Family) -> Vec<Vec<Expr>> {
@@ -387,11 +411,4 @@ fn first_slot() -> Expr {
 
 fn dnat(family: Family) -> Expr {
     Expr::dnat(nft_family(family), Reg::slot(0), Some(Reg::slot(address_slots(family))))
-}
-
-fn reject(family: Family) -> Expr {
-    Expr::Reject(match family {
-        Family::V4 => Reject::Icmp(ICMP_PORT_UNREACHABLE),
-        Family::V6 => Reject::Icmpv6(ICMP6_PORT_UNREACHABLE),
-    })
 }

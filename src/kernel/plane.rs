@@ -169,9 +169,15 @@ impl DataPlane {
     /// table of another layout. Connections being set up see the old table or the new one. Clients stay with their endpoints as far
     /// as the new table has those under the same numbers.
     pub fn replace(&mut self, everything: &Delta) -> Result<Applied, KernelError> {
+        let families: Vec<_> = self.families().collect();
+        self.replace_tables(&families, everything)
+    }
+
+    /// Replaces the tables of these families, in one transaction.
+    fn replace_tables(&mut self, families: &[Family], everything: &Delta) -> Result<Applied, KernelError> {
         let mut work = Work::begin();
         self.transaction.clear();
-        for state in &mut self.tables {
+        for state in self.tables.iter_mut().filter(|state| families.contains(&state.family)) {
             let delta = everything.table(state.family);
             let occupied = state.occupied;
             let remembered = if occupied { read::affinity(&mut self.connection, state.family) } else { Vec::new() };
@@ -186,7 +192,7 @@ impl DataPlane {
             work.elements += delta.len();
         }
         self.commit(&mut work)?;
-        for state in &mut self.tables {
+        for state in self.tables.iter_mut().filter(|state| families.contains(&state.family)) {
             state.installed(everything.table(state.family));
         }
         Ok(work.end())
@@ -225,11 +231,18 @@ impl DataPlane {
     /// Builds what is missing: structure, then elements in chunks, then the base chains, so that no packet meets half a table.
     /// What a predecessor left unfinished is finished.
     fn load(&mut self, delta: &Delta, work: &mut Work) -> Result<(), KernelError> {
-        if self.tables.iter().any(|state| state.occupied && !state.whole) {
-            // Something stands in our place: only one transaction can replace it without a gap.
-            let applied = self.replace(delta)?;
+        let in_the_way: Vec<_> =
+            self.tables.iter().filter(|state| state.occupied && !state.whole).map(|state| state.family).collect();
+        if !in_the_way.is_empty() {
+            // Something stands in our place: only one transaction can replace it without a gap. Nothing was adopted from it, so its
+            // part of the difference is everything; the part of a table that was adopted is not.
+            let applied = self.replace_tables(&in_the_way, delta)?;
             work.add(applied);
-            return Ok(());
+            let mut rest = delta.clone();
+            for family in in_the_way {
+                *rest.table_mut(family) = TableDelta::default();
+            }
+            return self.load(&rest, work);
         }
         self.transaction.clear();
         for state in self.tables.iter_mut().filter(|state| !state.whole) {
@@ -258,11 +271,17 @@ impl DataPlane {
             state.check_room(delta.table(state.family))?;
         }
         work.elements += self.tables.iter().map(|state| delta.table(state.family).len()).sum::<usize>();
+        // Chains first, before anything leads to them: a packet keeps the generation of rules that it began with, while every lookup
+        // sees the newest elements. One that is on its way during a commit would find a chain of the same commit still empty.
+        self.transaction.clear();
+        for state in &mut self.tables {
+            state.add_missing_chains(&mut self.transaction, delta.table(state.family));
+        }
+        self.commit(work)?;
         if delta.len() <= CHUNK {
             self.transaction.clear();
             for state in &mut self.tables {
                 let delta = delta.table(state.family);
-                state.add_missing_chains(&mut self.transaction, delta);
                 write::remove_all(&mut self.transaction, state.family, delta);
                 state.add_elements(&mut self.transaction, delta);
             }
@@ -280,11 +299,6 @@ impl DataPlane {
     /// that changes or is referred to. Last go slots that nobody refers to any more. Into a table that no packet sees yet
     /// everything comes in small pieces.
     fn update_in_phases(&mut self, delta: &Delta, work: &mut Work) -> Result<(), KernelError> {
-        self.transaction.clear();
-        for state in &mut self.tables {
-            state.add_missing_chains(&mut self.transaction, delta.table(state.family));
-        }
-        self.commit(work)?;
         let unseen = |state: &TableState| !state.active && state.counts.is_empty();
         if self.tables.iter().all(unseen) {
             for index in 0..self.tables.len() {
@@ -298,7 +312,7 @@ impl DataPlane {
             let (whole, table) = (delta.table(family), middle.table_mut(family));
             macro_rules! add_ahead {
                 ($($map:ident),*) => {$(
-                    self.add_in_chunks(family, whole.$map.appearing(), work)?;
+                    self.add_in_chunks(family, whole.$map.created(), work)?;
                     table.$map.retain_changing();
                 )*};
             }
@@ -312,9 +326,9 @@ impl DataPlane {
         self.commit(work)?;
         for family in self.families().collect::<Vec<_>>() {
             let table = delta.table(family);
-            self.remove_in_chunks(family, table.endpoints.vanishing(), work)?;
-            self.remove_in_chunks(family, table.member_slots.vanishing(), work)?;
-            self.remove_in_chunks(family, table.members.vanishing(), work)?;
+            self.remove_in_chunks(family, table.endpoints.vanished(), work)?;
+            self.remove_in_chunks(family, table.member_slots.vanished(), work)?;
+            self.remove_in_chunks(family, table.members.vanished(), work)?;
         }
         Ok(())
     }
@@ -418,13 +432,18 @@ impl TableState {
         self.chains = structure.chains;
     }
 
-    fn add_structure(&self, transaction: &mut Transaction, flags: TableFlags, locality: &Locality) {
+    fn add_structure(&mut self, transaction: &mut Transaction, flags: TableFlags, locality: &Locality) {
         transaction.add_table(&skeleton::table(self.family, flags, locality));
         for set in skeleton::sets(self.family, &self.sizes) {
             transaction.add_set(&set);
         }
         add_chains(transaction, chains::fixed_chains(self.family, locality));
-        add_plans(transaction, self.family, &Plan::FIXED);
+        let shared = chains::FIXED_PLANS.iter().filter_map(|plan| chains::shared_chain(self.family, *plan));
+        for (chain, rules) in shared {
+            self.chains.insert(chain.name.clone());
+            add_chains(transaction, [(chain, rules)]);
+        }
+        add_plans(transaction, self.family, &chains::FIXED_PLANS);
     }
 
     /// Fills map `affinity` with what another table remembered.
@@ -572,7 +591,8 @@ fn claim(
     if let Some(port) = info.owner.filter(|port| *port != connection.port()) {
         return Err(nft::Error::Owned { family: info.family, table: info.name.clone(), port }.into());
     }
-    if info.flags.owner && info.owner.is_none() {
+    // When an owner ends, the kernel takes the flag OWNER away and leaves PERSIST; only such a table can be given a new owner.
+    if flags.owner && info.flags.persist && !info.flags.owner {
         transaction.clear();
         transaction.add_table(&Table { flags, ..Table::new(info.family, info.name.clone()) });
         connection.commit(transaction)?;

@@ -56,7 +56,7 @@ pub(super) fn table(
     let image = elements(connection, family)?;
     let plans = plans(connection, family, PLANS)?;
     let decided = image.services.values().chain(image.node_ports.values()).chain(image.hops.values());
-    let needed: BTreeSet<Plan> = decided.map(|target| target.decision.plan).chain(Plan::FIXED).collect();
+    let needed: BTreeSet<Plan> = decided.map(|target| target.decision.plan).chain(chains::FIXED_PLANS).collect();
     for plan in &needed {
         if plans.get(plan) != Some(&plan.chain()) {
             return Err(foreign(format!("map {PLANS} does not lead to chain {}", plan.chain())));

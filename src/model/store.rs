@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ipnet::IpNet;
 
+use super::address::Family;
 use super::network::parse_network;
 use super::node::Node;
 use super::problem::{Problem, Problems, Report};
@@ -33,10 +34,23 @@ pub struct Effect {
     pub services: Vec<ServiceKey>,
     /// Problems of the changed object that have not been reported yet.
     pub problems: Vec<Problem>,
+    /// The slice, if the change was one of a slice and changed anything.
+    pub slice: Option<SliceEffect>,
     /// Whether our Node is another than before.
     pub node: bool,
     /// Whether the networks of cluster addresses are others than before.
     pub service_networks: bool,
+}
+
+/// What happened to a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEffect {
+    /// The family of its addresses.
+    pub family: Family,
+    /// The Service it belongs to, or belonged to.
+    pub service: ServiceKey,
+    /// Whether it is gone.
+    pub removed: bool,
 }
 
 // === impl Store ===
@@ -140,9 +154,12 @@ impl Store {
     fn put_slice(&mut self, key: &ObjectKey, now: Option<Slice>, problems: Vec<Problem>) -> Effect {
         let problems = self.problems.replace(Kind::EndpointSlice, key, problems);
         let mut services = Vec::new();
+        let mut slice = None;
         if let Some(old_owner) = self.filed.get(key).cloned() {
+            let before = self.slices.get(&old_owner).and_then(|slices| slices.get(&key.name));
+            let family = before.map(|slice| slice.family);
             let moved = now.as_ref().is_none_or(|slice| slice.service != old_owner);
-            let unchanged = self.slices.get(&old_owner).and_then(|slices| slices.get(&key.name)) == now.as_ref();
+            let unchanged = before == now.as_ref();
             if moved {
                 self.filed.remove(key);
                 if let Some(slices) = self.slices.get_mut(&old_owner) {
@@ -153,17 +170,21 @@ impl Store {
                 }
             }
             if !unchanged {
+                slice = family.map(|family| SliceEffect { family, service: old_owner.clone(), removed: true });
                 services.push(old_owner);
             }
         }
-        if let Some(slice) = now {
-            let owner = slice.service.clone();
+        if let Some(now) = now {
+            let owner = now.service.clone();
             if self.filed.insert(key.clone(), owner.clone()).is_none() {
                 services.push(owner.clone());
             }
-            self.slices.entry(owner).or_default().insert(key.name.clone(), slice);
+            if !services.is_empty() {
+                slice = Some(SliceEffect { family: now.family, service: owner.clone(), removed: false });
+            }
+            self.slices.entry(owner).or_default().insert(key.name.clone(), now);
         }
-        Effect { services, problems, ..Effect::default() }
+        Effect { services, problems, slice, ..Effect::default() }
     }
 }
 

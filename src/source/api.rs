@@ -97,6 +97,10 @@ pub struct ApiSource {
     timing: Timing,
 }
 
+/// Makes clients of the API server that a source watches, for whoever has to write to it.
+#[derive(Clone, Debug)]
+pub struct Clients(Arc<Access>);
+
 // === impl Timing ===
 
 impl Default for Timing {
@@ -134,6 +138,11 @@ impl ApiSource {
         Ok(Self { access: Arc::new(access), node_name: config.node_name, timing: config.timing })
     }
 
+    /// For those who write to the same API server.
+    pub fn clients(&self) -> Clients {
+        Clients(self.access.clone())
+    }
+
     /// Sends changes until `shutdown` is cancelled or the receiver is dropped.
     pub async fn run(self, changes: mpsc::Sender<Change>, shutdown: CancellationToken) {
         let services = Selection { labels: Some(SERVICE_LABELS), fields: Some(SERVICE_FIELDS.to_owned()) };
@@ -158,6 +167,18 @@ impl ApiSource {
 
     fn watch<K: Watched>(&self, selection: Selection, changes: &mpsc::Sender<Change>) -> Watch<K> {
         Watch::new(self.access.clone(), self.timing.clone(), selection, changes.clone())
+    }
+}
+
+// === impl Clients ===
+
+impl Clients {
+    /// A client with the credentials as they are now. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When what names the server cannot be read any more.
+    pub fn client(&self) -> Result<kube::Client, AccessError> {
+        self.0.client()
     }
 }
 

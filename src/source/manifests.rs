@@ -21,7 +21,7 @@ mod inventory;
 mod parse;
 mod problem;
 mod scan;
-mod text;
+pub(crate) mod text;
 mod watch;
 
 use std::collections::BTreeSet;

@@ -101,7 +101,7 @@ fn a_busy_object_may_be_tried_again() {
             Expr::ip_daddr(Reg::slot(0)),
             Expr::l4proto(Reg::slot(1)),
             Expr::th_dport(Reg::slot(2)),
-            Expr::lookup("endpoints", Reg::R1),
+            Expr::map("endpoints", Reg::R1, Reg::R1),
         ];
         commit(&mut connection, |transaction| {
             transaction.add_chain(&chain("a"));

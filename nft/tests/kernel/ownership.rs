@@ -1,8 +1,18 @@
-//! Owned tables are changed by nobody else, survive their owner and are adopted.
+//! Owned tables are changed by nobody else, survive their owner and are adopted, where the kernel has that (6.9).
 
 use nft::*;
 
 use super::support::*;
+
+/// Whether this kernel's tables can outlive their owner. Where they cannot, asking for it is refused, and that is all to be shown.
+fn can_persist(connection: &mut Connection) -> bool {
+    let can = connection.probe().expect("probe").owner_persist;
+    if !can {
+        let error = refuse(connection, |transaction| transaction.add_table(&owned()));
+        assert_eq!(error.errno(), Some(nix::errno::Errno::EOPNOTSUPP));
+    }
+    can
+}
 
 fn owned() -> Table {
     Table { flags: TableFlags { owner: true, persist: true }, ..table() }
@@ -12,6 +22,9 @@ fn owned() -> Table {
 fn another_connection_is_refused() {
     in_namespace(|| {
         let mut owner = Connection::open().expect("root");
+        if !can_persist(&mut owner) {
+            return;
+        }
         commit(&mut owner, |transaction| transaction.add_table(&owned()));
         let info = owner.table(Family::Ip, "t").expect("table").expect("there");
         assert_eq!((info.owner, info.flags), (Some(owner.port()), owned().flags));
@@ -31,6 +44,9 @@ fn another_connection_is_refused() {
 fn an_orphan_is_adopted() {
     in_namespace(|| {
         let mut first = Connection::open().expect("root");
+        if !can_persist(&mut first) {
+            return;
+        }
         commit(&mut first, |transaction| {
             transaction.add_table(&owned());
             transaction.add_chain(&chain("a"));

@@ -21,6 +21,8 @@ use kube::config::{InClusterError, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder};
 
+use crate::observe::metrics::CountRequests;
+
 /// Set in every pod by the kubelet.
 const SERVICE_HOST: &str = "KUBERNETES_SERVICE_HOST";
 /// A peer is dead after one idle period and three unanswered probes: 60 s, as client-go's HTTP/2 health check has it, roughly.
@@ -144,7 +146,9 @@ impl Access {
 
 /// The stack of a client: whose server, whose credentials, which headers, which connection.
 fn assemble<C: Connect + Clone + Send + Sync + 'static>(config: Config, connector: C) -> kube::Result<Client> {
+    let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
     let service = ServiceBuilder::new()
+        .layer_fn(|service| CountRequests::new(service, &host))
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)

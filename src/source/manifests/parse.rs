@@ -69,9 +69,6 @@ struct FillItems<'p, 'o> {
     doing: &'o mut Option<&'p Plan>,
 }
 
-/// Stack for reading one file. Nesting is limited, but an unoptimised build spends up to 64 KiB on one level of it.
-const STACK: usize = 16 << 20;
-
 /// Reads a manifest. The format goes by the file's name: JSON for `*.json`, YAML for everything else.
 ///
 /// It runs on a thread of its own, whose stack fits the nesting allowed and whose panic is an error like any other: a file must
@@ -80,15 +77,7 @@ const STACK: usize = 16 << 20;
 /// # Errors
 /// The first thing in the file that is malformed or not of its declared type.
 pub fn parse(file_name: &str, text: &str) -> Result<Parsed, ParseError> {
-    let failed = |reason: String| Err(ParseError { line: 1, reason });
-    std::thread::scope(|scope| {
-        let reader = std::thread::Builder::new().name("manifest".to_owned()).stack_size(STACK);
-        match reader.spawn_scoped(scope, || parse_here(file_name, text)).map(|thread| thread.join()) {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => failed("the parser panicked on it".to_owned()),
-            Err(error) => failed(format!("no thread to read it with: {error}")),
-        }
-    })
+    text::on_large_stack(|| parse_here(file_name, text)).unwrap_or_else(|reason| Err(ParseError { line: 1, reason }))
 }
 
 fn parse_here(file_name: &str, text: &str) -> Result<Parsed, ParseError> {

@@ -8,7 +8,7 @@
 //! (64 levels in YAML, 128 in JSON, so that no stack overflows), and so is what YAML aliases may expand to. Lines are 1-based.
 
 use serde::de::{DeserializeSeed, IgnoredAny};
-use serde_saphyr::MessageFormatter;
+use serde_saphyr::{DuplicateKeyPolicy, MessageFormatter};
 
 /// How a manifest is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,25 @@ const MAX_DEPTH: usize = 64;
 /// Bytes of scalars in one document, aliases expanded.
 const MAX_SCALAR_BYTES: usize = 96 << 20;
 
+/// Stack for reading one file. Nesting is limited, but an unoptimised build spends up to 64 KiB on one level of it.
+const STACK: usize = 16 << 20;
+
+/// Does `work`, which reads untrusted text, on a thread of its own: its stack fits the nesting allowed, and its panic is an error
+/// like any other.
+///
+/// # Errors
+/// It panicked, or there is no thread to be had.
+pub fn on_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let reader = std::thread::Builder::new().name("reader".to_owned()).stack_size(STACK);
+        match reader.spawn_scoped(scope, work).map(|thread| thread.join()) {
+            Ok(Ok(outcome)) => Ok(outcome),
+            Ok(Err(_)) => Err("the parser panicked on it".to_owned()),
+            Err(error) => Err(format!("no thread to read it with: {error}")),
+        }
+    })
+}
+
 /// Cuts a file into documents. Empty ones (blank, comments only) are left out.
 ///
 /// # Errors
@@ -66,7 +85,21 @@ where
     S: DeserializeSeed<'a>,
 {
     match format {
-        Format::Yaml => yaml(document, seed),
+        Format::Yaml => yaml(document, seed, DuplicateKeyPolicy::Error),
+        Format::Json => json(document, seed),
+    }
+}
+
+/// Decodes one document like [`read`], but hands every occurrence of a repeated key to the seed, which decides.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_repeated<'a, S>(format: Format, document: Document<'a>, seed: S) -> Result<S::Value, Fault>
+where
+    S: DeserializeSeed<'a>,
+{
+    match format {
+        Format::Yaml => yaml(document, seed, DuplicateKeyPolicy::PassThrough),
         Format::Json => json(document, seed),
     }
 }
@@ -136,8 +169,12 @@ fn json<'a, S: DeserializeSeed<'a>>(document: Document<'a>, seed: S) -> Result<S
 }
 
 /// The one place that knows the YAML library.
-fn yaml<'a, S: DeserializeSeed<'a>>(document: Document<'a>, seed: S) -> Result<S::Value, Fault> {
+fn yaml<'a, S>(document: Document<'a>, seed: S, duplicate_keys: DuplicateKeyPolicy) -> Result<S::Value, Fault>
+where
+    S: DeserializeSeed<'a>,
+{
     let options = serde_saphyr::options! {
+        duplicate_keys: duplicate_keys,
         with_snippet: false,
         emit_comments: false,
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_ALIAS_EVENTS },

@@ -10,9 +10,10 @@
 //!   at any version inside the history window and 410 outside of it, "Too large resource version" beyond the present;
 //! - **streaming lists** (`sendInitialEvents`, `resourceVersionMatch=NotOlderThan`, the `k8s.io/initial-events-end` bookmark),
 //!   or a server that refuses them, or one too old to know them: [`StreamingLists`];
-//! - get of a single object, `/version`, `/healthz`, `/livez`, `/readyz`; bearer tokens.
+//! - get of a single object, `/version`, `/healthz`, `/livez`, `/readyz`; bearer tokens;
+//! - create and patch of Events (`events.k8s.io/v1`): [`ApiDouble::events`].
 //!
-//! What it does not do: writes over HTTP (use [`ApiDouble::apply`] and [`ApiDouble::delete`]), TLS, protobuf, compression,
+//! What it does not do: other writes over HTTP (use [`ApiDouble::apply`] and [`ApiDouble::delete`]), TLS, protobuf, compression,
 //! validation. It stores what it is given, so an object no real server would accept is a fine test.
 //!
 //! Vocabulary: a *collection* is one kind of object, named by its path across namespaces (`/api/v1/services`); a *version* is a
@@ -43,6 +44,7 @@ mod query;
 mod selector;
 mod serve;
 mod store;
+mod write;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -208,6 +210,12 @@ impl ApiDouble {
     /// Forgets the requests so far.
     pub fn clear_requests(&self) {
         lock(&self.shared.requests).clear();
+    }
+
+    /// The Events that clients have reported, as they are now, by name.
+    pub fn events(&self) -> Vec<Value> {
+        let query = query::Query { collection: write::EVENTS.to_owned(), ..query::Query::default() };
+        lock(&self.shared.store).matching(&query).iter().map(|stored| stored.value.clone()).collect()
     }
 
     /// How many watches are open.

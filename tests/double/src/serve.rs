@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use crate::feed::{self, Beginning, FeedBody};
 use crate::query::{self, Query};
 use crate::store::Refusal;
-use crate::{GoneStyle, Request, Shared, StreamingLists, lock};
+use crate::{GoneStyle, Request, Shared, StreamingLists, lock, write};
 
 /// What the handle asks of the thread; the sender is dropped when it is done.
 pub(crate) enum Command {
@@ -32,7 +32,7 @@ pub(crate) enum Command {
     Quit,
 }
 
-type Answer = Response<FeedBody>;
+pub(crate) type Answer = Response<FeedBody>;
 
 /// Binds a free port and starts the thread.
 pub(crate) fn spawn(shared: Arc<Shared>) -> (SocketAddr, mpsc::UnboundedSender<Command>, JoinHandle<()>) {
@@ -145,7 +145,7 @@ async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Answe
         return refuse(&shared, 401, "Unauthorized", "Unauthorized");
     }
     if request.method() != Method::GET {
-        return refuse(&shared, 405, "MethodNotAllowed", "the double is read-only over HTTP");
+        return write::answer(&shared, request).await;
     }
     let uri = request.uri();
     match uri.path() {
@@ -254,7 +254,7 @@ fn logged(request: &hyper::Request<Incoming>) -> Request {
     }
 }
 
-fn not_found(shared: &Arc<Shared>, what: &str) -> Answer {
+pub(crate) fn not_found(shared: &Arc<Shared>, what: &str) -> Answer {
     refuse(shared, 404, "NotFound", &format!("the server could not find {what}"))
 }
 
@@ -263,7 +263,7 @@ fn refuse_by(shared: &Arc<Shared>, refusal: &Refusal) -> Answer {
     refuse(shared, code, reason, &message)
 }
 
-fn refuse(shared: &Arc<Shared>, code: u16, reason: &str, message: &str) -> Answer {
+pub(crate) fn refuse(shared: &Arc<Shared>, code: u16, reason: &str, message: &str) -> Answer {
     let mut answer = reply_json(shared, code, &status_object(code, reason, message));
     if matches!(code, 429 | 503) {
         answer.headers_mut().insert(RETRY_AFTER, "1".parse().expect("a header value"));
@@ -271,7 +271,7 @@ fn refuse(shared: &Arc<Shared>, code: u16, reason: &str, message: &str) -> Answe
     answer
 }
 
-fn reply_json(shared: &Arc<Shared>, code: u16, value: &Value) -> Answer {
+pub(crate) fn reply_json(shared: &Arc<Shared>, code: u16, value: &Value) -> Answer {
     reply(shared, code, "application/json", format!("{value}\n").into_bytes())
 }
 

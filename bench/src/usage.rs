@@ -1,0 +1,47 @@
+//! What something cost, as the kernel counts it.
+//!
+//! CPU time is that of the calling thread alone (`RUSAGE_THREAD`); work that the kernel does for a netlink message happens in the
+//! sender's own context and is its system time. Memory is the whole machine's unreclaimable slab, where set elements live: other
+//! processes move it too, so only medians over rounds mean anything.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+
+/// CPU time of the calling thread.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CpuTime {
+    /// In user space.
+    pub user: Duration,
+    /// In the kernel.
+    pub system: Duration,
+}
+
+impl CpuTime {
+    /// Used so far.
+    pub fn now() -> anyhow::Result<Self> {
+        let usage = getrusage(UsageWho::RUSAGE_THREAD).context("asking for the thread's CPU time")?;
+        let duration = |time: TimeVal| {
+            let nanos = time.tv_sec() * 1_000_000_000 + time.tv_usec() * 1_000;
+            Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+        };
+        Ok(Self { user: duration(usage.user_time()), system: duration(usage.system_time()) })
+    }
+
+    /// Used since `earlier`.
+    pub fn since(self, earlier: Self) -> Self {
+        Self { user: self.user.saturating_sub(earlier.user), system: self.system.saturating_sub(earlier.system) }
+    }
+}
+
+/// Bytes of unreclaimable slab in use on this machine.
+pub fn slab_bytes() -> anyhow::Result<i64> {
+    let text = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+    let line =
+        text.lines().find_map(|line| line.strip_prefix("SUnreclaim:")).context("no SUnreclaim in /proc/meminfo")?;
+    let kib: i64 = line.trim().trim_end_matches("kB").trim().parse().context("SUnreclaim is no number")?;
+    Ok(kib * 1024)
+}

@@ -1,0 +1,299 @@
+//! What a merged configuration means.
+//!
+//! Everything becomes typed here: addresses, networks, durations, the rules of the mode, the node's name. Whatever cannot be
+//! stated as a rule about one text is checked here too, and all complaints are told together.
+
+use std::path::PathBuf;
+
+use super::check::{Complaints, ConfigErrors, check, cidr};
+use super::document::Document;
+use super::duration::GoDuration;
+use super::flags::{Flags, Parsed, socket};
+use super::merge::{Merged, merge};
+use super::version::{self, Asked};
+use super::{
+    Action, ClientConfig, Config, ConntrackConfig, DetectLocal, FeatureGates, IpvsConfig, Loaded, Masquerade, Mode,
+    NodePorts, Note, SourceConfig, SyncConfig,
+};
+use crate::logging::{Format, LoggingConfig, Pattern};
+use crate::model::parse_address;
+use crate::schedule::Scheduler;
+
+/// The schedulers of the kernel's IPVS (`net/netfilter/ipvs/ip_vs_*.c`, Linux 6.12).
+const IPVS_SCHEDULERS: [&str; 14] =
+    ["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh", "fo", "ovf", "twos"];
+
+/// Merges, checks and types.
+pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
+    let from_flags = flags.text("config").is_none();
+    let Merged { document, paced, watch, mut notes } = merge(flags)?;
+    let mut complaints = Complaints::new(from_flags);
+    check(&document, &mut complaints);
+    let gates = FeatureGates::new(&document.feature_gates).unwrap_or_else(|wrong| {
+        for (name, reason) in wrong {
+            let on = document.feature_gates.get(&name);
+            let field = if from_flags { "featureGates".to_owned() } else { format!("featureGates.{name}") };
+            let reason = if from_flags { format!("{name}: {reason}") } else { reason };
+            complaints.add(&field, on, reason);
+        }
+        FeatureGates::default()
+    });
+    gate_logging(&document, &gates, &mut complaints);
+    let node = node(&document, &mut complaints);
+    let mode = match document.mode.as_str() {
+        "ipvs" => Mode::Ipvs,
+        "nftables" => Mode::Nftables,
+        _ => Mode::Iptables,
+    };
+    let scheduler = scheduler(&document, mode, from_flags, &mut complaints, &mut notes);
+    let source = source(flags, &document, &mut complaints, &mut notes);
+    let version = match version::asked(flags.value("version")) {
+        Ok(Asked::Report(version)) => version,
+        Ok(Asked::Print(_)) => version::REPORTED.to_owned(),
+        Err(reason) => {
+            complaints.push(super::ConfigError::new("--version", "", reason));
+            String::new()
+        }
+    };
+    complaints.end()?;
+    let action = match flags.text("write-config-to") {
+        Some(path) => Action::WriteConfig(path.into()),
+        None if flags.on("cleanup") => Action::Cleanup,
+        None if flags.on("init-only") => Action::InitOnly,
+        None => Action::Serve,
+    };
+    let config = Config {
+        action,
+        scheduler,
+        gates,
+        version,
+        flags: flags.listing(),
+        ..typed(document, node, source, mode, paced)
+    };
+    remark(&config, &mut notes);
+    Ok(Loaded { config, watch, notes })
+}
+
+/// What [`Config::new`] promises.
+pub fn defaults(node: String, source: SourceConfig) -> Config {
+    let Ok(Parsed::Flags(flags)) = Flags::parse(["kube-proxy".into()]) else {
+        unreachable!("a command line without flags is fine")
+    };
+    let mut document = Document { hostname_override: node.clone(), ..Document::defaults() };
+    document.fill_mode();
+    Config { flags: flags.listing(), ..typed(document, node, source, Mode::Iptables, false) }
+}
+
+/// Types what has been checked.
+fn typed(mut document: Document, node: String, source: SourceConfig, mode: Mode, paced: bool) -> Config {
+    let (masquerade_all, bit, period, min) = match mode {
+        Mode::Nftables => {
+            let own = &document.nftables;
+            (own.masquerade_all, own.masquerade_bit, own.sync_period, own.min_sync_period)
+        }
+        Mode::Ipvs => {
+            let (own, shared) = (&document.ipvs, &document.iptables);
+            (shared.masquerade_all, shared.masquerade_bit, own.sync_period, own.min_sync_period)
+        }
+        Mode::Iptables => {
+            let own = &document.iptables;
+            (own.masquerade_all, own.masquerade_bit, own.sync_period, own.min_sync_period)
+        }
+    };
+    document.blank_inactive();
+    let conntrack = &document.conntrack;
+    let unsigned = |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok()).unwrap_or_default();
+    let optional = |timeout: Option<GoDuration>| timeout.and_then(GoDuration::nonzero);
+    let ipvs = &document.ipvs;
+    Config {
+        action: Action::Serve,
+        node,
+        source,
+        client: ClientConfig {
+            qps: document.client_connection.qps,
+            burst: unsigned(Some(document.client_connection.burst)),
+            content_type: document.client_connection.content_type.clone(),
+            accept_content_types: document.client_connection.accept_content_types.clone(),
+        },
+        scheduler: Scheduler::default(),
+        mode,
+        masquerade: Masquerade { all: masquerade_all, bit: bit.and_then(|bit| bit.try_into().ok()).unwrap_or(14) },
+        sync: SyncConfig { period: period.get(), min_period: paced.then(|| min.get()) },
+        node_ports: node_ports(&document),
+        localhost_node_ports: mode == Mode::Iptables && document.iptables.localhost_node_ports.unwrap_or(true),
+        detect_local: detect_local(&document),
+        bind_address: parse_address(&document.bind_address).filter(|address| !address.is_unspecified()),
+        healthz: socket(&document.healthz_bind_address),
+        metrics: socket(&document.metrics_bind_address).expect("checked, and a default is there"),
+        bind_hard_fail: document.bind_address_hard_fail,
+        profiling: document.enable_profiling,
+        show_hidden_metrics: !document.show_hidden_metrics_for_version.is_empty(),
+        conntrack: ConntrackConfig {
+            max_per_core: Some(unsigned(conntrack.max_per_core)).filter(|most| *most != 0),
+            min: unsigned(conntrack.min),
+            tcp_be_liberal: conntrack.tcp_be_liberal,
+            tcp_established_timeout: optional(conntrack.tcp_established_timeout),
+            tcp_close_wait_timeout: optional(conntrack.tcp_close_wait_timeout),
+            udp_timeout: conntrack.udp_timeout.nonzero(),
+            udp_stream_timeout: conntrack.udp_stream_timeout.nonzero(),
+        },
+        ipvs: if mode == Mode::Ipvs {
+            IpvsConfig {
+                strict_arp: ipvs.strict_arp,
+                exclude_cidrs: ipvs.exclude_cidrs.iter().flatten().filter_map(|text| cidr(text)).collect(),
+                tcp_timeout: ipvs.tcp_timeout.nonzero(),
+                tcp_fin_timeout: ipvs.tcp_fin_timeout.nonzero(),
+                udp_timeout: ipvs.udp_timeout.nonzero(),
+            }
+        } else {
+            IpvsConfig::default()
+        },
+        oom_score_adj: document.oom_score_adj.unwrap_or(-999),
+        config_sync_period: document.config_sync_period.get(),
+        gates: FeatureGates::default(),
+        logging: logging(&document),
+        version: version::REPORTED.to_owned(),
+        flags: Vec::new(),
+        document,
+    }
+}
+
+fn node_ports(document: &Document) -> NodePorts {
+    match document.node_port_addresses.as_deref() {
+        None | Some([]) => NodePorts::All,
+        Some([word]) if word == "primary" => NodePorts::Primary,
+        Some(texts) => NodePorts::Within(texts.iter().filter_map(|text| cidr(text)).collect()),
+    }
+}
+
+fn detect_local(document: &Document) -> DetectLocal {
+    let names = &document.detect_local;
+    match document.detect_local_mode.as_str() {
+        "NodeCIDR" => DetectLocal::NodeCidr,
+        "BridgeInterface" => DetectLocal::BridgeInterface(names.bridge_interface.clone()),
+        "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(names.interface_name_prefix.clone()),
+        _ => DetectLocal::ClusterCidr(document.cluster_cidr.split(',').filter_map(cidr).collect()),
+    }
+}
+
+fn logging(document: &Document) -> LoggingConfig {
+    let logging = &document.logging;
+    let (format, options) = match logging.format.as_str() {
+        "json" => (Format::Json, logging.options.json),
+        _ => (Format::Text, logging.options.text),
+    };
+    let pattern = |module: &super::document::VModule| (Pattern::new(&module.file_pattern), module.verbosity);
+    LoggingConfig {
+        format,
+        verbosity: logging.verbosity,
+        modules: logging.vmodule.iter().map(pattern).collect(),
+        split_stream: options.split_stream,
+    }
+}
+
+fn gate_logging(document: &Document, gates: &FeatureGates, complaints: &mut Complaints) {
+    let options = &document.logging.options;
+    for (format, options) in [("text", options.text), ("json", options.json)] {
+        let reason = "needs the feature gate LoggingAlphaOptions";
+        let allowed = gates.enabled("LoggingAlphaOptions");
+        let field = format!("logging.options.{format}.splitStream");
+        complaints.require(allowed || !options.split_stream, &field, options.split_stream, reason);
+        let field = format!("logging.options.{format}.infoBufferSize");
+        let size = options.info_buffer_size;
+        complaints.require(allowed || size.value() == 0, &field, size, reason);
+    }
+}
+
+/// The override or the host's name, trimmed and in lower case as kube-proxy does.
+fn node(document: &Document, complaints: &mut Complaints) -> String {
+    let given = &document.hostname_override;
+    if !given.is_empty() {
+        let name = given.trim().to_lowercase();
+        complaints.require(!name.is_empty(), "hostnameOverride", given, "an empty host name is invalid");
+        return name;
+    }
+    let mut unnamed = |reason: &str| {
+        let reason = format!("this host has no usable name ({reason}): give one");
+        complaints.push(super::ConfigError::new("--hostname-override", "", reason));
+        String::new()
+    };
+    match nix::unistd::gethostname() {
+        Err(errno) => unnamed(errno.desc()),
+        Ok(host) => match host.to_string_lossy().trim().to_lowercase() {
+            name if name.is_empty() => unnamed("it is empty"),
+            name => name,
+        },
+    }
+}
+
+fn scheduler(
+    document: &Document,
+    mode: Mode,
+    from_flags: bool,
+    complaints: &mut Complaints,
+    notes: &mut Vec<Note>,
+) -> Scheduler {
+    let name = document.ipvs.scheduler.as_str();
+    let default = if mode == Mode::Ipvs { Scheduler::RoundRobin } else { Scheduler::default() };
+    if name.is_empty() {
+        return default;
+    }
+    if let Ok(scheduler) = name.parse() {
+        return scheduler;
+    }
+    let ours = Scheduler::NAMES.join(", ");
+    if mode == Mode::Ipvs && IPVS_SCHEDULERS.contains(&name) {
+        let text = format!("ipvs.scheduler {name:?} is not implemented yet: using {default}, the nearest of {ours}");
+        notes.push(Note::Warning(text));
+    } else if mode == Mode::Ipvs || from_flags {
+        complaints.add("ipvs.scheduler", name, format!("unknown scheduler: one of {ours}"));
+    } else {
+        let text = format!("ipvs.scheduler {name:?} is ignored in mode {mode}: it is none of {ours}");
+        notes.push(Note::Warning(text));
+    }
+    default
+}
+
+fn source(flags: &Flags, document: &Document, complaints: &mut Complaints, notes: &mut Vec<Note>) -> SourceConfig {
+    let kubeconfig = Some(document.client_connection.kubeconfig.as_str()).filter(|path| !path.is_empty());
+    let master = flags.text("master");
+    let Some(dir) = flags.text("manifests") else {
+        return SourceConfig::Api { kubeconfig: kubeconfig.map(PathBuf::from), master: master.map(str::to_owned) };
+    };
+    let reason = |other| format!("excludes {other}: objects come from one place");
+    if let Some(path) = kubeconfig {
+        if flags.text("config").is_none() {
+            complaints.push(super::ConfigError::new("--manifests", format!("{dir:?}"), reason("--kubeconfig")));
+        } else {
+            let text =
+                format!("clientConnection.kubeconfig {path:?} is not used: objects come from --manifests {dir:?}");
+            notes.push(Note::Info(text));
+        }
+    }
+    if master.is_some() {
+        complaints.push(super::ConfigError::new("--manifests", format!("{dir:?}"), reason("--master")));
+    }
+    SourceConfig::Manifests(dir.into())
+}
+
+/// What a user should know about a configuration that is fine.
+fn remark(config: &Config, notes: &mut Vec<Note>) {
+    let ports = match &config.node_ports {
+        NodePorts::All => "on all addresses",
+        NodePorts::Primary => "on the primary address",
+        NodePorts::Within(_) => "on the addresses configured",
+    };
+    if config.mode != Mode::Nftables {
+        notes.push(Note::Info(format!(
+            "mode {}: running on nftables with the defaults of that mode: NodePorts {ports}, scheduler {}",
+            config.mode, config.scheduler
+        )));
+    }
+    let inert: Vec<_> = config.gates.inert().collect();
+    if !inert.is_empty() {
+        notes.push(Note::Info(format!("feature gates without effect here: {}", inert.join(", "))));
+    }
+    if config.document.feature_gates.contains_key("AllowServiceExternalIPs") {
+        notes.push(Note::Warning("the feature gate AllowServiceExternalIPs will be removed".to_owned()));
+    }
+}

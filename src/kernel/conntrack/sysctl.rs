@@ -1,0 +1,104 @@
+//! Writing kernel parameters.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use crate::conntrack::{Sysctl, Write, count_cpus};
+
+/// A kernel parameter that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {path}{}: {source}", .value.map(|value| format!(" = {value}")).unwrap_or_default())]
+pub struct SysctlError {
+    /// `read` or `set`.
+    pub action: &'static str,
+    /// The parameter's file.
+    pub path: PathBuf,
+    /// The number that was to be written, if it came to that.
+    pub value: Option<u64>,
+    /// Why not.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Sets kernel parameters of the calling thread's network namespace, where they differ. Returns those that were written.
+///
+/// # Errors
+/// The first one that could not be set; those before it are set.
+pub fn apply_sysctls(sysctls: &[Sysctl]) -> Result<Vec<Sysctl>, SysctlError> {
+    let mut written = Vec::new();
+    for sysctl in sysctls {
+        let due = match (read(&sysctl.path), sysctl.write) {
+            (Ok(current), Write::IfDifferent) => current != sysctl.value,
+            (Ok(current), Write::IfSmaller) => current < sysctl.value,
+            // What cannot be read is written, and fails there if it is not there at all.
+            (Err(_), Write::IfDifferent) => true,
+            (Err(source), Write::IfSmaller) => {
+                return Err(SysctlError { action: "read", path: sysctl.path.clone(), value: None, source });
+            }
+        };
+        if due {
+            fs::write(&sysctl.path, sysctl.value.to_string()).map_err(|source| SysctlError {
+                action: "set",
+                path: sysctl.path.clone(),
+                value: Some(sysctl.value),
+                source,
+            })?;
+            written.push(sysctl.clone());
+        }
+    }
+    Ok(written)
+}
+
+/// How many CPUs are online, by sysfs: the machine's, whatever cgroup or affinity mask this process is confined to.
+pub fn online_cpus() -> u32 {
+    let listed = fs::read_to_string("/sys/devices/system/cpu/online").ok().and_then(|list| count_cpus(&list));
+    listed.unwrap_or_else(|| thread::available_parallelism().map_or(1, |count| count.get() as u32))
+}
+
+fn read(path: &Path) -> io::Result<u64> {
+    let text = fs::read_to_string(path)?;
+    text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not a number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sysctl(path: &Path, value: u64, write: Write) -> Sysctl {
+        Sysctl { path: path.to_owned(), value, write }
+    }
+
+    #[test]
+    fn only_what_differs_is_written() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str, content: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, content).expect("written");
+            path
+        };
+        let table = [
+            ("same", "7\n", Write::IfDifferent, false),
+            ("other", "9\n", Write::IfDifferent, true),
+            ("small", "6\n", Write::IfSmaller, true),
+            ("large", "9\n", Write::IfSmaller, false),
+        ];
+        for (name, content, write, due) in table {
+            let path = at(name, content);
+            let written = apply_sysctls(&[sysctl(&path, 7, write)]).expect("applied");
+            assert_eq!(written.len(), usize::from(due), "{name}");
+            assert_eq!(fs::read_to_string(&path).expect("there"), if due { "7" } else { content }, "{name}");
+        }
+        assert!((1..=4096).contains(&online_cpus()));
+    }
+
+    #[test]
+    fn an_error_names_parameter_and_value() {
+        let absent = Path::new("/proc/sys/net/netfilter/no_such_parameter");
+        let error = apply_sysctls(&[sysctl(absent, 7, Write::IfDifferent)]).expect_err("absent").to_string();
+        assert!(error.starts_with("cannot set /proc/sys/net/netfilter/no_such_parameter = 7: "), "{error}");
+        let error = apply_sysctls(&[sysctl(absent, 7, Write::IfSmaller)]).expect_err("absent").to_string();
+        assert!(error.starts_with("cannot read /proc/sys/net/netfilter/no_such_parameter: "), "{error}");
+    }
+}

@@ -1,0 +1,235 @@
+//! The table of metrics: name, type, labels, buckets and help of everything that is recorded.
+//!
+//! Names, labels and buckets are interfaces of kube-proxy 1.36 and client-go and must not change; the help texts are ours.
+
+use metrics_prometheus::Recorder;
+use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts};
+
+/// One metric.
+pub(super) struct Definition {
+    pub(super) name: &'static str,
+    pub(super) shape: Shape,
+    pub(super) labels: &'static [&'static str],
+    pub(super) help: &'static str,
+}
+
+/// What a metric is.
+#[derive(Clone, Copy)]
+pub(super) enum Shape {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts by buckets.
+    Histogram(fn() -> Vec<f64>),
+}
+
+macro_rules! names {
+    ($($constant:ident = $name:literal;)*) => {
+        $(pub(super) const $constant: &str = $name;)*
+    };
+}
+
+names! {
+    SYNC_DURATION = "kubeproxy_sync_proxy_rules_duration_seconds";
+    SYNC_FULL_DURATION = "kubeproxy_sync_full_proxy_rules_duration_seconds";
+    SYNC_PARTIAL_DURATION = "kubeproxy_sync_partial_proxy_rules_duration_seconds";
+    SYNC_LAST_TIMESTAMP = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
+    SYNC_LAST_QUEUED_TIMESTAMP = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds";
+    NETWORK_PROGRAMMING = "kubeproxy_network_programming_duration_seconds";
+    ENDPOINT_CHANGES_PENDING = "kubeproxy_sync_proxy_rules_endpoint_changes_pending";
+    ENDPOINT_CHANGES_TOTAL = "kubeproxy_sync_proxy_rules_endpoint_changes_total";
+    SERVICE_CHANGES_PENDING = "kubeproxy_sync_proxy_rules_service_changes_pending";
+    SERVICE_CHANGES_TOTAL = "kubeproxy_sync_proxy_rules_service_changes_total";
+    NO_LOCAL_ENDPOINTS = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
+    HEALTHZ = "kubeproxy_proxy_healthz_total";
+    LIVEZ = "kubeproxy_proxy_livez_total";
+    SYNC_FAILURES = "kubeproxy_sync_proxy_rules_nftables_sync_failures_total";
+    CLEANUP_FAILURES = "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total";
+    CONNTRACK_DURATION = "kubeproxy_conntrack_reconciler_sync_duration_seconds";
+    CONNTRACK_DELETED = "kubeproxy_conntrack_reconciler_deleted_entries_total";
+    REST_REQUESTS = "rest_client_requests_total";
+    REST_DURATION = "rest_client_request_duration_seconds";
+    BUILD_INFO = "kubernetes_build_info";
+}
+
+const FAMILY: &[&str] = &["ip_family"];
+
+/// Everything that is recorded through the facade.
+pub(super) const CATALOGUE: &[Definition] = &[
+    Definition {
+        name: SYNC_DURATION,
+        shape: Shape::Histogram(exponential),
+        labels: FAMILY,
+        help: "[ALPHA] Time that a synchronisation with the kernel took, whether it worked or not",
+    },
+    Definition {
+        name: SYNC_FULL_DURATION,
+        shape: Shape::Histogram(exponential),
+        labels: FAMILY,
+        help: "[ALPHA] Time that a full comparison with the kernel took",
+    },
+    Definition {
+        name: SYNC_PARTIAL_DURATION,
+        shape: Shape::Histogram(exponential),
+        labels: FAMILY,
+        help: "[ALPHA] Time that applying a difference to the kernel took",
+    },
+    Definition {
+        name: SYNC_LAST_TIMESTAMP,
+        shape: Shape::Gauge,
+        labels: FAMILY,
+        help: "[ALPHA] When the kernel was last brought up to date (seconds since 1970)",
+    },
+    Definition {
+        name: SYNC_LAST_QUEUED_TIMESTAMP,
+        shape: Shape::Gauge,
+        labels: FAMILY,
+        help: "[ALPHA] When a synchronisation was last asked for (seconds since 1970)",
+    },
+    Definition {
+        name: NETWORK_PROGRAMMING,
+        shape: Shape::Histogram(programming),
+        labels: FAMILY,
+        help: "[ALPHA] Time from the change of a pod or Service to the kernel knowing of it",
+    },
+    Definition {
+        name: ENDPOINT_CHANGES_PENDING,
+        shape: Shape::Gauge,
+        labels: &[],
+        help: "[ALPHA] EndpointSlice changes taken in and not in the kernel yet",
+    },
+    Definition {
+        name: ENDPOINT_CHANGES_TOTAL,
+        shape: Shape::Counter,
+        labels: &[],
+        help: "[ALPHA] EndpointSlice events seen",
+    },
+    Definition {
+        name: SERVICE_CHANGES_PENDING,
+        shape: Shape::Gauge,
+        labels: &[],
+        help: "[ALPHA] Service changes taken in and not in the kernel yet",
+    },
+    Definition {
+        name: SERVICE_CHANGES_TOTAL,
+        shape: Shape::Counter,
+        labels: &[],
+        help: "[ALPHA] Service events seen, each counted once per IP family",
+    },
+    Definition {
+        name: NO_LOCAL_ENDPOINTS,
+        shape: Shape::Gauge,
+        labels: &["traffic_policy", "ip_family"],
+        help: "[ALPHA] Service ports with a Local traffic policy whose endpoints are all on other nodes",
+    },
+    Definition {
+        name: HEALTHZ,
+        shape: Shape::Counter,
+        labels: &["code"],
+        help: "[ALPHA] Answers of /healthz by HTTP status",
+    },
+    Definition {
+        name: LIVEZ,
+        shape: Shape::Counter,
+        labels: &["code"],
+        help: "[ALPHA] Answers of /livez by HTTP status",
+    },
+    Definition {
+        name: SYNC_FAILURES,
+        shape: Shape::Counter,
+        labels: FAMILY,
+        help: "[ALPHA] Synchronisations that the kernel refused",
+    },
+    Definition {
+        name: CLEANUP_FAILURES,
+        shape: Shape::Counter,
+        labels: FAMILY,
+        help: "[ALPHA] Removals of stale objects that the kernel refused",
+    },
+    Definition {
+        name: CONNTRACK_DURATION,
+        shape: Shape::Histogram(exponential),
+        labels: FAMILY,
+        help: "[ALPHA] Time that looking for stale conntrack entries took",
+    },
+    Definition {
+        name: CONNTRACK_DELETED,
+        shape: Shape::Counter,
+        labels: FAMILY,
+        help: "[ALPHA] Stale conntrack entries deleted",
+    },
+    Definition {
+        name: REST_REQUESTS,
+        shape: Shape::Counter,
+        labels: &["code", "method", "host"],
+        help: "[ALPHA] Requests to the API server by HTTP status, method and host",
+    },
+    Definition {
+        name: REST_DURATION,
+        shape: Shape::Histogram(requests),
+        labels: &["verb", "host"],
+        help: "[ALPHA] Time to the head of the API server's answer",
+    },
+    Definition {
+        name: BUILD_INFO,
+        shape: Shape::Gauge,
+        labels: &[
+            "build_date",
+            "compiler",
+            "git_commit",
+            "git_tree_state",
+            "git_version",
+            "go_version",
+            "major",
+            "minor",
+            "platform",
+        ],
+        help: "[ALPHA] Always 1; the labels say what is running",
+    },
+];
+
+/// 1 ms to 16.384 s, doubling.
+fn exponential() -> Vec<f64> {
+    (0..15).map(|n| 0.001 * f64::from(1 << n)).collect()
+}
+
+/// 0 (there is one), 0.25, 0.5, seconds up to a minute, 5 s steps up to two, half minutes up to five.
+fn programming() -> Vec<f64> {
+    let steps = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
+    [0.0, 0.25, 0.5].into_iter().chain(steps.map(f64::from)).collect()
+}
+
+/// client-go's.
+fn requests() -> Vec<f64> {
+    vec![0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0]
+}
+
+// === impl Definition ===
+
+impl Definition {
+    /// Makes the metric known to a recorder and its registry.
+    pub(super) fn register(&self, recorder: &Recorder) {
+        let opts = || Opts::new(self.name, self.help);
+        let made = match self.shape {
+            Shape::Counter if self.labels.is_empty() => {
+                IntCounter::with_opts(opts()).and_then(|metric| recorder.try_register_metric(metric))
+            }
+            Shape::Counter => {
+                IntCounterVec::new(opts(), self.labels).and_then(|metric| recorder.try_register_metric(metric))
+            }
+            Shape::Gauge if self.labels.is_empty() => {
+                Gauge::with_opts(opts()).and_then(|metric| recorder.try_register_metric(metric))
+            }
+            Shape::Gauge => GaugeVec::new(opts(), self.labels).and_then(|metric| recorder.try_register_metric(metric)),
+            Shape::Histogram(buckets) => {
+                let opts = HistogramOpts::new(self.name, self.help).buckets(buckets());
+                match self.labels {
+                    [] => Histogram::with_opts(opts).and_then(|metric| recorder.try_register_metric(metric)),
+                    labels => HistogramVec::new(opts, labels).and_then(|metric| recorder.try_register_metric(metric)),
+                }
+            }
+        };
+        made.expect("a constant definition is sound");
+    }
+}

@@ -1,0 +1,22 @@
+//! The end-to-end tier: the real `kube-proxy` binary in a node of a lab, with real packets. Needs root, and fails without it.
+//!
+//! A test writes manifests or feeds an API server double, and looks at three things only: who answers at the Services, what the daemon
+//! says on standard error, and what `nft` lists. Every test has a lab of its own, so all of them run at once.
+//!
+//! Where things are: `manifests` a directory as the source; `api` an API server as the source; `flags` what the command line does and how
+//! starts fail; `input` objects that are wrong; `observe` health, metrics and Events; `daemon` the child process.
+
+#[path = "e2e/api.rs"]
+mod api;
+#[path = "e2e/daemon.rs"]
+mod daemon;
+#[path = "e2e/flags.rs"]
+mod flags;
+#[path = "e2e/input.rs"]
+mod input;
+#[path = "e2e/manifests.rs"]
+mod manifests;
+#[path = "e2e/observe.rs"]
+mod observe;
+#[allow(dead_code, reason = "the kernel tier uses the rest")]
+mod support;

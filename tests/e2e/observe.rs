@@ -1,0 +1,108 @@
+//! What the outside is told: the daemon's ports, numbers and Events, asked for inside the node.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use api_double::{ApiDouble, node};
+use pointsman::lab::Lab;
+use serde_json::{Value, json};
+
+use super::daemon::{Daemon, Manifests};
+use super::support::beds::{bed, pods};
+use super::support::eventually;
+use super::support::objects::{shop, slices};
+
+const HEALTH: u16 = 10256;
+const METRICS: u16 = 10249;
+
+/// Status and body; status 0 when nobody answers.
+fn get(lab: &Lab, address: SocketAddr, path: &str) -> (u16, String) {
+    let ask = || {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        std::io::Result::Ok(text)
+    };
+    let text = lab.node().run(ask).unwrap_or_default();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_default();
+    (head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0), body.to_owned())
+}
+
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// The value of a metric, 0 when it is not there.
+fn metric(lab: &Lab, series: &str) -> f64 {
+    let text = get(lab, local(METRICS), "/metrics").1;
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.map_or(0.0, |value| value.parse().expect("a number"))
+}
+
+#[test]
+fn a_cluster_sees_health_metrics_and_events() {
+    let lab = bed(3);
+    let double = lab.node().run(ApiDouble::start);
+    let mut objects = shop("web", 1, &pods(1..=2));
+    let mut broken = shop("broken", 2, &pods([1]));
+    broken[0]["spec"]["clusterIP"] = "nonsense".into();
+    broken[0]["spec"]["clusterIPs"] = json!(["nonsense"]);
+    objects.append(&mut broken);
+    for object in objects {
+        double.apply(object);
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let kubeconfig = double.kubeconfig(directory.path());
+    let mut daemon = Daemon::start(lab.node(), &["--kubeconfig", kubeconfig.to_str().expect("UTF-8")]);
+    daemon.programmed();
+    assert_eq!(get(&lab, local(HEALTH), "/livez").0, 200);
+    assert_eq!(get(&lab, local(HEALTH), "/healthz").0, 503, "our Node has not been seen");
+    double.apply(node("n1", &[("InternalIP", "192.168.50.1")]));
+    eventually("the node to be eligible", || get(&lab, local(HEALTH), "/healthz").0 == 200);
+    let body = get(&lab, (Ipv6Addr::LOCALHOST, HEALTH).into(), "/healthz").1;
+    let health: Value = serde_json::from_str(&body).expect("JSON, over IPv6");
+    assert_eq!((&health["healthy"], &health["status"]["IPv6"]["healthy"]), (&json!(true), &json!(true)), "{body}");
+
+    assert_eq!(get(&lab, local(METRICS), "/proxyMode"), (200, "nftables".to_owned()));
+    assert_eq!(metric(&lab, "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}"), 1.0);
+    let programming = "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"}";
+    assert_eq!(metric(&lab, programming), 0.0);
+    let mut changed = slices("web", &pods(2..=3));
+    // The API server's clock is ours.
+    let now = jiff::Timestamp::now();
+    changed[0]["metadata"]["annotations"] =
+        json!({"endpoints.kubernetes.io/last-change-trigger-time": now.to_string()});
+    for slice in changed {
+        double.apply(slice);
+    }
+    daemon.programmed();
+    eventually("the change to be measured", || metric(&lab, programming) == 1.0);
+    assert!(metric(&lab, "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"}") > 1e9);
+    assert_eq!(metric(&lab, "kubeproxy_sync_proxy_rules_endpoint_changes_pending"), 0.0);
+    // Two Services in two families; one slice of each family and Service, two of them twice.
+    assert_eq!(metric(&lab, "kubeproxy_sync_proxy_rules_service_changes_total"), 4.0);
+    assert_eq!(metric(&lab, "kubeproxy_sync_proxy_rules_endpoint_changes_total"), 6.0);
+
+    let event = |reason: &str| double.events().into_iter().find(|event| event["reason"] == reason);
+    eventually("the events", || event("Starting").is_some() && event("InvalidService").is_some());
+    let starting = event("Starting").expect("there");
+    assert_eq!(starting["regarding"]["name"], "n1");
+    assert!(starting["reportingInstance"].as_str().is_some_and(|name| name.starts_with("kube-proxy-")), "{starting}");
+    assert_eq!(event("InvalidService").expect("there")["regarding"]["name"], "broken");
+}
+
+#[test]
+fn a_port_that_is_taken_keeps_nothing_else_from_working() {
+    let lab = bed(1);
+    let holder = lab.node().run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, HEALTH)).expect("a fresh namespace"));
+    let manifests = Manifests::of(&shop("web", 1, &pods([1])));
+    let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
+    daemon.hear(&["ERROR", "the health server cannot listen on 0.0.0.0:10256"]);
+    daemon.programmed();
+    assert_eq!(get(&lab, local(METRICS), "/healthz"), (200, "ok".to_owned()));
+    drop(holder);
+    daemon.hear(&["the port is open now"]);
+    assert_eq!(get(&lab, local(HEALTH), "/healthz").0, 200, "without an API server there is no Node to wait for");
+}

@@ -1,0 +1,23 @@
+//! The kernel tier: engine and data plane on a real kernel, with real packets. Needs root, and fails without it.
+//!
+//! What the daemon does with changes is done here by hand, step by step ([`proxy::Proxy`]): compile, apply, look at what `nft` lists
+//! and at who answers. Every test has namespaces of its own, so all of them run at once. A test without traffic makes do with a
+//! bare namespace.
+//!
+//! Where things are: `traffic` who answers; `change` how changes look from outside; `large` what needs many elements; `adopt` what a
+//! start makes of what is there; `golden` how the ruleset reads.
+
+#[path = "kernel/adopt.rs"]
+mod adopt;
+#[path = "kernel/change.rs"]
+mod change;
+#[path = "kernel/golden.rs"]
+mod golden;
+#[path = "kernel/large.rs"]
+mod large;
+#[path = "kernel/proxy.rs"]
+mod proxy;
+#[allow(dead_code, reason = "the end-to-end tier uses the rest")]
+mod support;
+#[path = "kernel/traffic.rs"]
+mod traffic;
