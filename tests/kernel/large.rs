@@ -61,7 +61,7 @@ fn a_large_first_load_has_its_base_chains_last() {
     assert!(applied.transactions >= 5, "structure, chunks of endpoints and frontends, base chains: {applied:?}");
     proxy.assert_exact("after the first load");
     let chains = chains(&inside, "ip");
-    assert_eq!(chains[chains.len() - 2..], ["prerouting", "output"], "the last chains made");
+    assert_eq!(chains[chains.len() - 3..], ["prerouting", "output", "postrouting"], "the last chains made");
     assert_eq!(elements(&inside, "ip", "services"), CROWD);
     assert_eq!(elements(&inside, "ip", "endpoints"), 2 * CROWD);
 }
