@@ -111,7 +111,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             engine.measure_since(start);
             let mut plane = plane;
             // A table owned by somebody else ends the start and not the third hour.
-            let first = plane.claim();
+            let first = plane.claim().map(|tables| {
+                if tables > 0 {
+                    info!(tables, "adopting the tables of a predecessor; they stay as they are until everything is known");
+                }
+            });
             let hopeless = first.is_err();
             if opened.send(first).is_err() || hopeless {
                 return;
@@ -269,9 +273,6 @@ impl Controller {
         let found = self.plane.read()?;
         for reason in &found.rejected {
             warn!(reason, "the table that is there cannot be adopted and will be replaced");
-        }
-        if found.existed && found.rejected.is_empty() {
-            info!("adopting the tables of a predecessor");
         }
         self.engine.adopt(found.image);
         self.adopted = true;

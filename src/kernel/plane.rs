@@ -115,14 +115,17 @@ impl DataPlane {
         stale
     }
 
-    /// Takes possession of our tables, without reading them: a table that somebody else owns is known at once.
-    pub fn claim(&mut self) -> Result<(), KernelError> {
+    /// Takes possession of our tables, without reading them: a table that somebody else owns is known at once. Returns how many
+    /// there are.
+    pub fn claim(&mut self) -> Result<usize, KernelError> {
+        let mut claimed = 0;
         for info in self.connection.tables()? {
             if info.name == TABLE && self.tables.iter().any(|state| nft_family(state.family) == info.family) {
                 claim(&mut self.connection, &mut self.transaction, &info, self.flags)?;
+                claimed += 1;
             }
         }
-        Ok(())
+        Ok(claimed)
     }
 
     /// Reads what is there, and takes possession of it. A table of ours in another layout, or one that somebody changed, is not

@@ -73,7 +73,7 @@ fn every_bad_field_is_named_once_and_the_rest_is_served() {
     assert_eq!(names(&asked(6, 1)), ["web-2"], "the endpoint that has an address");
     assert_eq!(names(&asked(7, 0)), ["web-2"], "the older claim");
     assert_eq!(names(&asked(7, 1)), ["web-1"], "what the younger one does not lose");
-    assert_refused(connect, client, frontends(4, 443)[0], "the port of an unknown protocol");
+    assert_refused(pointsman::lab::connect, client, frontends(4, 443)[0], "the port of an unknown protocol");
 
     // Nothing of it is said again when something else changes; and a claim that is free is taken.
     manifests.write("more.json", &[service("more", 8, &[HTTP])]);
