@@ -113,7 +113,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             // A table owned by somebody else ends the start and not the third hour.
             let first = plane.claim().map(|tables| {
                 if tables > 0 {
-                    info!(tables, "adopting the tables of a predecessor; they stay as they are until everything is known");
+                    info!(
+                        tables,
+                        "adopting the tables of a predecessor; they stay as they are until everything is known"
+                    );
                 }
             });
             let hopeless = first.is_err();

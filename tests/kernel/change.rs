@@ -147,7 +147,10 @@ fn a_service_changes_its_address() {
     let lab = bed(2);
     let mut proxy = Proxy::serving(lab.node().namespace(), &shop("web", 1, &pods(1..=2)));
     let applied = proxy.put(&[service("web", 9, &[HTTP, DNS])]);
-    assert_eq!(applied.elements, 12, "two frontends and an address of two families go, as many come; no endpoint is touched");
+    assert_eq!(
+        applied.elements, 12,
+        "two frontends and an address of two families go, as many come; no endpoint is touched"
+    );
     for family in 0..2 {
         assert_eq!(names(&tally(lab.client(0), frontends(9, 80)[family], 40)), ["web-1", "web-2"], "the new address");
         assert_silent(lab.client(0), frontends(1, 80)[family], "the old address");
