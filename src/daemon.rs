@@ -65,9 +65,13 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
         .name("controller".to_owned())
         .spawn(move || {
             // A table owned by somebody else ends the start and not the third hour.
-            let claimed = DataPlane::open().and_then(|mut plane| plane.claim().map(|()| plane));
+            let claimed = DataPlane::open().and_then(|mut plane| plane.claim().map(|tables| (plane, tables)));
             let plane = match claimed {
-                Ok(plane) => plane,
+                Ok((plane, 0)) => plane,
+                Ok((plane, tables)) => {
+                    info!(tables, "tables of a predecessor are there; they stay as they are until everything is known");
+                    plane
+                }
                 Err(error) => return drop(opened.send(Err(error))),
             };
             let mut engine = Engine::with_settings(policy, scheduler);

@@ -104,19 +104,20 @@ impl Engine {
             _ => None,
         };
         let effect = self.store.apply(change);
+        if effect.node || effect.service_networks {
+            self.networks_touched = true;
+            self.families = Families::ALL;
+        }
+        if effect.node {
+            self.node_changed(before.unwrap_or_default());
+        }
         match effect.slice {
             Some(slice) => {
                 self.families.insert(slice.family);
                 self.fresh_problems.extend(self.triggers.note(slice, trigger));
             }
-            None if !effect.services.is_empty() || effect.node || effect.service_networks => {
-                self.families = Families::ALL;
-            }
+            None if !effect.services.is_empty() => self.families = Families::ALL,
             None => {}
-        }
-        self.networks_touched |= effect.node || effect.service_networks;
-        if effect.node {
-            self.node_changed(before.unwrap_or_default());
         }
         self.touched.extend(effect.services);
         self.fresh_problems.extend(effect.problems);
@@ -212,15 +213,16 @@ impl Engine {
     }
 
     fn compile_networks(&mut self, delta: &mut Delta) {
-        let addresses = self.store.node().map(|node| node.addresses.iter().copied().collect()).unwrap_or_default();
-        self.flows.set_node_addresses(addresses);
+        let mut served = BTreeSet::new();
         for family in Family::ALL {
             let node_ports = policy::node_port_ranges(&self.settings, self.store.node(), family);
+            let own = self.store.node().map(|node| node.addresses.as_slice()).unwrap_or_default();
+            served.extend(own.iter().filter(|address| node_ports.iter().any(|range| range.contains(**address))));
             self.compiler.set_node_port_addresses(family, node_ports, delta);
-            let networks = self.store.service_networks().map(AddressRange::from);
-            let networks = AddressRange::merged(family, networks);
+            let networks = AddressRange::merged(family, self.store.service_networks().map(AddressRange::from));
             self.compiler.set_service_networks(family, networks, delta);
         }
+        self.flows.set_node_addresses(served);
     }
 
     /// Decides again whatever depends on our Node.

@@ -112,11 +112,11 @@ pub struct ResolvedPort {
     pub cluster: Vec<SocketAddr>,
     /// Sorted and without duplicates; empty unless a verdict leads there.
     pub local: Vec<SocketAddr>,
-    /// Addresses of endpoints on this node: pods that may meet themselves behind the Service.
-    pub local_addresses: Vec<IpAddr>,
     /// Who may go on answering: ready endpoints and those that still serve while they terminate, sorted and without duplicates.
     /// UDP only: no other flows are ended.
     pub serving: Vec<SocketAddr>,
+    /// Addresses of endpoints on this node: pods that may meet themselves behind the Service.
+    pub local_addresses: Vec<IpAddr>,
     /// Who shall answer next.
     pub scheduler: Scheduler,
     /// Whether a client stays with its endpoint.
@@ -286,8 +286,8 @@ fn resolve_port<'a>(
         source_ranges: source_ranges.clone().filter(|_| served(|role| *role == Role::LoadBalancer)),
         cluster: if leads_to(Verdict::Cluster) { selection.cluster } else { Vec::new() },
         local: if leads_to(Verdict::Local) { selection.local } else { Vec::new() },
-        local_addresses: selection.local_addresses,
         serving,
+        local_addresses: selection.local_addresses,
         scheduler: service.scheduler.unwrap_or(context.scheduler),
         affinity: service.affinity,
         frontends,

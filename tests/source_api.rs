@@ -64,7 +64,7 @@ async fn refused_streaming_lists_become_pages() {
     let mut run = start_with(ApiConfig { master: Some(double.url()), timing, ..ApiConfig::default() });
     run.synced().await;
     assert_eq!(run.objects.len(), 7);
-    run.until("the watch", |_| double.open_watches() == 3).await;
+    run.until("the watch", |_| double.open_watches() == 4).await;
     let all = requests(&double, SERVICES);
     let lists: Vec<_> = all.iter().filter(|request| !request.is_watch()).collect();
     assert_eq!(lists.len(), 3, "five Services in pages of two");
@@ -97,7 +97,7 @@ async fn servers_that_ignore_streaming_lists_are_found_out() {
     double.apply(web("web", 81));
     run.until("the update", |run| run.port("default/web") == Some(81)).await;
     assert_eq!(run.logged(&["WARN"]), 0, "{}", run.log());
-    assert_eq!(run.logged(&["no usable streaming lists", "Service"]), 1, "{}", run.log());
+    assert_eq!(run.logged(&["no usable streaming lists", "kind=\"Service\""]), 1, "{}", run.log());
 }
 
 #[tokio::test]
@@ -161,7 +161,7 @@ async fn expired(style: GoneStyle) {
     double.resume_listening();
     run.until("the new state", |run| run.names() == ["default/new", "default/web", "node-1"]).await;
     assert_eq!(run.deletions().len(), 2);
-    assert_eq!(run.synced_kinds().len(), 3, "synced is said once");
+    assert_eq!(run.synced_kinds().len(), 4, "synced is said once");
     double.apply(web("web", 81));
     run.until("an update afterwards", |run| run.port("default/web") == Some(81)).await;
 }
@@ -181,13 +181,13 @@ async fn a_dropped_watch_goes_on_where_it_was() {
     let double = shop();
     let mut run = start(&double);
     run.synced().await;
-    run.until("the watches", |_| double.open_watches() == 3).await;
+    run.until("the watches", |_| double.open_watches() == 4).await;
     double.clear_requests();
     let said = run.said.len();
     double.drop_watches();
     double.apply(web("api", 90));
     run.until("the new Service", |run| run.has("default/api")).await;
-    run.until("the watches", |_| double.open_watches() == 3).await;
+    run.until("the watches", |_| double.open_watches() == 4).await;
     assert_eq!(run.said.len(), said + 1, "nothing is told twice");
     assert!(double.requests().iter().all(|request| request.param("sendInitialEvents").is_none()));
     assert!(double.requests().iter().all(|request| request.param("resourceVersion").is_some_and(|v| v != "0")));
@@ -245,11 +245,11 @@ async fn nothing_is_deleted_while_the_server_is_away() {
     run.settle(WHILE).await;
     double.resume_listening();
     double.fail_next(20, 500);
-    run.until("the watches", |_| double.open_watches() == 3).await;
+    run.until("the watches", |_| double.open_watches() == 4).await;
     run.settle(WHILE).await;
     assert_eq!(run.said.len(), said);
-    assert_eq!(run.logged(&["WARN", "trouble"]), 3, "one for each kind: {}", run.log());
-    assert_eq!(run.logged(&["the trouble is over"]), 3, "{}", run.log());
+    assert_eq!(run.logged(&["WARN", "trouble"]), 4, "one for each kind: {}", run.log());
+    assert_eq!(run.logged(&["the trouble is over"]), 4, "{}", run.log());
 }
 
 #[tokio::test]
@@ -288,7 +288,7 @@ async fn a_stalled_server_is_given_up_and_asked_again() {
     run.settle(Duration::from_millis(600)).await;
     double.stall(false);
     run.synced().await;
-    assert_eq!(run.logged(&["WARN", "no answer within", "Service"]), 1, "{}", run.log());
+    assert_eq!(run.logged(&["WARN", "no answer within", "kind=\"Service\""]), 1, "{}", run.log());
     assert!(requests(&double, SERVICES).iter().all(|request| request.is_watch()), "still by streaming list");
 }
 
@@ -314,13 +314,13 @@ async fn a_watch_gone_silent_is_reopened() {
     let timing = Timing { watch: Duration::from_secs(1), ..short() };
     let mut run = start_with(ApiConfig { master: Some(double.url()), timing, ..ApiConfig::default() });
     run.synced().await;
-    run.until("the watches", |_| double.open_watches() == 3).await;
+    run.until("the watches", |_| double.open_watches() == 4).await;
     double.freeze_watches();
     double.apply(web("api", 90));
     let asked = Instant::now();
     run.until("the new Service", |run| run.has("default/api")).await;
     assert!(asked.elapsed() > Duration::from_millis(500), "only after the watch was over");
-    assert_eq!(run.logged(&["WARN", "fell silent", "Service"]), 1, "{}", run.log());
+    assert_eq!(run.logged(&["WARN", "fell silent", "kind=\"Service\""]), 1, "{}", run.log());
 }
 
 #[tokio::test]
@@ -339,11 +339,11 @@ async fn a_malformed_event_costs_a_listing() {
     let double = shop();
     let mut run = start(&double);
     run.synced().await;
-    run.until("the watches", |_| double.open_watches() == 3).await;
+    run.until("the watches", |_| double.open_watches() == 4).await;
     for line in ["<html>502 Bad Gateway</html>", r#"{"type":"ADDED","object":{"#, r#"{"type":"ADDED","object":{}}"#] {
         double.inject_line(SERVICES, line);
         run.settle(Duration::from_millis(200)).await;
-        run.until("the watches", |_| double.open_watches() == 3).await;
+        run.until("the watches", |_| double.open_watches() == 4).await;
     }
     double.apply(web("web", 81));
     run.until("the update", |run| run.port("default/web") == Some(81)).await;
@@ -372,7 +372,7 @@ async fn an_object_that_cannot_be_decoded_is_skipped_and_named_once() {
         double.stop_listening();
         double.compact();
         double.resume_listening();
-        run.until("the watches", |_| double.open_watches() == 3).await;
+        run.until("the watches", |_| double.open_watches() == 4).await;
         run.settle(WHILE).await;
         assert_eq!(run.port("default/web"), Some(80));
         for name in ["default/bad", "default/web"] {

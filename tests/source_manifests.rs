@@ -89,7 +89,7 @@ impl Live {
         tokio::spawn(source.run(sender, stop.clone()));
         let mut live = Live { changes, problems, image: BTreeMap::new(), log: Vec::new(), _stop: stop.drop_guard() };
         let mut synced = Vec::new();
-        while synced.len() < 3 {
+        while synced.len() < 4 {
             match timeout(LONG, live.changes.recv()).await.expect("synced").expect("running") {
                 Change::Synced(kind) => synced.push(kind),
                 change => live.take(change),

@@ -20,7 +20,7 @@
 //! chain services:  meta priority set (map services)    meta priority & 0xfff  vmap @plans
 //!                  if the destination is in @node-port-addresses and the host's own:
 //!                      meta priority set (map node-ports)  meta priority & 0xfff  vmap @plans
-//!                  if it is in @cluster-ips and not the host's own:       reject
+//!                  if it is in @cluster-ips and not the host's own:       refuse
 //!                  if it is in @service-networks and not the host's own:  drop
 //! chain random-4:  dnat to  (meta priority & 0xfffff000) . (numgen random mod 4)  map @endpoints
 //!                  dnat to  (meta priority & 0xfffff000) . (numgen random mod 1)  map @endpoints

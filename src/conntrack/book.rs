@@ -35,6 +35,12 @@ impl FlowBook {
             let address = SocketAddr::new(frontend.address, frontend.port);
             self.changed.expect_untranslated(Destination::Address(address));
         }
+        for family in Family::ALL {
+            let node_ports = found.table(family).node_ports.keys();
+            for node_port in node_ports.filter(|node_port| node_port.protocol == Protocol::Udp) {
+                self.changed.expect_untranslated(Destination::NodePort(family, node_port.port));
+            }
+        }
     }
 
     /// Takes the new decisions for all ports of a Service; none: the Service is gone.
@@ -99,8 +105,10 @@ mod tests {
 
     fn port(protocol: Protocol, addresses: &[u8], serving: &[u8]) -> ResolvedPort {
         let service = ServiceKey::new("ns", "any");
-        let frontend = |last: &u8| Frontend { address: [10, 96, 0, *last].into(), protocol, port: 53 };
-        let frontends = addresses.iter().map(|last| (frontend(last), Role::Cluster)).collect();
+        let frontends = addresses
+            .iter()
+            .map(|last| (Frontend { address: [10, 96, 0, *last].into(), protocol, port: 53 }, Role::Cluster))
+            .collect();
         let serving = serving.iter().map(|last| SocketAddr::from(([10, 1, 0, *last], 5353))).collect();
         let key = PortKey { service, name: "".into(), protocol };
         // Ready endpoints are another matter: none here.
@@ -109,15 +117,15 @@ mod tests {
             family: Family::V4,
             frontends,
             node_port: None,
-            internal: Verdict::Refuse,
-            outside: Verdict::Refuse,
-            inside: Verdict::Refuse,
+            internal: Verdict::Cluster,
+            outside: Verdict::Cluster,
+            inside: Verdict::Cluster,
             keeps_source: false,
             source_ranges: None,
             cluster: Vec::new(),
             local: Vec::new(),
-            local_addresses: Vec::new(),
             serving,
+            local_addresses: Vec::new(),
             scheduler: Scheduler::Random,
             affinity: None,
         }

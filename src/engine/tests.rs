@@ -149,7 +149,7 @@ fn slice(name: &str, owner: &str, v6: bool, endpoints: &BTreeSet<u8>) -> Change 
 fn rich_slice(name: &str, owner: &str, v6: bool, endpoints: &BTreeSet<u8>, flavour: u8) -> Change {
     let prefix = if v6 { "fd00:1::" } else { "10.1.0." };
     let endpoint = |last: &u8| {
-        let leaves = flavour == 2 || (flavour == 1 && last % 3 == 0);
+        let leaves = flavour == 2 || (flavour == 1 && last.is_multiple_of(3));
         let zone = if last % 4 < 2 { "east" } else { "west" };
         let hints = if flavour == 3 { json!({"forZones": [{"name": zone}]}) } else { json!(null) };
         json!({

@@ -42,6 +42,14 @@ const ROUTE_LOCAL: u32 = 2;
 /// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h).
 const STATUS_DNAT: u32 = 1 << 5;
 
+/// The plans every table has, whether in use or not.
+///
+/// `random-1` is among them for its `dnat`: a nat chain sees nothing before something in the namespace asks for connection tracking
+/// in its family, and rules that translate do, while rules that reject do not. Without it, a family in which no Service has an
+/// endpoint would not reject anything.
+pub(super) const FIXED_PLANS: [Plan; 6] =
+    [Plan::Refuse, Plan::Dedicated, Plan::Discard, Plan::SourceRanges, Plan::LocalPolicy, Plan::Random(1)];
+
 /// Rules of a chain that picks without affinity.
 pub(super) const PICKING_RULES: usize = 2;
 
@@ -142,6 +150,17 @@ fn services(family: Family) -> Vec<Vec<Expr>> {
         guard(CLUSTER_IPS, Expr::Verdict(Verdict::Goto(Plan::Refuse.chain()))),
         guard(SERVICE_NETWORKS, Expr::Verdict(Verdict::Drop)),
     ]
+}
+
+/// ICMP errors are limited to one a second per client (icmp_ratelimit), and a connect() that is still in the kernel when one arrives
+/// ignores it: it would be refused only after the next SYN, a second later. A reset is always heard.
+fn refuse(family: Family) -> Vec<Vec<Expr>> {
+    let others = match family {
+        Family::V4 => Reject::Icmp(ICMP_PORT_UNREACHABLE),
+        Family::V6 => Reject::Icmpv6(ICMP6_PORT_UNREACHABLE),
+    };
+    let tcp = Expr::eq(Reg::slot(0), Key::new().proto(Protocol::Tcp.number()));
+    vec![vec![l4proto(0), tcp, Expr::Reject(Reject::TcpReset)], vec![Expr::Reject(others)]]
 }
 
 fn source_ranges(family: Family) -> Vec<Vec<Expr>> {
@@ -392,15 +411,4 @@ fn first_slot() -> Expr {
 
 fn dnat(family: Family) -> Expr {
     Expr::dnat(nft_family(family), Reg::slot(0), Some(Reg::slot(address_slots(family))))
-}
-
-/// ICMP errors are limited to one a second per client (icmp_ratelimit), and a connect() that is still in the kernel when one arrives
-/// ignores it: it would be refused only after the next SYN, a second later. A reset is always heard.
-fn refuse(family: Family) -> Vec<Vec<Expr>> {
-    let tcp = Expr::eq(Reg::slot(0), nft::Key::new().proto(Protocol::Tcp.number()));
-    let unreachable = match family {
-        Family::V4 => Reject::Icmp(ICMP_PORT_UNREACHABLE),
-        Family::V6 => Reject::Icmpv6(ICMP6_PORT_UNREACHABLE),
-    };
-    vec![vec![l4proto(0), tcp, Expr::Reject(Reject::TcpReset)], vec![Expr::Reject(unreachable)]]
 }

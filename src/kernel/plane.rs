@@ -116,14 +116,17 @@ impl DataPlane {
         stale
     }
 
-    /// Takes possession of our tables, without reading them: a table that somebody else owns is known at once.
-    pub fn claim(&mut self) -> Result<(), KernelError> {
+    /// Takes possession of our tables, without reading them: a table that somebody else owns is known at once. Returns how many
+    /// there are.
+    pub fn claim(&mut self) -> Result<usize, KernelError> {
+        let mut claimed = 0;
         for info in self.connection.tables()? {
             if info.name == TABLE && self.tables.iter().any(|state| nft_family(state.family) == info.family) {
                 claim(&mut self.connection, &mut self.transaction, &info, self.flags)?;
+                claimed += 1;
             }
         }
-        Ok(())
+        Ok(claimed)
     }
 
     /// Reads what is there, and takes possession of it. A table of ours in another layout, or one that somebody changed, is not
@@ -460,13 +463,18 @@ impl TableState {
         self.chains = structure.chains;
     }
 
-    fn add_structure(&self, transaction: &mut Transaction, flags: TableFlags, locality: &Locality) {
+    fn add_structure(&mut self, transaction: &mut Transaction, flags: TableFlags, locality: &Locality) {
         transaction.add_table(&skeleton::table(self.family, flags, locality));
         for set in skeleton::sets(self.family, &self.sizes) {
             transaction.add_set(&set);
         }
         add_chains(transaction, chains::fixed_chains(self.family, locality));
-        add_plans(transaction, self.family, &Plan::FIXED);
+        let shared = chains::FIXED_PLANS.iter().filter_map(|plan| chains::shared_chain(self.family, *plan));
+        for (chain, rules) in shared {
+            self.chains.insert(chain.name.clone());
+            add_chains(transaction, [(chain, rules)]);
+        }
+        add_plans(transaction, self.family, &chains::FIXED_PLANS);
     }
 
     /// Fills map `affinity` with what another table remembered.

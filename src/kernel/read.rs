@@ -56,7 +56,7 @@ pub(super) fn table(
     let image = elements(connection, family)?;
     let plans = plans(connection, family, PLANS)?;
     let decided = image.services.values().chain(image.node_ports.values()).chain(image.hops.values());
-    let needed: BTreeSet<Plan> = decided.map(|target| target.decision.plan).chain(Plan::FIXED).collect();
+    let needed: BTreeSet<Plan> = decided.map(|target| target.decision.plan).chain(chains::FIXED_PLANS).collect();
     for plan in &needed {
         if plans.get(plan) != Some(&plan.chain()) {
             return Err(foreign(format!("map {PLANS} does not lead to chain {}", plan.chain())));
@@ -106,18 +106,23 @@ fn structure(connection: &mut Connection, family: Family, locality: &Locality) -
     }
     let mut chains: BTreeSet<String> =
         connection.chains(nft_family(family), TABLE)?.into_iter().map(|chain| chain.name).collect();
-    let mut active = true;
+    let mut missing_bases = 0;
     let fixed = chains::fixed_chains(family, locality).into_iter().chain(chains::base_chains(family));
     for (chain, expected) in fixed.map(|(chain, rules)| (chain.name, rules.len())) {
         let there = chains.remove(&chain);
         if !there && chains::is_base(&chain) {
-            active = false;
+            missing_bases += 1;
         } else if !there {
             return Err(foreign(format!("chain {chain} is missing")));
         } else if rules.get(&chain) != Some(&expected) {
             return Err(foreign(format!("chain {chain} does not have {expected} rules")));
         }
     }
+    // They come in one transaction: all of them or none, which is half a first load.
+    if missing_bases > 0 && missing_bases < chains::base_chains(family).len() {
+        return Err(foreign("some of the base chains are missing".to_owned()));
+    }
+    let active = missing_bases == 0;
     for chain in &chains {
         let sticky = DedicatedChain::from_name(chain).is_some_and(|chain| chain.affinity.is_some());
         let expected = if sticky { STICKY_RULES } else { PICKING_RULES };

@@ -34,12 +34,12 @@ pub struct Effect {
     pub services: Vec<ServiceKey>,
     /// Problems of the changed object that have not been reported yet.
     pub problems: Vec<Problem>,
+    /// The slice, if the change was one of a slice and changed anything.
+    pub slice: Option<SliceEffect>,
     /// Whether our Node is another than before.
     pub node: bool,
     /// Whether the networks of cluster addresses are others than before.
     pub service_networks: bool,
-    /// The slice, if the change was one of a slice and changed anything.
-    pub slice: Option<SliceEffect>,
 }
 
 /// What happened to a slice.

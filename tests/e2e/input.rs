@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::daemon::{Daemon, Manifests};
 use super::support::beds::{TCP, bed, pods};
 use super::support::objects::{HTTP, frontends, scheduled, service, service_at, shop, slice_of, slices};
-use super::support::traffic::{BOTH, assert_refused, assert_silent, names, tally};
+use super::support::traffic::{assert_refused, assert_silent, names, tally};
 
 /// An object, edited.
 fn with(mut object: Value, edit: impl FnOnce(&mut Value)) -> Value {
@@ -73,7 +73,7 @@ fn every_bad_field_is_named_once_and_the_rest_is_served() {
     assert_eq!(names(&asked(6, 1)), ["web-2"], "the endpoint that has an address");
     assert_eq!(names(&asked(7, 0)), ["web-2"], "the older claim");
     assert_eq!(names(&asked(7, 1)), ["web-1"], "what the younger one does not lose");
-    assert_refused(BOTH[0].1, client, frontends(4, 443)[0], "the port of an unknown protocol");
+    assert_refused(pointsman::lab::connect, client, frontends(4, 443)[0], "the port of an unknown protocol");
 
     // Nothing of it is said again when something else changes; and a claim that is free is taken.
     manifests.write("more.json", &[service("more", 8, &[HTTP])]);

@@ -149,7 +149,7 @@ fn a_service_changes_its_address() {
     let applied = proxy.put(&[service("web", 9, &[HTTP, DNS])]);
     assert_eq!(
         applied.elements, 12,
-        "two frontends and the address of two families go, as many come; no endpoint is touched"
+        "two frontends and an address of two families go, as many come; no endpoint is touched"
     );
     for family in 0..2 {
         assert_eq!(names(&tally(lab.client(0), frontends(9, 80)[family], 40)), ["web-1", "web-2"], "the new address");

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::proxy::Proxy;
 use super::support::beds::{PATIENCE, TCP, UDP, bed, pods};
 use super::support::objects::{DNS, HTTP, frontends, scheduled, service, shop, slice_of, slices};
-use super::support::traffic::{BOTH, Tally, assert_even, assert_refused, assert_silent, names, tally, tally_by};
+use super::support::traffic::{BOTH, Tally, assert_even, assert_refused, names, tally, tally_by};
 
 #[test]
 fn random_reaches_every_endpoint_in_both_families_and_protocols_from_clients_and_the_node() {
@@ -31,9 +31,9 @@ fn random_reaches_every_endpoint_in_both_families_and_protocols_from_clients_and
             }
         }
     }
-    // The port of one protocol is not the port of the other, and other ports of the address are refused.
+    // The port of one protocol is not the port of the other, and other ports are nobody's.
     for to in frontends(1, 53).into_iter().chain(frontends(1, 8080)) {
-        assert_refused(BOTH[0].1, lab.client(0), to, "a port that the Service does not have");
+        assert_refused(connect, lab.client(0), to, "a port that the Service does not have");
     }
 }
 
@@ -126,10 +126,10 @@ fn no_endpoints_refuse_at_once() {
     all_refuse("a Service without slices");
     let mut unready = slices("web", &pods([1]));
     for slice in &mut unready {
-        slice["endpoints"][0]["conditions"] = json!({"ready": false, "serving": true, "terminating": false});
+        slice["endpoints"][0]["conditions"] = json!({"ready": false, "serving": false, "terminating": true});
     }
     proxy.put(&unready);
-    all_refuse("a Service whose only endpoint is not ready");
+    all_refuse("a Service whose only endpoint neither is ready nor serves");
     proxy.put(&slices("web", &pods([1])));
     for to in frontends(1, 80) {
         assert_eq!(names(&tally(lab.client(0), to, 5)), ["web-1"], "ready by now");

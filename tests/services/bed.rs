@@ -15,9 +15,6 @@ use serde_json::{Value, json};
 /// For connections that should be dropped: answers inside a machine come within a millisecond.
 const SHORT: Duration = Duration::from_millis(300);
 
-/// A refusal by ICMPv6 may reach a client while it is still in `connect`; the kernel then waits for the second one, a second later.
-const SECOND_ATTEMPT: Duration = Duration::from_millis(1500);
-
 /// The node's own name.
 pub const NODE_NAME: &str = "me";
 
@@ -45,7 +42,7 @@ impl Bed {
         for pod in pods {
             lab.serve(pod, &[Listen::TcpPeer(POD_PORT), Listen::UdpPeer(POD_PORT)]).expect("servers");
         }
-        // Refusals are ICMP errors, and a host sends only a few of them per second to one peer.
+        // Refusals of UDP are ICMP errors, and a host sends only a few of them per second to one peer.
         let unlimited = [("ipv4/icmp_ratelimit", "0"), ("ipv6/icmp/ratelimit", "0")];
         lab.node().namespace().sysctls(&unlimited).expect("a sysctl");
         let settings = Settings { node: NODE_NAME.into(), ..settings };
@@ -127,8 +124,7 @@ impl Bed {
     /// Who answers a TCP connection and whom it sees: `web-1 192.168.50.2`, or `refused`, or `dropped`.
     pub fn tcp(&self, from: &Host, to: &str, port: u16) -> String {
         let to = SocketAddr::new(address(to), port);
-        let patience = if to.is_ipv4() { SHORT } else { SECOND_ATTEMPT };
-        outcome(from.connect(to, patience).map(|answer| answer.pod))
+        outcome(from.connect(to, SHORT).map(|answer| answer.pod))
     }
 
     /// The same for UDP.

@@ -71,15 +71,14 @@ fn addresses_that_no_service_has_are_dropped_as_the_networks_change() {
 fn external_addresses_have_no_guard() {
     let mut bed = bed();
     // Routed to a pod that has the address, of all things: whoever gets the packet answers.
-    for (address, pod) in [("192.0.2.10", "web-3")] {
-        let mut node = bed.node().namespace().rtnl().expect("a routing socket");
-        let to = address.parse().expect("an address");
-        node.add_route(pointsman::lab::Route { to: (to, 32), via: None, link: pod }).expect("a route");
-        let mut inside = bed.pod(pod).namespace().rtnl().expect("a routing socket");
-        inside.add_address("eth0", to, 32).expect("an address");
-        assert_eq!(bed.tcp(bed.client(), address, 8080), "web-3 192.168.50.2", "not ours, not touched");
-        assert!(bed.tcp(bed.client(), address, 80).starts_with("web-1"));
-    }
+    let (address, pod) = ("192.0.2.10", "web-3");
+    let mut node = bed.node().namespace().rtnl().expect("a routing socket");
+    let to = address.parse().expect("an address");
+    node.add_route(pointsman::lab::Route { to: (to, 32), via: None, link: pod }).expect("a route");
+    let mut inside = bed.pod(pod).namespace().rtnl().expect("a routing socket");
+    inside.add_address("eth0", to, 32).expect("an address");
+    assert_eq!(bed.tcp(bed.client(), address, 8080), "web-3 192.168.50.2", "not ours, not touched");
+    assert!(bed.tcp(bed.client(), address, 80).starts_with("web-1"));
     bed.delete(Kind::Service, "web");
     assert_eq!(bed.tcp(bed.client(), "192.0.2.10", 8080), "web-3 192.168.50.2");
 }

@@ -99,7 +99,7 @@ impl Running {
     }
 
     pub async fn synced(&mut self) {
-        self.until("all kinds to be synced", |run| run.synced_kinds().len() == 3).await;
+        self.until("all kinds to be synced", |run| run.synced_kinds().len() == 4).await;
     }
 
     /// Listens for a while.

@@ -59,9 +59,14 @@ pub fn chain_handle(inside: &Namespace, family: &str, name: &str) -> Option<u64>
 
 /// Names of all chains of our table.
 pub fn chains(inside: &Namespace, family: &str) -> Vec<String> {
-    let objects = json(inside, &["list", "table", family, "pointsman"]);
-    let chains = objects.iter().filter_map(|object| object.get("chain")?["name"].as_str().map(str::to_owned));
-    chains.collect()
+    // Not `list table`: of a table whose owner is dead only the flag PERSIST is left, and nft 1.0.6 uses memory after freeing it when
+    // it writes a single table flag as JSON, so that what comes out depends on the rest of the table.
+    let objects = json(inside, &["list", "chains", family]);
+    let chains = objects.iter().filter_map(|object| object.get("chain"));
+    chains
+        .filter(|chain| chain["table"] == "pointsman")
+        .filter_map(|chain| chain["name"].as_str().map(str::to_owned))
+        .collect()
 }
 
 /// Every table, as `family name`.
