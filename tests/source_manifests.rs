@@ -505,7 +505,9 @@ async fn a_directory_that_is_not_there_is_an_error() {
     assert_eq!(error.dir, PathBuf::from("/nonexistent/manifests"));
     assert!(error.to_string() == "cannot read the manifest directory /nonexistent/manifests", "{error}");
     let file = tempfile::NamedTempFile::new().unwrap();
-    assert!(ManifestSource::new(file.path(), "n1").unwrap_err().to_string().contains("Not a directory"));
+    let error = ManifestSource::new(file.path(), "n1").unwrap_err();
+    let cause = std::error::Error::source(&error).expect("what listing it answered").to_string();
+    assert!(cause.contains("Not a directory"), "{cause}");
 }
 
 #[tokio::test]
