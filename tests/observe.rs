@@ -268,7 +268,7 @@ async fn the_whole_of_it() {
         "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
         "kubeproxy_proxy_livez_total{code=\"503\"} 2",
         &format!("rest_client_requests_total{{code=\"201\",host=\"{host}\",method=\"POST\"}} 1"),
-        &format!("rest_client_requests_total{{code=\"200\",host=\"{host}\",method=\"GET\"}} 3"),
+        &format!("rest_client_requests_total{{code=\"200\",host=\"{host}\",method=\"GET\"}} 4"),
     ] {
         assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
     }
