@@ -60,7 +60,11 @@ fn service(number: u32) -> Change {
     let port = ServicePort { port: SERVICE_PORT.into(), ..ServicePort::default() };
     let spec =
         ServiceSpec { cluster_ips: vec![cluster_ip(number).to_string()], ports: vec![port], ..ServiceSpec::default() };
-    Change::Apply(Object::Service(Box::new(Service { metadata: metadata(format!("service-{number}")), spec })))
+    Change::Apply(Object::Service(Box::new(Service {
+        metadata: metadata(format!("service-{number}")),
+        spec,
+        ..Service::default()
+    })))
 }
 
 fn pod_slice(service: u32, pod: Ipv4Addr, port: u16) -> Change {
