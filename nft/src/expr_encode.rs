@@ -41,6 +41,11 @@ impl Expr {
         }
     }
 
+    /// The kernel's name for it, as [`crate::RuleInfo::exprs`] has it.
+    pub fn kernel_name(&self) -> &'static str {
+        self.object_name().to_str().expect("the names above are ASCII")
+    }
+
     /// The object, filled.
     pub(crate) fn object(&self) -> Result<ExprObject, InvalidReason> {
         let kind = self.object_name();

@@ -50,12 +50,6 @@ const STATUS_DNAT: u32 = 1 << 5;
 pub(super) const FIXED_PLANS: [Plan; 6] =
     [Plan::Refuse, Plan::Dedicated, Plan::Discard, Plan::SourceRanges, Plan::LocalPolicy, Plan::Random(1)];
 
-/// Rules of a chain that picks without affinity.
-pub(super) const PICKING_RULES: usize = 2;
-
-/// Rules of a chain that picks with affinity.
-pub(super) const STICKY_RULES: usize = 5;
-
 /// Chains with their rules.
 pub(super) type Chains = Vec<(Chain, Vec<Rule>)>;
 
@@ -123,6 +117,15 @@ pub(super) fn dedicated_chain(family: Family, dedicated: &DedicatedChain) -> (Ch
         Some(seconds) => sticky_rules(family, kind, dedicated.slots, Duration::from_secs(seconds.into())),
     };
     chain(family, dedicated.name(), rules)
+}
+
+/// The picking chain of this name: its name says all that is in it.
+pub(super) fn by_name(family: Family, name: &str) -> Option<(Chain, Vec<Rule>)> {
+    if let Some(dedicated) = DedicatedChain::from_name(name) {
+        return Some(dedicated_chain(family, &dedicated));
+    }
+    let plan = Plan::Random(name.strip_prefix("random-")?.parse().ok()?);
+    (Plan::from_number(plan.number()) == Some(plan)).then(|| shared_chain(family, plan))?
 }
 
 // === deciding ===

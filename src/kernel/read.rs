@@ -1,15 +1,16 @@
 //! A table as it is in the kernel, read back and checked.
 //!
-//! A table is adopted only if everything in it is what we would have made: layout version, maps, chains and their rule counts, and
-//! elements that decode. Anything else is [`KernelError::Foreign`], and the table will be replaced as a whole.
+//! A table is adopted only if everything in it looks as we would have made it: layout version, maps, chains with their hooks and the
+//! kinds of expressions in their rules, and elements that decode. Anything else is [`KernelError::Foreign`], and the table will be
+//! replaced as a whole.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::time::Duration;
 
-use nft::{Connection, ElementView, Field, SetData, SetInfo, TableInfo, ViewData};
+use nft::{BaseChain, Chain, Connection, ElementView, Field, Rule, SetData, SetInfo, TableInfo, ViewData};
 
-use super::chains::{self, PICKING_RULES, STICKY_RULES};
+use super::chains;
 use super::encode::{Mapped, nft_family, read_number};
 use super::error::KernelError;
 use super::skeleton::{self, AFFINITY, PICKS, PLANS, Sizes, set_ref};
@@ -100,22 +101,24 @@ fn is_known(chain: &str, plans: &BTreeMap<Plan, String>) -> bool {
 
 fn structure(connection: &mut Connection, family: Family, locality: &Locality) -> Result<Structure, KernelError> {
     let foreign = |what: String| KernelError::Foreign { family, what };
-    let mut rules: BTreeMap<String, usize> = BTreeMap::new();
+    let mut rules: BTreeMap<String, Vec<Vec<String>>> = BTreeMap::new();
     for rule in connection.rules(nft_family(family), TABLE)? {
-        *rules.entry(rule.chain).or_default() += 1;
+        rules.entry(rule.chain).or_default().push(rule.exprs);
     }
-    let mut chains: BTreeSet<String> =
-        connection.chains(nft_family(family), TABLE)?.into_iter().map(|chain| chain.name).collect();
+    let check = |chain: &Chain, expected: &[Rule]| {
+        let found = rules.get(&chain.name).map(Vec::as_slice).unwrap_or_default();
+        if same_shape(found, expected) { Ok(()) } else { Err(foreign(format!("chain {} has other rules", chain.name))) }
+    };
+    let mut chains: BTreeMap<String, Option<BaseChain>> =
+        connection.chains(nft_family(family), TABLE)?.into_iter().map(|chain| (chain.name, chain.base)).collect();
     let mut missing_bases = 0;
     let fixed = chains::fixed_chains(family, locality).into_iter().chain(chains::base_chains(family));
-    for (chain, expected) in fixed.map(|(chain, rules)| (chain.name, rules.len())) {
-        let there = chains.remove(&chain);
-        if !there && chains::is_base(&chain) {
-            missing_bases += 1;
-        } else if !there {
-            return Err(foreign(format!("chain {chain} is missing")));
-        } else if rules.get(&chain) != Some(&expected) {
-            return Err(foreign(format!("chain {chain} does not have {expected} rules")));
+    for (chain, expected) in fixed {
+        match chains.remove(&chain.name) {
+            Some(base) if base == chain.base => check(&chain, &expected)?,
+            Some(_) => return Err(foreign(format!("chain {} is hooked elsewhere", chain.name))),
+            None if chains::is_base(&chain.name) => missing_bases += 1,
+            None => return Err(foreign(format!("chain {} is missing", chain.name))),
         }
     }
     // They come in one transaction: all of them or none, which is half a first load.
@@ -123,13 +126,12 @@ fn structure(connection: &mut Connection, family: Family, locality: &Locality) -
         return Err(foreign("some of the base chains are missing".to_owned()));
     }
     let active = missing_bases == 0;
-    for chain in &chains {
-        let sticky = DedicatedChain::from_name(chain).is_some_and(|chain| chain.affinity.is_some());
-        let expected = if sticky { STICKY_RULES } else { PICKING_RULES };
-        if rules.get(chain) != Some(&expected) {
-            return Err(foreign(format!("chain {chain} does not have {expected} rules")));
-        }
+    for name in chains.keys() {
+        let (chain, expected) =
+            chains::by_name(family, name).ok_or_else(|| foreign(format!("chain {name} is none of ours")))?;
+        check(&chain, &expected)?;
     }
+    let chains: BTreeSet<String> = chains.into_keys().collect();
     let found = connection.sets(nft_family(family), TABLE)?;
     for wanted in skeleton::sets(family, &Sizes::default()) {
         let set = found.iter().find(|set| set.name == wanted.name);
@@ -142,6 +144,12 @@ fn structure(connection: &mut Connection, family: Family, locality: &Locality) -
         sizes.push((name, size.ok_or_else(|| foreign(format!("set {name} has no declared size")))?));
     }
     Ok(Structure { active, sizes: Sizes::found(sizes.into_iter()), chains })
+}
+
+/// Whether rules consist of the expressions that ours do, one by one. What is in them is not compared: nobody mends a rule in place.
+fn same_shape(found: &[Vec<String>], expected: &[Rule]) -> bool {
+    let names = |rule: &Rule| rule.exprs.iter().map(nft::Expr::kernel_name).collect::<Vec<_>>();
+    found.len() == expected.len() && found.iter().zip(expected).all(|(found, expected)| *found == names(expected))
 }
 
 /// Whether a set has the types we would give it.

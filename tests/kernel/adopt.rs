@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::proxy::Proxy;
 use super::support::beds::{bed, pods};
-use super::support::objects::{crowd, frontends, scheduled, service, shop, slices};
+use super::support::objects::{HTTP, crowd, frontends, scheduled, service, service_at, shop, slices};
 use super::support::oracle::{chain_handle, chains, elements, json, nft, ruleset, tables, try_nft};
 use super::support::traffic::{Held, Restless, assert_silent, names, tally};
 
@@ -151,20 +151,14 @@ fn leftover_chains_are_swept_up() {
     let inside = Namespace::anonymous().expect("a namespace, which needs root");
     let mut rr = crowd(2);
     rr[0] = scheduled(rr[0].take(), "rr");
-    Proxy::serving(&inside, &rr).die(&inside);
-    // As if the predecessor had died between the transaction and the sweep.
-    nft(&inside, &["add", "chain", "ip", "pointsman", "rr-7-shop/left/tcp/http"]);
-    let rule = "dnat ip to meta priority & 0xfffff000 . numgen inc mod 7 map @endpoints";
-    for _ in 0..2 {
-        let made = try_nft(&inside, &["add", "rule", "ip", "pointsman", "rr-7-shop/left/tcp/http", rule]);
-        // nft cannot read back what it prints for us; any rule will do, it is the number of them that counts.
-        if !made.status.success() {
-            nft(&inside, &["add", "rule", "ip", "pointsman", "rr-7-shop/left/tcp/http", "accept"]);
-        }
+    let left = [scheduled(service_at("left", &["10.96.0.9"], &[HTTP]), "rr"), slices("left", &pods(1..=7))[0].clone()];
+    Proxy::serving(&inside, &[rr.clone(), left.to_vec()].concat()).die(&inside);
+    // As if the predecessor had died between the transaction that stopped using a chain and the sweep.
+    for map in ["services", "dedicated", "endpoints"] {
+        nft(&inside, &["flush", "map", "ip", "pointsman", map]);
     }
-    let (mut second, applied) = Proxy::succeeding(&inside, &rr);
+    let (mut second, _) = Proxy::succeeding(&inside, &rr);
     assert!(second.found.rejected.is_empty(), "a leftover is no reason to replace: {:?}", second.found.rejected);
-    assert_eq!(applied.elements, 0, "no element differs");
     let chains = chains(&inside, "ip");
     assert!(!chains.iter().any(|chain| chain.contains("left")), "swept up: {chains:?}");
     assert!(chains.contains(&"rr-2-shop/crowd-0/tcp/http".to_owned()), "the used one stays: {chains:?}");
@@ -205,6 +199,22 @@ fn a_foreign_chain_leads_to_replacement() {
 #[test]
 fn a_foreign_rule_leads_to_replacement() {
     replaced_after("a foreign rule", &[&["add", "rule", "ip", "pointsman", "services", "counter"]]);
+}
+
+#[test]
+fn rules_that_were_changed_lead_to_replacement() {
+    let lab = bed(2);
+    let node = lab.node().namespace();
+    Proxy::serving(node, &objects(1..=2)).die(node);
+    // As many rules as before, which do something else.
+    nft(node, &["flush", "chain", "ip", "pointsman", "random-2"]);
+    for _ in 0..2 {
+        nft(node, &["add", "rule", "ip", "pointsman", "random-2", "drop"]);
+    }
+    let (mut second, _) = Proxy::succeeding(node, &objects(1..=2));
+    assert_eq!(second.found.rejected, ["IPv4: chain random-2 has other rules"]);
+    assert_served(&lab, "changed rules");
+    second.assert_exact("changed rules");
 }
 
 #[test]

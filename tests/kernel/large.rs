@@ -98,6 +98,38 @@ fn a_map_that_is_outgrown_is_replaced_without_a_gap() {
 }
 
 #[test]
+fn a_cluster_replaced_by_another_as_large_finds_room() {
+    let inside = Namespace::anonymous().expect("a namespace, which needs root");
+    // 35,000 endpoints go and as many come, in one batch: more than fit beside each other, though the number stays.
+    let cluster = |name: &str, side: u8| -> Vec<Value> {
+        (0..350u16)
+            .flat_map(|number| {
+                let [high, low] = number.to_be_bytes();
+                let name = format!("{name}-{number}");
+                let endpoints: Vec<_> = (1..=100).map(|last| IpAddr::from([10, side + high, low, last])).collect();
+                [
+                    service_at(&name, &[format!("10.97.{}.{low}", side + high)], &[HTTP]),
+                    slice_of(&name, "IPv4", &endpoints, &[("http", "TCP", TCP)]),
+                ]
+            })
+            .collect()
+    };
+    let (blue, green) = (cluster("blue", 100), cluster("green", 200));
+    // The first load decides how large the maps are made.
+    let mut proxy = Proxy::serving(&inside, &shop("web", 1, &pods(1..=2)));
+    proxy.put(&blue);
+    blue.iter().for_each(|object| proxy.forget(object));
+    proxy.take(&green);
+    match proxy.try_apply() {
+        Err(KernelError::Outgrown { map: "endpoints", size: 65_536, .. }) => {}
+        other => panic!("map endpoints should not take both: {other:?}"),
+    }
+    proxy.plane.replace(&proxy.engine.everything()).expect("replaced in one transaction");
+    proxy.assert_exact("the other cluster");
+    assert_eq!(elements(&inside, "ip", "endpoints"), 35_000 + 4);
+}
+
+#[test]
 fn more_endpoints_than_a_shared_chain_takes_have_a_chain_of_their_own() {
     let lab = bed(2);
     for pod in lab.pods() {

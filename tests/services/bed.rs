@@ -29,7 +29,8 @@ pub struct Bed {
     pub lab: Lab,
     settings: Settings,
     engine: Engine,
-    plane: DataPlane,
+    /// None only while one process hands over to the next.
+    plane: Option<DataPlane>,
     /// What was said so far, for a process that starts anew.
     past: Vec<Change>,
 }
@@ -46,11 +47,11 @@ impl Bed {
         let unlimited = [("ipv4/icmp_ratelimit", "0"), ("ipv6/icmp/ratelimit", "0")];
         lab.node().namespace().sysctls(&unlimited).expect("a sysctl");
         let settings = Settings { node: NODE_NAME.into(), ..settings };
-        let plane = lab.node().run(DataPlane::open).expect("a data plane");
+        let mut plane = lab.node().run(DataPlane::open).expect("a data plane");
         let engine = Engine::with_settings(settings.clone(), Scheduler::Random);
-        let mut bed = Self { lab, settings, engine, plane, past: Vec::new() };
-        let _ = bed.plane.set_locality(bed.engine.locality());
-        bed.plane.read().expect("nothing there yet");
+        let _ = plane.set_locality(engine.locality());
+        plane.read().expect("nothing there yet");
+        let mut bed = Self { lab, settings, engine, plane: Some(plane), past: Vec::new() };
         bed.apply([node(&["192.168.50.1", "fd00:50::1"])]);
         bed
     }
@@ -72,31 +73,32 @@ impl Bed {
             self.engine.take(change);
         }
         let outcome = self.engine.compile();
-        self.plane.apply(&outcome.delta).expect("the kernel takes the difference");
+        self.plane.as_mut().expect("open").apply(&outcome.delta).expect("the kernel takes the difference");
         self.check_listing();
     }
 
     /// Another process takes over. Returns how many elements it had to change.
     pub fn restart(&mut self) -> usize {
         // The old process lets go of the tables first.
-        self.plane = self.lab.node().run(DataPlane::open).expect("a data plane");
+        self.plane = None;
+        self.plane = Some(self.lab.node().run(DataPlane::open).expect("a data plane"));
         self.engine = Engine::with_settings(self.settings.clone(), Scheduler::Random);
         self.past.iter().cloned().for_each(|change| self.engine.take(change));
-        let _ = self.plane.set_locality(self.engine.locality());
-        let found = self.plane.read().expect("readable");
+        let _ = self.plane.as_mut().expect("open").set_locality(self.engine.locality());
+        let found = self.plane.as_mut().expect("open").read().expect("readable");
         assert!(found.existed && found.rejected.is_empty(), "{:?}", found.rejected);
         self.engine.adopt(found.image.clone());
         self.engine.compile();
         self.engine.settle();
         let difference = self.engine.everything().rebase(found.image);
-        self.plane.apply(&difference).expect("the kernel takes the difference");
+        self.plane.as_mut().expect("open").apply(&difference).expect("the kernel takes the difference");
         self.check_listing();
         difference.len()
     }
 
     /// Replaces the tables by larger ones, as when a map has outgrown its size.
     pub fn replace(&mut self) {
-        self.plane.replace(&self.engine.everything()).expect("the kernel takes new tables");
+        self.plane.as_mut().expect("open").replace(&self.engine.everything()).expect("the kernel takes new tables");
         self.check_listing();
     }
 
