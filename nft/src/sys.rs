@@ -273,14 +273,18 @@ mod tests {
         rule.str(ffi::NFTNL_RULE_TABLE, &name);
         rule.str(ffi::NFTNL_RULE_CHAIN, &name);
         rule.data(ffi::NFTNL_RULE_USERDATA, &[0; 256]);
-        for _ in 0..uapi::NFT_RULE_MAXEXPRS {
-            let mut expr = ExprObject::new(c"range").expect("known");
-            expr.value(ffi::NFTNL_EXPR_RANGE_FROM_DATA, &[1; 64]);
-            expr.value(ffi::NFTNL_EXPR_RANGE_TO_DATA, &[2; 64]);
-            rule.push(expr);
-            let mut expr = ExprObject::new(c"lookup").expect("known");
-            expr.str(ffi::NFTNL_EXPR_LOOKUP_SET, &name);
-            drop(expr);
+        // The two largest kinds: two values of 64 bytes, and a name of 255.
+        for number in 0..uapi::NFT_RULE_MAXEXPRS {
+            rule.push(if number.is_multiple_of(2) {
+                let mut expr = ExprObject::new(c"range").expect("known");
+                expr.value(ffi::NFTNL_EXPR_RANGE_FROM_DATA, &[1; 64]);
+                expr.value(ffi::NFTNL_EXPR_RANGE_TO_DATA, &[2; 64]);
+                expr
+            } else {
+                let mut expr = ExprObject::new(c"lookup").expect("known");
+                expr.str(ffi::NFTNL_EXPR_LOOKUP_SET, &name);
+                expr
+            });
         }
         let mut scratch = Scratch::default();
         let len = rule.message(&mut scratch, uapi::NFT_MSG_NEWRULE, 2, 0, 1).len();
