@@ -61,11 +61,7 @@ pub struct CleanupErrors(pub Vec<CleanupError>);
 /// Removes kube-proxy's leftovers of all modes in the calling thread's network namespace, and logs each. Returns what could not be.
 pub fn remove_leftovers(asked: Asked) -> Vec<CleanupError> {
     let mut errors = Vec::new();
-    match nftables::remove() {
-        // Where there is no nf_tables there are no tables.
-        Ok(()) | Err(nft::Error::Unavailable(_)) => {}
-        Err(error) => errors.push(error.into()),
-    }
+    nftables::remove(&mut errors);
     for program in ["iptables", "ip6tables"] {
         iptables::remove(program, &mut errors);
     }
