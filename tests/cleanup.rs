@@ -319,7 +319,9 @@ fn a_start_in_a_cluster_removes_leftovers_once_it_serves() {
     assert_eq!(list(), before);
 
     let double = lab.node().run(ApiDouble::start);
-    shop("web", 1, &pods([1])).into_iter().for_each(|object| drop(double.apply(object)));
+    for object in shop("web", 1, &pods([1])) {
+        double.apply(object);
+    }
     double.apply(api_double::node("n1", &[("InternalIP", "192.168.50.1")]));
     let directory = tempfile::tempdir().expect("a directory");
     let kubeconfig = double.kubeconfig(directory.path());
