@@ -137,6 +137,7 @@ pub fn prepare(config: &Config) -> anyhow::Result<()> {
 pub fn cleanup() -> Result<(), CleanupErrors> {
     let mut errors = Vec::new();
     match DataPlane::open().and_then(|mut plane| plane.remove()) {
+        Ok(0) => {}
         Ok(tables) => info!(tables, "removed our own nftables tables"),
         Err(error @ (KernelError::NoFamily | KernelError::Nft(nft::Error::Unavailable(_)))) => {
             info!(%error, "so there are no tables to be removed");
