@@ -11,7 +11,7 @@
 //! first change of a batch waits a moment for the others.
 //!
 //! Invariants: nothing is programmed before Services and EndpointSlices are known completely; what is programmed stays when a source
-//! falls silent, when the daemon ends and when it dies; a refusal by the kernel leads to a fresh look at what is there and a second
+//! falls silent, when the daemon ends and when it dies; what kube-proxy left is removed only after the first load is programmed; a refusal by the kernel leads to a fresh look at what is there and a second
 //! attempt, with back-off, for as long as it takes.
 //!
 //! `controller` is that thread; `settings` says what a configuration means to each part.
@@ -30,8 +30,9 @@ use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
+use crate::cleanup::{self, Asked, CleanupError, CleanupErrors};
 use crate::config::{Config, SourceConfig};
 use crate::engine::Engine;
 use crate::kernel::conntrack::{apply_sysctls, online_cpus};
@@ -42,7 +43,7 @@ use crate::observe;
 use crate::source::Change;
 use crate::source::api::{ApiConfig, ApiSource, Clients};
 use crate::source::manifests::ManifestSource;
-use controller::Controller;
+use controller::{AfterFirstLoad, Controller};
 
 /// Changes in flight between source and controller; a source that is faster waits.
 const CHANNEL: usize = 4096;
@@ -60,6 +61,7 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     let (ended, end_result) = oneshot::channel();
     let (observe, observer) = oneshot::channel();
     let policy = settings::policy(&config);
+    let after_first_load = after_first_load(&config.source);
     let (scheduler, pause) = (config.scheduler, config.sync.min_period);
     thread::Builder::new()
         .name("controller".to_owned())
@@ -80,7 +82,7 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
                 return;
             }
             let Ok(observer) = observer.blocking_recv() else { return };
-            let controller = Controller::new(engine, plane, observer, pause);
+            let controller = Controller::new(engine, plane, observer, pause, after_first_load);
             let runtime = runtime::Builder::new_current_thread().enable_time().build();
             let runtime = runtime.expect("a runtime without I/O needs no resources that could be lacking");
             drop(ended.send(runtime.block_on(controller.run(taken))));
@@ -130,12 +132,46 @@ pub fn prepare(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes everything this program ever programs in this network namespace.
-pub fn cleanup() -> Result<(), KernelError> {
-    let mut plane = DataPlane::open()?;
-    let removed = plane.remove()?;
-    info!(tables = removed, "cleaned up");
-    Ok(())
+/// Removes everything that this program and kube-proxy ever program in this network namespace. What fails does not keep the rest from
+/// being removed.
+pub fn cleanup() -> Result<(), CleanupErrors> {
+    let mut errors = Vec::new();
+    match DataPlane::open().and_then(|mut plane| plane.remove()) {
+        Ok(0) => {}
+        Ok(tables) => info!(tables, "removed our own nftables tables"),
+        Err(error @ (KernelError::NoFamily | KernelError::Nft(nft::Error::Unavailable(_)))) => {
+            info!(%error, "so there are no tables to be removed");
+        }
+        Err(error) => errors.push(error.into()),
+    }
+    if !errors.iter().any(CleanupError::is_permission) {
+        errors.extend(cleanup::remove_leftovers(Asked::Explicitly));
+    }
+    if errors.is_empty() {
+        info!("cleaned up");
+        return Ok(());
+    }
+    Err(CleanupErrors(errors))
+}
+
+/// What is done once the first load is programmed. A directory of manifests is no cluster in which a kube-proxy could have been.
+fn after_first_load(source: &SourceConfig) -> Option<AfterFirstLoad> {
+    match source {
+        SourceConfig::Manifests(_) => None,
+        SourceConfig::Api { .. } => Some(remove_leftovers),
+    }
+}
+
+/// On a thread of its own: a large iptables ruleset takes its time, and Services go on changing.
+fn remove_leftovers() {
+    let remove = || {
+        for error in cleanup::remove_leftovers(Asked::ByStart) {
+            warn!(%error, "something that kube-proxy left could not be removed; --cleanup tries again");
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("leftovers".to_owned()).spawn(remove) {
+        warn!(%error, "what kube-proxy left could not be removed; --cleanup tries again");
+    }
 }
 
 enum Source {

@@ -1,6 +1,7 @@
 //! Pointsman: a drop-in replacement for kube-proxy that compiles Services into nftables maps.
 #![forbid(unsafe_code)]
 
+pub mod cleanup;
 pub mod compile;
 pub mod config;
 pub mod conntrack;

@@ -112,7 +112,7 @@ const WHAT: &[Flag] = &[
         "",
         "Do what needs full privileges and exit; run again without this flag and with CAP_NET_ADMIN alone",
     ),
-    flag("cleanup", Bool, "", "Remove everything that this program ever programs and exit"),
+    flag("cleanup", Bool, "", "Remove everything that this program or kube-proxy ever programs and exit"),
     flag(
         "version",
         Version,

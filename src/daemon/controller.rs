@@ -28,6 +28,9 @@ const SETTLE_ROUNDS: usize = 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// Done once, when everything known is programmed for the first time; must not take long.
+pub(super) type AfterFirstLoad = fn();
+
 /// Owns what shall be and what is.
 pub(super) struct Controller {
     engine: Engine,
@@ -37,6 +40,7 @@ pub(super) struct Controller {
     observer: Observer,
     /// The pause between two transactions, if one is configured.
     pause: Option<Duration>,
+    after_first_load: Option<AfterFirstLoad>,
     awaited: Vec<Kind>,
     /// What was taken in since the kernel was last up to date, and the families it concerns.
     pending: Pending,
@@ -91,13 +95,20 @@ fn settle(changes: &mut mpsc::Receiver<Change>, batch: &mut Vec<Change>) {
 
 impl Controller {
     /// To be made in the network namespace that is served. `pause` is the least time between two transactions.
-    pub(super) fn new(engine: Engine, plane: DataPlane, observer: Observer, pause: Option<Duration>) -> Self {
+    pub(super) fn new(
+        engine: Engine,
+        plane: DataPlane,
+        observer: Observer,
+        pause: Option<Duration>,
+        after_first_load: Option<AfterFirstLoad>,
+    ) -> Self {
         Self {
             engine,
             plane,
             cleaner: start_cleaner(),
             observer,
             pause,
+            after_first_load,
             pending: Pending::default(),
             due: Families::default(),
             triggers: Vec::new(),
@@ -214,6 +225,9 @@ impl Controller {
                     self.trust = Trust::Known;
                 }
                 self.cleaner.programmed();
+                if let Some(work) = self.after_first_load.take() {
+                    work();
+                }
                 Ok(())
             }
             Err(error) => self.refused(error),

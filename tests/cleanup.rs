@@ -1,0 +1,337 @@
+//! The removal of kube-proxy's leftovers by the real binary, on a real kernel. Needs root, `nft`, `iptables` (for nf_tables) and
+//! `ipset`, and fails without them.
+//!
+//! What kube-proxy would leave is made with the programs that it uses itself, beside what others could have there. A test looks at
+//! what these programs list afterwards.
+
+#[path = "e2e/daemon.rs"]
+#[allow(dead_code, reason = "the end-to-end tier uses the rest")]
+mod daemon;
+#[allow(dead_code, reason = "the other tiers use the rest")]
+mod support;
+
+use std::fs;
+use std::io::{Seek, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use api_double::ApiDouble;
+use nft::{Connection, Family, Table, TableFlags, Transaction};
+use nix::sys::signal::Signal;
+use pointsman::lab::{Lab, Namespace, Rtnl, VethEnd};
+
+use daemon::{Daemon, Manifests, command, run, stderr};
+use support::beds::pods;
+use support::eventually;
+use support::objects::shop;
+use support::oracle::{nft, ruleset, tables};
+
+/// As mode iptables leaves it, among rules of a CNI plug-in, of kubelet and of an operator. `LOCAL` and `SERVICE` are addresses.
+const IPTABLES: &str = r#"*mangle
+:KUBE-IPTABLES-HINT - [0:0]
+:KUBE-KUBELET-CANARY - [0:0]
+:KUBE-PROXY-CANARY - [0:0]
+COMMIT
+*filter
+:KUBE-EXTERNAL-SERVICES - [0:0]
+:KUBE-FIREWALL - [0:0]
+:KUBE-FORWARD - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-PROXY-CANARY - [0:0]
+:KUBE-PROXY-FIREWALL - [0:0]
+:KUBE-SERVICES - [0:0]
+:CALICO - [0:0]
+-A INPUT -m conntrack --ctstate NEW -m comment --comment "kubernetes load balancer firewall" -j KUBE-PROXY-FIREWALL
+-A INPUT -m comment --comment "kubernetes health check service ports" -j KUBE-NODEPORTS
+-A INPUT -m conntrack --ctstate NEW -m comment --comment "kubernetes externally-visible service portals" -j KUBE-EXTERNAL-SERVICES
+-A INPUT -j KUBE-FIREWALL
+-A INPUT -p tcp -m tcp --dport 22 -m comment --comment "the operator's; -j KUBE-SERVICES it is not" -j ACCEPT
+-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+-A FORWARD -m conntrack --ctstate NEW -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A FORWARD -j CALICO
+-A OUTPUT -m conntrack --ctstate NEW -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -j KUBE-FIREWALL
+-A CALICO -p tcp -m tcp --dport 179 -j ACCEPT
+-A KUBE-FIREWALL -p udp -m udp --dport 1 -j DROP
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+-A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-SERVICES -d SERVICE -p tcp -m comment --comment "shop/none has no endpoints" -m tcp --dport 81 -j REJECT
+COMMIT
+*nat
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-PROXY-CANARY - [0:0]
+:KUBE-SEP-AAAAAAAAAAAAAAAA - [0:0]
+:KUBE-SEP-BBBBBBBBBBBBBBBB - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-EXT-CCCCCCCCCCCCCCCC - [0:0]
+:KUBE-SVC-CCCCCCCCCCCCCCCC - [0:0]
+:KUBE-SVL-CCCCCCCCCCCCCCCC - [0:0]
+:KUBE-FW-CCCCCCCCCCCCCCCC - [0:0]
+:CNI-HOSTPORT-DNAT - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A POSTROUTING -s LOCAL -j MASQUERADE
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+-A KUBE-NODEPORTS -p tcp -m comment --comment "shop/web:http" -m tcp --dport 30080 -j KUBE-EXT-CCCCCCCCCCCCCCCC
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
+-A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
+-A KUBE-SEP-AAAAAAAAAAAAAAAA -s LOCAL -m comment --comment "shop/web:http" -j KUBE-MARK-MASQ
+-A KUBE-SERVICES -d SERVICE -p tcp -m comment --comment "shop/web:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-CCCCCCCCCCCCCCCC
+-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
+-A KUBE-EXT-CCCCCCCCCCCCCCCC -j KUBE-SVC-CCCCCCCCCCCCCCCC
+-A KUBE-EXT-CCCCCCCCCCCCCCCC -j KUBE-SVL-CCCCCCCCCCCCCCCC
+-A KUBE-FW-CCCCCCCCCCCCCCCC -j KUBE-EXT-CCCCCCCCCCCCCCCC
+-A KUBE-SVC-CCCCCCCCCCCCCCCC -m statistic --mode random --probability 0.50000000000 -j KUBE-SEP-AAAAAAAAAAAAAAAA
+-A KUBE-SVC-CCCCCCCCCCCCCCCC -j KUBE-SEP-BBBBBBBBBBBBBBBB
+COMMIT
+"#;
+
+/// A node alone.
+fn node() -> Lab {
+    Lab::builder().prefix("pmtier").build().expect("a lab, which needs root")
+}
+
+/// Runs a program inside a namespace and returns what it printed; it must succeed.
+fn program(inside: &Namespace, program: &str, args: &[&str], input: &str) -> String {
+    let mut stdin = tempfile::tempfile().expect("a file");
+    stdin.write_all(input.as_bytes()).and_then(|()| stdin.rewind()).expect("input");
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::from(stdin)).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = inside.spawn(command).unwrap_or_else(|error| panic!("{program}, which this test needs: {error}"));
+    let output = child.wait_with_output().expect("its end");
+    assert!(output.status.success(), "{program} {args:?}: {}: {}", output.status, stderr(&output));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// The ruleset of mode iptables for both families.
+fn install_iptables(inside: &Namespace) {
+    for (program_name, local, service) in [
+        ("iptables-nft-restore", "10.244.0.3/32", "10.96.0.10/32"),
+        ("ip6tables-nft-restore", "fd00:10:244::3/128", "fd00:10:96::10/128"),
+    ] {
+        // A whole word: LOCAL is also a type of addresses.
+        let rules =
+            IPTABLES.replace("-s LOCAL ", &format!("-s {local} ")).replace("SERVICE -p", &format!("{service} -p"));
+        program(inside, program_name, &["--noflush"], &rules);
+    }
+}
+
+/// What iptables lists, without times and counters.
+fn iptables(inside: &Namespace, program_name: &str) -> Vec<String> {
+    let text = program(inside, program_name, &[], "");
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.map(|line| line.split(" [").next().unwrap_or_default().to_owned()).collect()
+}
+
+/// What stays of [`IPTABLES`]: all lines in which nothing of kube-proxy's occurs outside of a comment.
+fn kept(before: &[String]) -> Vec<String> {
+    let theirs = |line: &&String| {
+        let line = line.replace("-j KUBE-SERVICES it is not", "");
+        let known = ["KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT"];
+        !line.contains("KUBE-") || known.iter().any(|name| line.contains(name))
+    };
+    before.iter().filter(theirs).cloned().collect()
+}
+
+fn cleanup(lab: &Lab) -> String {
+    let output = run(lab.node(), command(), &["--cleanup"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    stderr(&output)
+}
+
+#[test]
+fn tables_of_mode_nftables_go_and_others_stay() {
+    let lab = node();
+    let inside = lab.node().namespace();
+    for (family, table) in
+        [("ip", "kube-proxy"), ("ip6", "kube-proxy"), ("inet", "kube-proxy"), ("ip", "kube-proxy-2"), ("ip", "mine")]
+    {
+        nft(inside, &["add", "table", family, table]);
+        nft(inside, &["add", "chain", family, table, "services"]);
+        let hooked = "{ type filter hook output priority 0; policy accept; }";
+        nft(inside, &["add", "chain", family, table, "filter-output", hooked]);
+        nft(inside, &["add", "rule", family, table, "filter-output", "ct state new jump services"]);
+    }
+    nft(inside, &["add", "map", "ip", "kube-proxy", "service-ips", "{ type ipv4_addr . inet_service : verdict; }"]);
+    nft(inside, &["add", "element", "ip", "kube-proxy", "service-ips", "{ 10.96.0.1 . 443 : goto services }"]);
+    let said = cleanup(&lab);
+    assert_eq!(tables(inside), ["inet kube-proxy", "ip kube-proxy-2", "ip mine"]);
+    assert_eq!(said.matches("removed kube-proxy's nftables table").count(), 2, "{said}");
+    let before = ruleset(inside);
+    let said = cleanup(&lab);
+    assert_eq!(ruleset(inside), before, "nothing to do");
+    assert!(!said.contains("removed kube-proxy's"), "{said}");
+}
+
+#[test]
+fn chains_of_mode_iptables_go_and_others_stay() {
+    let lab = node();
+    let inside = lab.node().namespace();
+    install_iptables(inside);
+    let list = || [iptables(inside, "iptables-nft-save"), iptables(inside, "ip6tables-nft-save")];
+    let before = list();
+    assert!(before.iter().all(|lines| lines.len() > 60), "the rules should be there: {before:#?}");
+    let said = cleanup(&lab);
+    let after = list();
+    assert_eq!(after, before.map(|lines| kept(&lines)));
+    assert!(after[0].iter().any(|line| line.contains("it is not")), "{after:#?}");
+    // One line for each table of each family: mangle, filter and nat.
+    assert_eq!(said.matches("removed kube-proxy's iptables chains").count(), 6, "{said}");
+    let before = nft(inside, &["list", "ruleset"]);
+    let said = cleanup(&lab);
+    assert_eq!(nft(inside, &["list", "ruleset"]), before, "nothing to do");
+    assert!(!said.contains("removed kube-proxy's"), "{said}");
+}
+
+#[test]
+fn interface_ipsets_and_chains_of_mode_ipvs_go_and_others_stay() {
+    let lab = node();
+    let inside = lab.node().namespace();
+    let mut rtnl: Rtnl = inside.rtnl().expect("a routing socket");
+    // The kind does not matter, only the name.
+    let end = |name, last| VethEnd { name, mac: [2, 0, 0, 0, 9, last], mtu: 1500 };
+    rtnl.add_veth(end("kube-ipvs0", 1), end("peer", 2), inside).expect("an interface");
+    for (name, family) in [
+        ("KUBE-CLUSTER-IP", "inet"),
+        ("KUBE-LOOP-BACK", "inet"),
+        ("KUBE-6-CLUSTER-IP", "inet6"),
+        ("KUBE-6-LOAD-BALANCER-SOURCE-CID", "inet6"),
+        ("KUBE-SRC-ABCDEFGHIJKLMNOP", "inet"),
+        ("mine", "inet"),
+    ] {
+        program(inside, "ipset", &["create", name, "hash:ip,port", "family", family], "");
+    }
+    let rules = "*nat
+:KUBE-LOAD-BALANCER - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-NODE-PORT - [0:0]
+:KUBE-SERVICES - [0:0]
+-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j KUBE-LOAD-BALANCER
+-A KUBE-LOAD-BALANCER -j KUBE-MARK-MASQ
+COMMIT
+*filter
+:KUBE-IPVS-FILTER - [0:0]
+:KUBE-IPVS-OUT-FILTER - [0:0]
+:KUBE-SOURCE-RANGES-FIREWALL - [0:0]
+-A INPUT -m comment --comment \"kubernetes ipvs access filter\" -j KUBE-IPVS-FILTER
+-A INPUT -m set --match-set mine src,src -j ACCEPT
+-A OUTPUT -j KUBE-IPVS-OUT-FILTER
+COMMIT
+";
+    program(inside, "iptables-nft-restore", &["--noflush"], rules);
+    let said = cleanup(&lab);
+    let sets = program(inside, "ipset", &["list", "-n"], "");
+    assert_eq!(sets.lines().collect::<Vec<_>>(), ["KUBE-SRC-ABCDEFGHIJKLMNOP", "mine"], "{said}");
+    let rules = iptables(inside, "iptables-nft-save");
+    assert!(!rules.iter().any(|line| line.contains("KUBE-")), "{rules:#?}");
+    assert!(rules.iter().any(|line| line.contains("--match-set mine")), "{rules:#?}");
+    let error = rtnl.index("kube-ipvs0").expect_err("no such interface any more");
+    assert_eq!(error.errno(), Some(nix::libc::ENODEV));
+    assert!(said.contains("removed kube-proxy's interface"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_removed_is_named_and_the_rest_is_gone() {
+    let lab = node();
+    let inside = lab.node().namespace();
+    let manifests = Manifests::of(&shop("web", 1, &pods([1])));
+    let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
+    daemon.programmed();
+    let served = || nft(inside, &["list", "table", "ip", "pointsman"]);
+    let before = served();
+    install_iptables(inside);
+    nft(inside, &["add", "table", "ip6", "kube-proxy"]);
+    // Somebody holds a table of kube-proxy's name.
+    let mut owner = lab.node().run(Connection::open).expect("a connection");
+    let flags = TableFlags { owner: true, persist: false };
+    let mut transaction = Transaction::new();
+    transaction.add_table(&Table { flags, ..Table::new(Family::Ip, "kube-proxy") });
+    owner.commit(&transaction).expect("an owned table");
+
+    let output = run(lab.node(), command(), &["--cleanup"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let message = said.lines().find(|line| line.starts_with("Error: ")).expect("a message");
+    assert!(message.contains("table ip kube-proxy is owned by another process"), "{message}");
+    assert!(message.contains("table ip pointsman") || message.contains("another instance"), "{message}");
+    let rules = iptables(inside, "iptables-nft-save");
+    assert!(!rules.iter().any(|line| line.contains("KUBE-SVC-")), "{rules:#?}");
+    assert!(!tables(inside).contains(&"ip6 kube-proxy".to_owned()), "{:?}", tables(inside));
+    assert_eq!(served(), before, "what the daemon serves stays as it is");
+    daemon.assert_alive();
+}
+
+#[test]
+fn programs_that_are_missing_are_no_error_and_programs_that_fail_are() {
+    let lab = node();
+    let bin = tempfile::tempdir().expect("a directory");
+    let with_path = || {
+        let mut command = command();
+        command.env("PATH", bin.path());
+        command
+    };
+    let output = run(lab.node(), with_path(), &["--cleanup"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let script = |name: &str, text: &str| {
+        let path = bin.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a script");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("permissions");
+    };
+    script("iptables-save", "echo 'it is broken' >&2; exit 3");
+    script("ip6tables-save", "echo '*nat'; echo ':KUBE-SERVICES - [0:0]'; echo COMMIT");
+    script("ip6tables-restore", "echo 'so is this' >&2; exit 4");
+    script("ipset", r#"[ "$1" = list ] && { echo KUBE-CLUSTER-IP; exit; }; echo 'in use' >&2; exit 1"#);
+    let output = run(lab.node(), with_path(), &["--cleanup"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in [
+        "iptables-save: exit status: 3: it is broken; ",
+        "ip6tables-restore -w 5 --noflush: exit status: 4: so is this; ",
+        "ipset destroy KUBE-CLUSTER-IP: exit status: 1: in use",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
+#[test]
+fn a_start_in_a_cluster_removes_leftovers_once_it_serves() {
+    let lab = node();
+    let inside = lab.node().namespace();
+    let leave = || {
+        install_iptables(inside);
+        nft(inside, &["add", "table", "ip", "kube-proxy"]);
+    };
+    leave();
+    let list = || iptables(inside, "iptables-nft-save");
+    let before = list();
+
+    // A directory of manifests is no cluster.
+    let manifests = Manifests::of(&shop("web", 1, &pods([1])));
+    let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
+    daemon.programmed();
+    daemon.end(Signal::SIGTERM);
+    assert_eq!(list(), before);
+
+    let double = lab.node().run(ApiDouble::start);
+    for object in shop("web", 1, &pods([1])) {
+        double.apply(object);
+    }
+    double.apply(api_double::node("n1", &[("InternalIP", "192.168.50.1")]));
+    let directory = tempfile::tempdir().expect("a directory");
+    let kubeconfig = double.kubeconfig(directory.path());
+    let mut daemon = Daemon::start(lab.node(), &["--kubeconfig", kubeconfig.to_str().expect("UTF-8")]);
+    daemon.hear(&["removed kube-proxy's nftables table"]);
+    eventually("the end of the leftovers", || list() == kept(&before));
+    let table = daemon.said().iter().position(|line| line.contains("removed kube-proxy's")).expect("heard");
+    let served = daemon.said().iter().position(|line| line.contains("\"programmed\" ")).expect("programmed");
+    assert!(served < table, "nothing is removed before we serve: {:#?}", daemon.said());
+    assert_eq!(daemon.count(&["WARN"]), 0, "{:#?}", daemon.said());
+    assert!(!tables(inside).contains(&"ip kube-proxy".to_owned()));
+    daemon.assert_alive();
+}
