@@ -168,6 +168,22 @@ fn the_config_map_is_kubeadms_and_starts_us() {
     assert_eq!(kubeconfig["users"][0]["user"]["tokenFile"], format!("{secret}/token"));
 }
 
+#[test]
+fn the_clean_up_is_nobody_elses_pod() {
+    let set = object("cleanup.yaml", "DaemonSet");
+    let label = json!({"k8s-app": "kube-proxy-cleanup"});
+    for place in ["/metadata/labels", "/spec/selector/matchLabels", "/spec/template/metadata/labels"] {
+        assert_eq!(set.pointer(place), Some(&label), "{place}");
+    }
+    let pod = &set["spec"]["template"]["spec"];
+    assert_eq!(pod["hostNetwork"], true);
+    let command = &pod["initContainers"][0]["command"];
+    assert_eq!(*command, json!(["/usr/local/bin/kube-proxy", "--cleanup"]));
+    // The images that it names are those of the two sides.
+    let ours = object("daemonset.yaml", "DaemonSet")["spec"]["template"]["spec"]["containers"][0]["image"].take();
+    assert!(example("cleanup.yaml").contains(ours.as_str().expect("text")), "{ours}");
+}
+
 /// What the rules of a role allow.
 fn allowed(role: &Value) -> BTreeSet<Right> {
     let texts = |rule: &Value, field: &str| -> Vec<String> {
@@ -242,8 +258,12 @@ async fn the_rights_are_exactly_those_that_are_used() {
     }
     assert_eq!(used(), allowed, "used, and allowed");
     // What is asked for is what kube-proxy asks for, cluster-wide.
-    let listed: BTreeSet<_> =
-        double.requests().iter().filter(|request| request.method == "GET").map(|request| request.path.clone()).collect();
+    let listed: BTreeSet<_> = double
+        .requests()
+        .iter()
+        .filter(|request| request.method == "GET")
+        .map(|request| request.path.clone())
+        .collect();
     let wanted = [support::NODES, support::SERVICES, support::SLICES, "/apis/networking.k8s.io/v1/servicecidrs"];
     assert_eq!(listed, wanted.map(str::to_owned).into());
     shutdown.cancel();
