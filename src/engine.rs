@@ -17,7 +17,7 @@ use crate::compile::layout::Locality;
 use crate::compile::{Compiler, Delta, Image};
 use crate::conntrack::{FlowBook, View};
 use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, ServiceKey, Store};
-use crate::policy::{self, Claims, Context, HealthCheck, Settings};
+use crate::policy::{self, Claims, Context, HealthCheck, ResolvedPort, Settings};
 use crate::schedule::Scheduler;
 use crate::source::{Change, Kind, Object};
 use triggers::Triggers;
@@ -32,6 +32,9 @@ pub struct Engine {
     settings: Settings,
     scheduler: Scheduler,
     health: BTreeMap<ServiceKey, HealthCheck>,
+    /// Services with ports whose Local policy finds nobody here, and their sum.
+    lacking: BTreeMap<ServiceKey, NoLocalEndpoints>,
+    no_local_endpoints: NoLocalEndpoints,
     touched: BTreeSet<ServiceKey>,
     /// Node port addresses and service networks have to be looked at again.
     networks_touched: bool,
@@ -58,6 +61,37 @@ pub struct Outcome {
     pub triggers: Vec<(Family, Timestamp)>,
 }
 
+/// Service ports with a Local policy and endpoints, none of them on this node. Per family (IPv4, IPv6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoLocalEndpoints {
+    /// By `internalTrafficPolicy`.
+    pub internal: [usize; 2],
+    /// By `externalTrafficPolicy`.
+    pub external: [usize; 2],
+}
+
+// === impl NoLocalEndpoints ===
+
+impl NoLocalEndpoints {
+    fn of(ports: &[ResolvedPort]) -> Self {
+        let mut counts = Self::default();
+        for port in ports {
+            let [internal, external] = port.lacks_local();
+            counts.internal[port.family as usize] += usize::from(internal);
+            counts.external[port.family as usize] += usize::from(external);
+        }
+        counts
+    }
+
+    /// One Service's part is now another one.
+    fn replace(&mut self, before: Self, after: Self) {
+        for index in 0..2 {
+            self.internal[index] = self.internal[index] - before.internal[index] + after.internal[index];
+            self.external[index] = self.external[index] - before.external[index] + after.external[index];
+        }
+    }
+}
+
 // === impl Engine ===
 
 impl Engine {
@@ -76,6 +110,8 @@ impl Engine {
             settings,
             scheduler,
             health: BTreeMap::new(),
+            lacking: BTreeMap::new(),
+            no_local_endpoints: NoLocalEndpoints::default(),
             touched: BTreeSet::new(),
             networks_touched: true,
             conflicts: Problems::default(),
@@ -169,6 +205,12 @@ impl Engine {
                 None => self.health.remove(key),
             };
             let resolved = service.map(|service| policy::resolve(service, slices, context)).unwrap_or_default();
+            let lacking = NoLocalEndpoints::of(&resolved);
+            let before = match lacking == NoLocalEndpoints::default() {
+                true => self.lacking.remove(key),
+                false => self.lacking.insert(key.clone(), lacking),
+            };
+            self.no_local_endpoints.replace(before.unwrap_or_default(), lacking);
             self.flows.update(key, &resolved);
             let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
             let mut problems: Vec<_> =
@@ -205,6 +247,11 @@ impl Engine {
     /// What load balancers are to be told, per Service that has a `healthCheckNodePort`; as of the last compilation.
     pub fn health(&self) -> &BTreeMap<ServiceKey, HealthCheck> {
         &self.health
+    }
+
+    /// How many Service ports a Local policy cuts off, as of the last compilation.
+    pub fn no_local_endpoints(&self) -> NoLocalEndpoints {
+        self.no_local_endpoints
     }
 
     /// What the fixed chains of the tables depend on; changes with our Node in mode NodeCIDR only.

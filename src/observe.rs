@@ -35,13 +35,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tracing::info;
 
+use crate::engine::NoLocalEndpoints;
 use crate::model::{Families, Family, Problem};
 use crate::source::api::Clients;
 use crate::source::{Change, Kind, Object};
 use events::{Delivery, Event, EventSink, EventTask};
 use health::{HealthReporter, Moment, ProxyHealth};
 use http::{Limits, Server};
-use metrics::{Build, SyncKind};
+use metrics::{Build, SyncKind, TrafficPolicy};
 use services::{ServiceHealth, ServiceServers};
 
 pub use http::BindError;
@@ -237,6 +238,21 @@ impl Observer {
             // A clock that is behind the API server's must not turn into a panic or a negative time.
             let elapsed = Duration::try_from(now.wall.duration_since(*time)).unwrap_or_default();
             metrics::network_programming(*family, elapsed);
+        }
+    }
+
+    /// So many Service ports are cut off from their endpoints by a Local policy, as the kernel has it now.
+    pub fn no_local_endpoints(&self, counts: NoLocalEndpoints) {
+        for family in self.families.iter() {
+            metrics::no_local_endpoints(family, TrafficPolicy::Internal, counts.internal[family as usize]);
+            metrics::no_local_endpoints(family, TrafficPolicy::External, counts.external[family as usize]);
+        }
+    }
+
+    /// So many chains that nobody uses any more could not be deleted, per family.
+    pub fn cleanup_failed(&self, stuck: [usize; 2]) {
+        for family in self.families.iter() {
+            (0..stuck[family as usize]).for_each(|_| metrics::cleanup_failed(family));
         }
     }
 

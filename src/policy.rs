@@ -168,6 +168,16 @@ impl std::fmt::Display for Claim {
     }
 }
 
+// === impl ResolvedPort ===
+
+impl ResolvedPort {
+    /// Whether a Local policy, the internal and the external one, keeps traffic from endpoints that are elsewhere because there are
+    /// none on this node. Only a Local policy discards: see the verdict table.
+    pub fn lacks_local(&self) -> [bool; 2] {
+        [self.internal == Verdict::Discard, self.keeps_source && self.outside == Verdict::Discard]
+    }
+}
+
 // === impl HealthCheck ===
 
 impl HealthCheck {

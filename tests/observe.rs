@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use api_double::ApiDouble;
+use pointsman::engine::NoLocalEndpoints;
 use pointsman::model::{Families, Family, Problem, ServiceKey};
 use pointsman::observe::events::{self, Delivery, Event};
 use pointsman::observe::metrics::SyncKind;
@@ -257,6 +258,10 @@ async fn the_whole_of_it() {
     until("the port", || std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()).await;
     assert_eq!(get((Ipv4Addr::LOCALHOST, port).into(), "/").await.0, 200);
 
+    let counts = NoLocalEndpoints { internal: [1, 0], external: [3, 2] };
+    observer.no_local_endpoints(counts);
+    observer.no_local_endpoints(NoLocalEndpoints { internal: [0, 0], ..counts });
+    observer.cleanup_failed([2, 0]);
     let text = get(metrics, "/metrics").await.1;
     let host = double.url().trim_start_matches("http://").to_owned();
     for line in [
@@ -268,6 +273,10 @@ async fn the_whole_of_it() {
         "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} 1",
         "kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv4\",le=\"1\"} 0",
         "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 0",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"} 3",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"external\"} 2",
+        "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total{ip_family=\"IPv4\"} 2",
         "kubeproxy_proxy_livez_total{code=\"503\"} 2",
         &format!("rest_client_requests_total{{code=\"201\",host=\"{host}\",method=\"POST\"}} 1"),
         &format!("rest_client_requests_total{{code=\"200\",host=\"{host}\",method=\"GET\"}} 4"),

@@ -1,5 +1,6 @@
 //! One pool as it is to be programmed: its slots and, with session affinity, its members.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -105,10 +106,12 @@ pub(super) fn difference(key: &PortKey, before: Option<&Pool>, after: Option<&Po
         return;
     }
     // An index that goes from one endpoint to another is one edit; `note` joins the two halves, the newcomer first.
-    for (member, slot) in new.iter().filter(|entry| !old.contains(entry)) {
-        delta.members.note(*member, None, Some(slot.clone()));
+    let by_number = |members: &[(MemberId, Slot)]| members.iter().cloned().collect::<HashMap<_, _>>();
+    let (had, has) = (by_number(&old), by_number(&new));
+    for (member, slot) in new.into_iter().filter(|(member, slot)| had.get(member) != Some(slot)) {
+        delta.members.note(member, None, Some(slot));
     }
-    for (member, slot) in old.into_iter().filter(|entry| !new.contains(entry)) {
+    for (member, slot) in old.into_iter().filter(|(member, slot)| has.get(member) != Some(slot)) {
         delta.members.note(member, Some(slot), None);
     }
 }

@@ -219,6 +219,7 @@ impl Controller {
         self.synced(kind, begin, result.is_ok());
         match result {
             Ok(applied) => {
+                self.observer.cleanup_failed(applied.stuck);
                 self.report(&outcome, applied, begin, changes);
                 if matches!(self.trust, Trust::Unknown { .. }) {
                     self.engine.settle();
@@ -257,6 +258,7 @@ impl Controller {
             (self.due, self.pending) = Default::default();
             let ports = self.engine.health().iter().map(|(service, check)| (service.clone(), health_port(check)));
             self.observer.health_ports(ports.collect::<HealthPorts>());
+            self.observer.no_local_endpoints(self.engine.no_local_endpoints());
         }
     }
 

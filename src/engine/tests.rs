@@ -344,6 +344,31 @@ fn a_zone_change_decides_everything_again_and_an_address_change_what_depends_on_
     assert_eq!(moved, ["192.168.1.7"], "node ports follow at once");
 }
 
+/// Upstream: TestNoEndpointsMetric.
+#[test]
+fn ports_without_local_endpoints_are_counted_while_there_are_others_elsewhere() {
+    let mut engine = Engine::new("n1", Scheduler::Random);
+    let mut after = |changes: Vec<Change>| {
+        changes.into_iter().for_each(|change| engine.take(change));
+        engine.compile();
+        let NoLocalEndpoints { internal, external } = engine.no_local_endpoints();
+        (internal, external)
+    };
+    let both = 0b110_0001;
+    let (here, there) = (BTreeSet::from([1, 2]), BTreeSet::from([2, 4]));
+    let ips = ["10.0.0.1".to_owned(), "fd00::1".to_owned()];
+    assert_eq!(after(vec![rich_service("a", &ips, both, &[1, 2])]), ([0, 0], [0, 0]), "no endpoints at all");
+    assert_eq!(after(vec![slice("a4", "a", false, &there)]), ([2, 0], [2, 0]), "two ports, one family");
+    assert_eq!(after(vec![slice("a6", "a", true, &here)]), ([2, 0], [2, 0]));
+    let second = [rich_service("b", &["10.0.0.2".into()], 0b10_0000, &[1]), slice("b4", "b", false, &there)];
+    assert_eq!(after(second.into()), ([3, 0], [2, 0]), "internal only");
+    assert_eq!(after(vec![slice("a6", "a", true, &there)]), ([3, 2], [2, 2]));
+    assert_eq!(after(vec![slice("a4", "a", false, &here)]), ([1, 2], [0, 2]), "somebody came here");
+    assert_eq!(after(vec![delete(Kind::Service, "a")]), ([1, 0], [0, 0]));
+    assert_eq!(after(vec![delete(Kind::EndpointSlice, "b4")]), ([0, 0], [0, 0]), "nobody anywhere");
+    assert!(engine.lacking.is_empty(), "nothing is left behind");
+}
+
 /// Upstream: TestProxier_OnServiceCIDRsChanged.
 #[test]
 fn service_networks_are_the_union_and_count_at_once() {

@@ -60,6 +60,8 @@ pub struct Applied {
     pub duration: Duration,
     /// The longest single transaction.
     pub longest: Duration,
+    /// Chains that nobody uses any more and that the kernel would not delete yet, per family: the next call tries again.
+    pub stuck: [usize; 2],
 }
 
 /// What we know of one family's table.
@@ -395,6 +397,7 @@ impl DataPlane {
                 if let Err(error) = self.delete_chains(std::slice::from_ref(one), work) {
                     tracing::debug!(%error, "a chain that is no longer used stays until later");
                     let (family, name) = one.clone();
+                    work.stuck[family as usize] += 1;
                     self.tables.iter_mut().filter(|state| state.family == family).for_each(|state| {
                         state.retired.insert(name.clone());
                     });
@@ -453,9 +456,7 @@ impl TableState {
         self.active = structure.active;
         self.sizes = structure.sizes;
         self.counts = Counts::default();
-        each_map!(TableImage, image, |map| for (key, value) in map {
-            self.counts.add(key.set(value), 1);
-        });
+        each_map!(TableImage, image, |map| tally(map.iter(), map.len(), 1, &mut self.counts));
         let used: BTreeSet<_> = image.dedicated.values().map(DedicatedChain::name).collect();
         let is_dedicated = |name: &String| DedicatedChain::from_name(name).is_some();
         self.retired =
@@ -481,7 +482,7 @@ impl TableState {
     fn remember(&self, transaction: &mut Transaction, remembered: &[Remembered]) {
         let fields = write::key_fields(self.family, AFFINITY);
         let elements = remembered.iter().map(|one| Element::value(&one.key, &one.member).timeout(one.left));
-        transaction.add_elements(set_ref(self.family, AFFINITY), &fields, elements);
+        transaction.add_elements(set_ref(self.family, AFFINITY), fields, elements);
     }
 
     /// Adds the chains that a difference needs and the table lacks.
@@ -579,6 +580,9 @@ impl Work {
         self.transactions += other.transactions;
         self.bytes += other.bytes;
         self.longest = self.longest.max(other.longest);
+        for (stuck, more) in self.stuck.iter_mut().zip(other.stuck) {
+            *stuck += more;
+        }
     }
 
     fn end(mut self) -> Applied {
@@ -598,18 +602,31 @@ fn sizes_for(delta: &TableDelta) -> Sizes {
 /// Follows a difference with numbers of elements.
 fn count(delta: &TableDelta, counts: &mut Counts) {
     fn follow<K: Mapped<V> + Ord, V: PartialEq>(edits: &Edits<K, V>, counts: &mut Counts) {
-        edits.added().for_each(|(key, value)| counts.add(key.set(value), 1));
-        edits.removed().for_each(|(key, value)| counts.add(key.set(value), -1));
+        if let [set] = K::SETS {
+            return counts.add(set, edits.growth());
+        }
+        tally(edits.added(), edits.len(), 1, counts);
+        tally(edits.removed(), edits.len(), -1, counts);
     }
     each_map!(TableDelta, delta, |edits| follow(edits, counts));
 }
 
 /// As [`count`], as if nothing were removed.
 fn ahead(delta: &TableDelta, counts: &mut Counts) {
-    fn follow<K: Mapped<V> + Ord, V: PartialEq>(edits: &Edits<K, V>, counts: &mut Counts) {
-        edits.created().for_each(|(key, value)| counts.add(key.set(value), 1));
+    each_map!(TableDelta, delta, |edits| tally(edits.created(), edits.created().count(), 1, counts));
+}
+
+/// Counts elements, of which there are so many, each in its set. Where there is but one, none of them is looked at.
+fn tally<'a, K: Mapped<V> + 'a, V: 'a>(
+    elements: impl Iterator<Item = (&'a K, &'a V)>,
+    len: usize,
+    each: isize,
+    counts: &mut Counts,
+) {
+    if let [set] = K::SETS {
+        return counts.add(set, len.cast_signed() * each);
     }
-    each_map!(TableDelta, delta, |edits| follow(edits, counts));
+    elements.for_each(|(key, value)| counts.add(key.set(value), each));
 }
 
 fn probe_family(connection: &mut Connection, family: Family) -> Result<(), nft::Error> {

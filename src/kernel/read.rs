@@ -86,7 +86,7 @@ pub(super) fn affinity(connection: &mut Connection, family: Family) -> Vec<Remem
             remembered.push(Remembered { key: element.key.to_vec(), member: member.to_vec(), left });
         }
     });
-    let key_len = Field::key_len(&key_fields(family, AFFINITY));
+    let key_len = Field::key_len(key_fields(family, AFFINITY));
     let fits = |one: &Remembered| one.key.len() == key_len && one.member.len() == 4 && !one.left.is_zero();
     match read {
         Ok(_) if remembered.iter().all(fits) => remembered,

@@ -1,5 +1,8 @@
 //! Map elements and chains, written into a transaction.
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
 use nft::{Chain, Element, Field, Rule, Transaction, Verdict};
 
 use super::encode::{Datum, Encoded, Mapped, number};
@@ -44,9 +47,9 @@ pub(super) fn add<'a, K: Mapped<V> + 'a, V: 'a>(
     family: Family,
     elements: impl Iterator<Item = (&'a K, &'a V)>,
 ) {
-    let encoded = encode(elements);
-    by_set::<K, V>(family, &encoded, |set, fields, chosen| {
-        transaction.add_elements(set_ref(family, set), fields, chosen.map(element));
+    by_set(family, elements, |set, fields, chosen| {
+        let mut list = transaction.add_to(set_ref(family, set), fields);
+        chosen.for_each(|(key, value)| list.push(&element(&key.encode(value))));
     });
 }
 
@@ -55,33 +58,32 @@ pub(super) fn remove<'a, K: Mapped<V> + 'a, V: 'a>(
     family: Family,
     elements: impl Iterator<Item = (&'a K, &'a V)>,
 ) {
-    let encoded = encode(elements);
-    by_set::<K, V>(family, &encoded, |set, fields, chosen| {
-        let keys = chosen.map(|encoded| Element { key_end: end(encoded), ..Element::new(encoded.key.as_bytes()) });
-        transaction.delete_elements(set_ref(family, set), fields, keys);
+    by_set(family, elements, |set, fields, chosen| {
+        let mut list = transaction.delete_from(set_ref(family, set), fields);
+        chosen.for_each(|(key, value)| {
+            let encoded = key.encode(value);
+            list.push(&Element { key_end: end(&encoded), ..Element::new(encoded.key.as_bytes()) });
+        });
     });
 }
 
-fn encode<'a, K: Mapped<V> + 'a, V: 'a>(
-    elements: impl Iterator<Item = (&'a K, &'a V)>,
-) -> Vec<(&'static str, Encoded)> {
-    elements.map(|(key, value)| (key.set(value), key.encode(value))).collect()
-}
-
-/// Hands out the elements set by set.
-fn by_set<'e, K: Mapped<V>, V>(
+/// Hands out the elements set by set. Most kinds have one set only, and large loads consist of those: they are not collected.
+fn by_set<'a, K: Mapped<V> + 'a, V: 'a>(
     family: Family,
-    encoded: &'e [(&'static str, Encoded)],
-    mut write: impl FnMut(&'static str, &[Field], &mut dyn Iterator<Item = &'e Encoded>),
+    elements: impl Iterator<Item = (&'a K, &'a V)>,
+    mut write: impl FnMut(&'static str, &'static [Field], &mut dyn Iterator<Item = (&'a K, &'a V)>),
 ) {
-    if encoded.is_empty() {
+    let mut elements = elements.peekable();
+    if elements.peek().is_none() {
         return;
     }
+    if let [set] = K::SETS {
+        return write(set, key_fields(family, set), &mut elements);
+    }
+    let elements: Vec<_> = elements.collect();
     for set in K::SETS.iter().copied() {
-        let mut chosen = encoded.iter().filter(|(of, _)| *of == set).map(|(_, encoded)| encoded).peekable();
-        if chosen.peek().is_some() {
-            write(set, &key_fields(family, set), &mut chosen);
-        }
+        let mut chosen = elements.iter().copied().filter(|(key, value)| key.set(value) == set);
+        write(set, key_fields(family, set), &mut chosen);
     }
 }
 
@@ -99,8 +101,13 @@ fn end(encoded: &Encoded) -> Option<&[u8]> {
     encoded.end.as_ref().map(nft::Key::as_bytes)
 }
 
-/// The fields of a set's key.
-pub(super) fn key_fields(family: Family, set: &str) -> Vec<Field> {
-    let sets = skeleton::sets(family, &Sizes::default());
-    sets.into_iter().find(|declared| declared.name == set).map(|declared| declared.key).unwrap_or_default()
+/// The fields of a set's key. The declarations are made once: a change of one element must not pay for all of them.
+pub(super) fn key_fields(family: Family, set: &str) -> &'static [Field] {
+    static KEYS: LazyLock<[BTreeMap<String, Vec<Field>>; 2]> = LazyLock::new(|| {
+        Family::ALL.map(|family| {
+            let sets = skeleton::sets(family, &Sizes::default());
+            sets.into_iter().map(|declared| (declared.name, declared.key)).collect()
+        })
+    });
+    KEYS[family as usize].get(set).map(Vec::as_slice).unwrap_or_default()
 }

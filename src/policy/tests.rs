@@ -115,6 +115,38 @@ fn the_verdict_table() {
     }
 }
 
+/// Spec 9. Upstream: TestNoEndpointsMetric.
+#[test]
+fn ports_whose_local_policy_finds_nobody_here() {
+    let here = json!({"addresses": ["10.1.0.1"], "nodeName": "me"});
+    let there = json!({"addresses": ["10.1.0.2"], "nodeName": "other"});
+    let leaving_here = json!({"addresses": ["10.1.0.3"], "nodeName": "me", "conditions": {"ready": false, "serving": true, "terminating": true}});
+    let dead = json!({"addresses": ["10.1.0.5"], "nodeName": "other", "conditions": {"ready": false, "serving": false, "terminating": true}});
+    // type, iTP, eTP, endpoints, then (internal, external).
+    let table = [
+        ("NodePort", "Local", "Local", vec![&here, &there], [false, false]),
+        ("NodePort", "Local", "Local", vec![&leaving_here, &there], [false, false]),
+        ("NodePort", "Local", "Local", vec![&there], [true, true]),
+        ("NodePort", "Local", "Cluster", vec![&there], [true, false]),
+        ("NodePort", "Cluster", "Local", vec![&there], [false, true]),
+        ("NodePort", "Cluster", "Cluster", vec![&there], [false, false]),
+        ("NodePort", "Local", "Local", vec![&dead], [false, false]),
+        ("NodePort", "Local", "Local", vec![], [false, false]),
+        ("ClusterIP", "Local", "Local", vec![&there], [true, false]),
+        ("ClusterIP", "Cluster", "Local", vec![&there], [false, false]),
+    ];
+    for (kind, internal, external, endpoints, want) in table {
+        let node_port = if kind == "NodePort" { 30080 } else { 0 };
+        let service = service(json!({"metadata": {}, "spec": {
+            "type": kind, "clusterIP": "10.0.0.1", "internalTrafficPolicy": internal, "externalTrafficPolicy": external,
+            "ports": [{"port": 80, "nodePort": node_port}],
+        }}));
+        let slice = slice("IPv4", json!([{"name": "", "port": 80}]), json!(endpoints));
+        let port = &resolved(&service, &[slice], &settings(), None)[0];
+        assert_eq!(port.lacks_local(), want, "{kind} iTP {internal} eTP {external} {endpoints:?}");
+    }
+}
+
 /// Upstream: TestCategorizeEndpoints ("externalTrafficPolicy ignored if not externally accessible").
 #[test]
 fn without_external_frontends_the_external_policy_does_not_matter() {
