@@ -68,9 +68,11 @@ unsafe impl Send for Socket {}
 impl Socket {
     /// Opens and binds a NETLINK_NETFILTER socket, subscribed to the multicast groups of the mask.
     pub fn open(groups: u32) -> io::Result<Self> {
-        let socket = mnl::Socket::open(Bus::Netfilter)?;
-        socket.bind(groups, 0)?;
-        Ok(Self(socket))
+        let socket = Self(mnl::Socket::open(Bus::Netfilter)?);
+        // libmnl 1.0.4 leaves it open across exec: a child would go on owning our tables after we have closed it.
+        nix::fcntl::fcntl(socket.as_fd(), nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+        socket.0.bind(groups, 0)?;
+        Ok(socket)
     }
 
     /// The port that the kernel knows this socket by.

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use pointsman::engine::Engine;
-use pointsman::kernel::DataPlane;
+use pointsman::kernel::{DataPlane, KernelError};
 use pointsman::lab::{ConnectError, Host, Lab, Listen};
 use pointsman::policy::Settings;
 use pointsman::schedule::Scheduler;
@@ -85,7 +85,16 @@ impl Bed {
         self.engine = Engine::with_settings(self.settings.clone(), Scheduler::Random);
         self.past.iter().cloned().for_each(|change| self.engine.take(change));
         let _ = self.plane.as_mut().expect("open").set_locality(self.engine.locality());
-        let found = self.plane.as_mut().expect("open").read().expect("readable");
+        // A program that another test starts at this very moment may hold the old process's socket for an instant.
+        let begin = std::time::Instant::now();
+        let found = loop {
+            match self.plane.as_mut().expect("open").read() {
+                Err(KernelError::Nft(nft::Error::Owned { .. })) if begin.elapsed().as_secs() < 5 => {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                result => break result.expect("readable"),
+            }
+        };
         assert!(found.existed && found.rejected.is_empty(), "{:?}", found.rejected);
         self.engine.adopt(found.image.clone());
         self.engine.compile();
