@@ -340,19 +340,29 @@ impl DataPlane {
         Ok(())
     }
 
+    /// Writes elements, in transactions of a size that the netlink lock is not held for long.
+    fn in_chunks<'a, K: 'a, V: 'a>(
+        &mut self,
+        elements: impl Iterator<Item = (&'a K, &'a V)>,
+        work: &mut Work,
+        write: impl Fn(&mut Transaction, &mut dyn Iterator<Item = (&'a K, &'a V)>),
+    ) -> Result<(), KernelError> {
+        let mut elements = elements.peekable();
+        while elements.peek().is_some() {
+            self.transaction.clear();
+            write(&mut self.transaction, &mut elements.by_ref().take(CHUNK));
+            self.commit(work)?;
+        }
+        Ok(())
+    }
+
     fn add_in_chunks<'a, K: Mapped<V> + 'a, V: 'a>(
         &mut self,
         family: Family,
         elements: impl Iterator<Item = (&'a K, &'a V)>,
         work: &mut Work,
     ) -> Result<(), KernelError> {
-        let mut elements = elements.peekable();
-        while elements.peek().is_some() {
-            self.transaction.clear();
-            write::add(&mut self.transaction, family, elements.by_ref().take(CHUNK));
-            self.commit(work)?;
-        }
-        Ok(())
+        self.in_chunks(elements, work, |transaction, chunk| write::add(transaction, family, chunk))
     }
 
     fn remove_in_chunks<'a, K: Mapped<V> + 'a, V: 'a>(
@@ -361,13 +371,7 @@ impl DataPlane {
         elements: impl Iterator<Item = (&'a K, &'a V)>,
         work: &mut Work,
     ) -> Result<(), KernelError> {
-        let mut elements = elements.peekable();
-        while elements.peek().is_some() {
-            self.transaction.clear();
-            write::remove(&mut self.transaction, family, elements.by_ref().take(CHUNK));
-            self.commit(work)?;
-        }
-        Ok(())
+        self.in_chunks(elements, work, |transaction, chunk| write::remove(transaction, family, chunk))
     }
 
     /// A set that is full says so by ENFILE (`nft_add_set_elem`): the count here was wrong, and the remedy is the same.
