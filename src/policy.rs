@@ -30,7 +30,7 @@ pub use claims::Claims;
 pub use settings::{DetectLocal, Detector, NodeAddresses, NodePortAddresses, Settings, detector, node_port_ranges};
 
 use crate::model::{AddressRange, Affinity, Family, Node, PortKey, Problem, Protocol, Service, ServicePort, Slice};
-use crate::schedule::Scheduler;
+use crate::schedule::{Candidate, Scheduler};
 use crate::source::Kind;
 use select::{Place, Uses, select};
 
@@ -109,9 +109,9 @@ pub struct ResolvedPort {
     /// Who may use the load balancer addresses; `None` is everybody.
     pub source_ranges: Option<Vec<AddressRange>>,
     /// Sorted and without duplicates; empty unless a verdict leads there.
-    pub cluster: Vec<SocketAddr>,
+    pub cluster: Vec<Candidate>,
     /// Sorted and without duplicates; empty unless a verdict leads there.
-    pub local: Vec<SocketAddr>,
+    pub local: Vec<Candidate>,
     /// Who may go on answering: ready endpoints and those that still serve while they terminate, sorted and without duplicates.
     /// UDP only: no other flows are ended.
     pub serving: Vec<SocketAddr>,
@@ -286,6 +286,7 @@ fn resolve_port<'a>(
     let leads_to = |verdict: Verdict| {
         (internally && internal == verdict) || (externally && (outside == verdict || inside == verdict))
     };
+    let weigh = |endpoints: Vec<SocketAddr>| endpoints.into_iter().map(Candidate::equal).collect();
     Some(ResolvedPort {
         key: service.port_key(port),
         family,
@@ -294,8 +295,8 @@ fn resolve_port<'a>(
         inside,
         keeps_source,
         source_ranges: source_ranges.clone().filter(|_| served(|role| *role == Role::LoadBalancer)),
-        cluster: if leads_to(Verdict::Cluster) { selection.cluster } else { Vec::new() },
-        local: if leads_to(Verdict::Local) { selection.local } else { Vec::new() },
+        cluster: if leads_to(Verdict::Cluster) { weigh(selection.cluster) } else { Vec::new() },
+        local: if leads_to(Verdict::Local) { weigh(selection.local) } else { Vec::new() },
         serving,
         local_addresses: selection.local_addresses,
         scheduler: service.scheduler.unwrap_or(context.scheduler),

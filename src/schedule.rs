@@ -45,11 +45,20 @@ pub struct Deal {
     pub slots: Vec<SocketAddr>,
 }
 
+/// An endpoint that may be picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Candidate {
+    /// Who.
+    pub endpoint: SocketAddr,
+    /// Its share relative to the others of its pool, 1 or more; who shall get no new connections is no candidate.
+    pub weight: u32,
+}
+
 /// What a scheduler deals from.
 #[derive(Clone, Copy, Debug)]
 pub struct Hand<'a> {
     /// The qualifying endpoints: sorted, without duplicates, at least one.
-    pub endpoints: &'a [SocketAddr],
+    pub candidates: &'a [Candidate],
     /// The slots as they are in the kernel now; empty the first time.
     pub previous: &'a [SocketAddr],
     /// A number that differs between nodes and Service ports: where the first round begins, so that not every node in the cluster
@@ -63,6 +72,24 @@ pub struct Hand<'a> {
 pub struct UnknownScheduler {
     /// What was asked for.
     pub name: String,
+}
+
+// === impl Candidate ===
+
+impl Candidate {
+    /// One among equals.
+    pub fn equal(endpoint: SocketAddr) -> Self {
+        Self { endpoint, weight: 1 }
+    }
+}
+
+// === impl Hand ===
+
+impl Hand<'_> {
+    /// The qualifying endpoints, whatever their weights.
+    fn endpoints(&self) -> Vec<SocketAddr> {
+        self.candidates.iter().map(|candidate| candidate.endpoint).collect()
+    }
 }
 
 // === impl Scheduler ===

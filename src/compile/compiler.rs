@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::delta::{Delta, Image};
@@ -16,7 +16,7 @@ use super::pools::Pools;
 use super::shared::Shared;
 use crate::model::{AddressRange, Family, PortKey, ServiceKey};
 use crate::policy::{Frontend, NodePort, ResolvedPort, Role, Verdict};
-use crate::schedule::Hand;
+use crate::schedule::{Candidate, Hand};
 
 /// The desired state of the data plane. Owned by the task that owns the model.
 #[derive(Debug)]
@@ -209,26 +209,26 @@ impl Compiler {
         &mut self,
         pool: &mut Pool,
         port: &ResolvedPort,
-        endpoints: &[SocketAddr],
+        candidates: &[Candidate],
         needs_number: bool,
     ) -> Option<&'static str> {
         let previous = std::mem::take(&mut pool.slots);
         let mut shortage = None;
-        if pool.id.is_none() && (needs_number || !endpoints.is_empty()) {
+        if pool.id.is_none() && (needs_number || !candidates.is_empty()) {
             pool.id = self.pools.take();
             if pool.id.is_none() {
                 shortage = Some("all pool numbers are in use; connections are rejected");
             }
         }
         pool.affinity = port.affinity.map(|affinity| affinity.seconds);
-        let mut endpoints = std::borrow::Cow::Borrowed(endpoints);
-        if pool.affinity.is_some() && endpoints.len() > MAX_MEMBERS {
-            endpoints.to_mut().truncate(MAX_MEMBERS);
+        let mut candidates = std::borrow::Cow::Borrowed(candidates);
+        if pool.affinity.is_some() && candidates.len() > MAX_MEMBERS {
+            candidates.to_mut().truncate(MAX_MEMBERS);
             shortage = Some("session affinity reaches 4096 endpoints at most; the others are not used");
         }
-        if pool.id.is_some() && !endpoints.is_empty() {
+        if pool.id.is_some() && !candidates.is_empty() {
             let seed = self.seed ^ hash(&port.key);
-            let deal = port.scheduler.deal(Hand { endpoints: &endpoints, previous: &previous, seed });
+            let deal = port.scheduler.deal(Hand { candidates: &candidates, previous: &previous, seed });
             pool.pick = deal.pick;
             pool.slots = deal.slots;
         }

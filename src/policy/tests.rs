@@ -37,7 +37,7 @@ fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
 fn decide(service: &Service, slices: &[Slice]) -> Vec<String> {
     let describe = |port: &ResolvedPort| {
         let frontends = port.frontends.iter().map(|(frontend, _)| frontend);
-        format!("{} [{}] -> [{}]", port.key, list(frontends), list(&port.cluster))
+        format!("{} [{}] -> [{}]", port.key, list(frontends), list(port.cluster.iter().map(|one| one.endpoint)))
     };
     resolved(service, slices, &settings(), None).iter().map(describe).collect()
 }

@@ -6,5 +6,5 @@ use super::slots::keep_places;
 use super::{Deal, Hand, Pick};
 
 pub(super) fn deal(hand: Hand<'_>) -> Deal {
-    Deal { pick: Pick::Random, slots: keep_places(hand.previous, hand.endpoints, 0) }
+    Deal { pick: Pick::Random, slots: keep_places(hand.previous, &hand.endpoints(), 0) }
 }
