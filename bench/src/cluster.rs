@@ -51,12 +51,21 @@ pub fn changes(services: u32, endpoints: Endpoints) -> Vec<Change> {
 
 /// The slice of a Service of kind [`Endpoints::Spread`], with the first `count` endpoints.
 pub fn spread_slice(service: u32, count: u16) -> Change {
-    let first = Ipv4Addr::new(10, 128, 0, 1).to_bits() + service * u32::from(ENDPOINTS);
-    let addresses = (0..u32::from(count)).map(|endpoint| Ipv4Addr::from_bits(first + endpoint));
-    slice(service, "a", TARGET_PORT, addresses)
+    wide_slice(service, "a", service * u32::from(ENDPOINTS)..service * u32::from(ENDPOINTS) + u32::from(count))
 }
 
-fn service(number: u32) -> Change {
+/// A slice of a Service with the pods of these numbers, below 8 million.
+pub fn wide_slice(service: u32, suffix: &str, pods: impl IntoIterator<Item = u32>) -> Change {
+    slice(service, suffix, TARGET_PORT, pods.into_iter().map(pod))
+}
+
+/// The address of a pod.
+pub fn pod(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 128, 0, 1).to_bits() + number)
+}
+
+/// A Service with a cluster address.
+pub fn service(number: u32) -> Change {
     let port = ServicePort { port: SERVICE_PORT.into(), ..ServicePort::default() };
     let spec =
         ServiceSpec { cluster_ips: vec![cluster_ip(number).to_string()], ports: vec![port], ..ServiceSpec::default() };
