@@ -6,7 +6,8 @@
 //!
 //! Where things are: `skeleton` defines tables, maps and sets, `chains` their chains and rules; `encode` translates keys and values,
 //! `write` puts them into transactions, `read` gets them back and checks a table that was there; `plane` decides what goes into
-//! which transaction; `lock` keeps two processes apart where the kernel cannot. [`conntrack`] is the other table of the kernel that
+//! which transaction; `lock` keeps two processes apart where the kernel cannot;
+//! [`watch`] notices what others do to our tables. [`conntrack`] is the other table of the kernel that
 //! concerns us: the connections that exist.
 //!
 //! Invariants:
@@ -28,7 +29,8 @@ mod lock;
 mod plane;
 mod read;
 mod skeleton;
+pub mod watch;
 mod write;
 
 pub use error::KernelError;
-pub use plane::{Applied, DataPlane, Found};
+pub use plane::{Applied, DataPlane, Found, Ownership};

@@ -5,7 +5,7 @@
 //! bare namespace.
 //!
 //! Where things are: `traffic` who answers; `change` how changes look from outside; `large` what needs many elements; `adopt` what a
-//! start makes of what is there; `golden` how the ruleset reads.
+//! start makes of what is there; `watch` what others do to our tables; `golden` how the ruleset reads.
 
 #[path = "kernel/adopt.rs"]
 mod adopt;
@@ -21,3 +21,5 @@ mod proxy;
 mod support;
 #[path = "kernel/traffic.rs"]
 mod traffic;
+#[path = "kernel/watch.rs"]
+mod watch;

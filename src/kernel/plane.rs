@@ -45,6 +45,16 @@ pub struct DataPlane {
     transaction: Transaction,
 }
 
+/// Who may change our tables while we live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ownership {
+    /// Nobody else, where the kernel has owners of tables (Linux 6.9).
+    #[default]
+    WherePossible,
+    /// Anybody, as on older kernels. What somebody else changes is noticed ([`super::watch`]).
+    Shared,
+}
+
 /// What a start found.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -62,10 +72,15 @@ impl DataPlane {
     /// Opens the netlink connection in the calling thread's network namespace and finds out what the kernel offers. Nothing is
     /// changed yet.
     pub fn open() -> Result<Self, KernelError> {
+        Self::open_as(Ownership::WherePossible)
+    }
+
+    /// As [`DataPlane::open`], with a say in who else may change our tables.
+    pub fn open_as(ownership: Ownership) -> Result<Self, KernelError> {
         let mut connection = Connection::open()?;
-        let features = connection.probe()?;
-        let flags = TableFlags { owner: features.owner_persist, persist: features.owner_persist };
-        let lock = if features.owner_persist { None } else { Some(InstanceLock::take()?) };
+        let owned = ownership == Ownership::WherePossible && connection.probe()?.owner_persist;
+        let flags = TableFlags { owner: owned, persist: owned };
+        let lock = if owned { None } else { Some(InstanceLock::take()?) };
         let mut tables = Vec::new();
         for family in Family::ALL {
             match probe_family(&mut connection, family) {
@@ -202,6 +217,11 @@ impl DataPlane {
             *state = TableState::absent(state.family);
         }
         Ok(ours.len())
+    }
+
+    /// The netlink port of our connection, by which the kernel tells our changes from those of others.
+    pub fn port(&self) -> u32 {
+        self.connection.port()
     }
 
     /// The families served.

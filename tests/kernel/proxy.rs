@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nft::Connection;
 use pointsman::compile::{Delta, Image};
 use pointsman::engine::Engine;
-use pointsman::kernel::{Applied, DataPlane, Found, KernelError};
+use pointsman::kernel::{Applied, DataPlane, Found, KernelError, Ownership};
 use pointsman::lab::Namespace;
 use pointsman::model::Problem;
 use pointsman::schedule::Scheduler;
@@ -32,7 +32,18 @@ impl Proxy {
 
     /// Starts, if it is let.
     pub fn try_start(inside: &Namespace) -> Result<Self, KernelError> {
-        let mut plane = inside.run(DataPlane::open)?;
+        Self::with(inside.run(DataPlane::open)?)
+    }
+
+    /// Starts in an empty namespace, with tables that anybody may change, and programs these objects.
+    pub fn exposed(inside: &Namespace, objects: &[Value]) -> Self {
+        let plane = inside.run(|| DataPlane::open_as(Ownership::Shared)).expect("a data plane, which needs root");
+        let mut proxy = Self::with(plane).expect("an empty namespace");
+        proxy.put(objects);
+        proxy
+    }
+
+    fn with(mut plane: DataPlane) -> Result<Self, KernelError> {
         let found = plane.read()?;
         let mut engine = Engine::new("n1", Scheduler::Random);
         engine.adopt(found.image.clone());
