@@ -299,7 +299,7 @@ fn schedulers_fall_back_or_are_refused() {
         assert!(matches!(&warnings[..], [Note::Warning(text)] if text.contains(&format!("{name:?}"))), "{notes:?}");
     }
     let error = in_mode("ipvs", "fastest").expect_err("IPVS knows no such scheduler");
-    assert!(error.starts_with(r#"ipvs.scheduler: "fastest": unknown scheduler: one of random, rr"#), "{error}");
+    assert!(error.starts_with(r#"ipvs.scheduler: "fastest": unknown scheduler: one of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh"#), "{error}");
     let (got, notes) = in_mode("nftables", "fastest").expect("upstream does not look at it");
     assert_eq!((got.scheduler, notes.len()), (Scheduler::Random, 1), "{notes:?}");
     assert_eq!(in_mode("nftables", "rr").expect("valid").0.scheduler, Scheduler::RoundRobin);
@@ -309,7 +309,7 @@ fn schedulers_fall_back_or_are_refused() {
         "{error}"
     );
     let error = load(&["--ipvs-scheduler=fast"]).expect_err("invalid");
-    assert!(error.starts_with(r#"--ipvs-scheduler: "fast": unknown scheduler: one of random, rr"#), "{error}");
+    assert!(error.starts_with(r#"--ipvs-scheduler: "fast": unknown scheduler: one of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh"#), "{error}");
 }
 
 #[test]
@@ -318,7 +318,11 @@ fn tables_have_sizes_that_fit_their_schedulers() {
     assert_eq!(sizes(&[]), Ok((1024, 4093)));
     assert_eq!(sizes(&["--sh-table-size=256", "--mh-table-size=65537"]), Ok((256, 65537)));
     let error = sizes(&["--sh-table-size=1000", "--mh-table-size=1024"]).expect_err("invalid");
-    insta::assert_snapshot!(error, @"");
+    insta::assert_snapshot!(error, @r"
+    2 things are wrong with the configuration:
+           --sh-table-size: 1000: must be a power of two from 16 to 65536
+           --mh-table-size: 1024: must be one of 251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 65537, 131071
+    ");
 }
 
 #[test]
@@ -386,11 +390,8 @@ fn the_full_file_means_what_it_says() {
     assert_eq!(got.config_sync_period, secs(300));
     insta::assert_debug_snapshot!(notes, @r#"
     [
-        Warning(
-            "ipvs.scheduler \"wlc\" is not implemented yet: using rr, the nearest of random, rr",
-        ),
         Info(
-            "mode ipvs: running on nftables with the defaults of that mode: NodePorts on the addresses configured, scheduler rr",
+            "mode ipvs: running on nftables with the defaults of that mode: NodePorts on the addresses configured, scheduler wlc",
         ),
         Info(
             "feature gates without effect here: NodeSwap",
@@ -481,7 +482,7 @@ fn all_errors_are_told_at_once() {
     4 things are wrong with the configuration:
            --conntrack-min: -1: must not be negative
            --hostname-override: "  ": an empty host name is invalid
-           --ipvs-scheduler: "fast": unknown scheduler: one of random, rr
+           --ipvs-scheduler: "fast": unknown scheduler: one of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh
            --manifests: "/m": excludes --kubeconfig: objects come from one place
     "#);
 }

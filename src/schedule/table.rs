@@ -170,6 +170,6 @@ mod tests {
         let v4 = SocketAddr::from(([10, 244, 0, 2], 8080));
         let v6: SocketAddr = "[fd00:10:244::2]:8080".parse().expect("an endpoint");
         let numbers = [number(v4, 0), number(v4, 1), number(v6, 0)];
-        insta::assert_snapshot!(format!("{numbers:x?}"), @"");
+        assert_eq!(numbers, [0x1b4a_9778_358b_0571, 0xd680_7b6d_5b2c_6253, 0xc244_8a98_5a77_8022]);
     }
 }
