@@ -299,7 +299,12 @@ fn schedulers_fall_back_or_are_refused() {
         assert!(matches!(&warnings[..], [Note::Warning(text)] if text.contains(&format!("{name:?}"))), "{notes:?}");
     }
     let error = in_mode("ipvs", "fastest").expect_err("IPVS knows no such scheduler");
-    assert!(error.starts_with(r#"ipvs.scheduler: "fastest": unknown scheduler: one of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh"#), "{error}");
+    assert!(
+        error.starts_with(
+            r#"ipvs.scheduler: "fastest": unknown scheduler: one of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh"#
+        ),
+        "{error}"
+    );
     let (got, notes) = in_mode("nftables", "fastest").expect("upstream does not look at it");
     assert_eq!((got.scheduler, notes.len()), (Scheduler::Random, 1), "{notes:?}");
     assert_eq!(in_mode("nftables", "rr").expect("valid").0.scheduler, Scheduler::RoundRobin);
@@ -309,7 +314,12 @@ fn schedulers_fall_back_or_are_refused() {
         "{error}"
     );
     let error = load(&["--ipvs-scheduler=fast"]).expect_err("invalid");
-    assert!(error.starts_with(r#"--ipvs-scheduler: "fast": unknown scheduler: one of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh"#), "{error}");
+    assert!(
+        error.starts_with(
+            r#"--ipvs-scheduler: "fast": unknown scheduler: one of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh"#
+        ),
+        "{error}"
+    );
 }
 
 #[test]
