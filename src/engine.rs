@@ -105,7 +105,7 @@ impl Engine {
         Self {
             store: Store::default(),
             claims: Claims::default(),
-            compiler: Compiler::new(&settings.node),
+            compiler: Compiler::new(&settings.node).with_tables(settings.tables),
             flows: FlowBook::default(),
             settings,
             scheduler,
@@ -220,7 +220,7 @@ impl Engine {
                 object: key.object(),
                 field: "spec.ports".to_owned(),
                 value: shortage.port.to_string(),
-                reason: shortage.reason.to_owned(),
+                reason: shortage.reason,
             }));
             outcome.problems.extend(self.conflicts.replace(Kind::Service, &key.object(), problems));
         }

@@ -5,7 +5,7 @@
 //! What each one measures, and how to read it, is in `bench/README.md`.
 //!
 //! Where things are: [`cluster`] makes Kubernetes objects, [`stats`] makes few numbers of many, [`usage`] asks the kernel what
-//! something cost, [`report`] writes tables and files; [`first_packet`], [`load`] and [`scale`] are the measurements.
+//! something cost, [`report`] writes tables and files; [`first_packet`], [`load`], [`scale`] and [`schedulers`] are the measurements.
 //!
 //! Invariant: speed is printed, never asserted. A run fails only when something could not be measured.
 
@@ -14,6 +14,7 @@ mod first_packet;
 mod load;
 mod report;
 mod scale;
+mod schedulers;
 mod stats;
 mod usage;
 
@@ -47,6 +48,8 @@ enum Measurement {
     Load(load::Options),
     /// What updates, storms, restarts and memory cost as the cluster grows; the daemon itself against an API server double
     Scale(scale::Options),
+    /// What the schedulers promise: turns, shares, clients that stay; and what each costs
+    Schedulers(schedulers::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -56,5 +59,6 @@ fn main() -> anyhow::Result<()> {
         Measurement::FirstPacket(options) => first_packet::run(&options, cli.common.out),
         Measurement::Load(options) => load::run(&options, cli.common.out),
         Measurement::Scale(options) => scale::run(&options, cli.common.out),
+        Measurement::Schedulers(options) => schedulers::run(&options, cli.common.out),
     }
 }
