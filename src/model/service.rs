@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::address::{Family, Protocol, parse_address, unusable};
 use super::network::parse_network;
 use super::problem::{Problem, Report};
+use super::tuning::Tuning;
 use crate::schedule::Scheduler;
 use crate::source::object::{self, labels};
 use crate::source::{Kind, ObjectKey};
@@ -19,6 +20,9 @@ pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-
 
 /// Annotation that chooses the scheduler of one Service.
 pub const SCHEDULER_ANNOTATION: &str = "pointsman.dev/scheduler";
+
+/// kube-router's annotation for the same, read where ours is not given. Its names are those of IPVS, as ours.
+pub const KUBE_ROUTER_SCHEDULER_ANNOTATION: &str = "kube-router.io/service.scheduler";
 
 /// Namespace and name of a Service, cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +72,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// What the annotation asks for; `None` takes the cluster's default.
     pub scheduler: Option<Scheduler>,
+    /// What the other annotations ask for: weights, shares, slow start, drain.
+    pub tuning: Arc<Tuning>,
 }
 
 /// One usable port of a Service.
@@ -159,6 +165,7 @@ impl Service {
             health_check_port: health_check_port(spec, kind, external_local, &mut report),
             ports: ports(spec, &mut report),
             scheduler: scheduler(service, &mut report),
+            tuning: Arc::new(Tuning::parse(service.metadata.annotations.as_ref(), &mut report)),
         };
         (Some(parsed), report.problems)
     }
@@ -331,12 +338,14 @@ fn health_check_port(spec: &object::ServiceSpec, kind: &str, external_local: boo
 }
 
 fn scheduler(service: &object::Service, report: &mut Report) -> Option<Scheduler> {
-    let name = service.metadata.annotations.as_ref()?.get(SCHEDULER_ANNOTATION)?;
+    let annotations = service.metadata.annotations.as_ref()?;
+    let choices = [SCHEDULER_ANNOTATION, KUBE_ROUTER_SCHEDULER_ANNOTATION];
+    let (annotation, name) = choices.into_iter().find_map(|choice| Some((choice, annotations.get(choice)?)))?;
     let scheduler = name.trim().parse().ok();
     if scheduler.is_none() {
         let known = Scheduler::NAMES.join(", ");
         report.add(
-            format!("metadata.annotations[{SCHEDULER_ANNOTATION}]"),
+            format!("metadata.annotations[{annotation}]"),
             name,
             format!("not a scheduler ({known}); the default is used"),
         );

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::address::{Family, Protocol, parse_address, unusable};
 use super::problem::{Problem, Report};
 use super::service::{ServiceKey, port_number};
+use super::tuning;
 use crate::source::object::{self, labels};
 use crate::source::{Kind, ObjectKey};
 
@@ -54,6 +55,10 @@ pub struct Endpoint {
     pub node: Option<Arc<str>>,
     /// The pod behind it.
     pub pod: Option<Arc<str>>,
+    /// The zone it is in.
+    pub zone: Option<Arc<str>>,
+    /// What its slice says that it weighs.
+    pub weight: Option<u16>,
     /// Zones whose nodes shall use it; empty without hints.
     pub zones: Vec<Arc<str>>,
     /// Nodes that shall use it; empty without hints.
@@ -115,6 +120,7 @@ fn ports(slice: &object::EndpointSlice, report: &mut Report) -> Vec<SlicePort> {
 }
 
 fn endpoints(slice: &object::EndpointSlice, family: Family, report: &mut Report) -> Vec<Endpoint> {
+    let weight = tuning::slice_weight(slice.metadata.annotations.as_ref(), report);
     let mut endpoints = Vec::with_capacity(slice.endpoints.len());
     for (index, endpoint) in slice.endpoints.iter().enumerate() {
         let Some(text) = endpoint.addresses.first() else {
@@ -141,6 +147,8 @@ fn endpoints(slice: &object::EndpointSlice, family: Family, report: &mut Report)
             terminating: endpoint.conditions.terminating.unwrap_or(false),
             node: endpoint.node_name.as_deref().map(Into::into),
             pod: endpoint.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Into::into),
+            zone: endpoint.zone.as_deref().map(Into::into),
+            weight,
             zones: names(&endpoint.hints.for_zones),
             nodes: names(&endpoint.hints.for_nodes),
         });

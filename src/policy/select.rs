@@ -175,6 +175,8 @@ mod tests {
             terminating,
             node: None,
             pod: None,
+            zone: None,
+            weight: None,
             zones: Vec::new(),
             nodes: Vec::new(),
         };
