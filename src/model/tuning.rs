@@ -37,8 +37,6 @@ pub use weights::Weights;
 
 use super::problem::Report;
 
-
-
 /// Weights of endpoints, on a Service.
 pub const WEIGHTS_ANNOTATION: &str = "pointsman.dev/weights";
 
@@ -211,7 +209,8 @@ mod tests {
         let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let mut report = Report::new(Kind::Service, ObjectKey { namespace: "shop".into(), name: "web".into() });
         let tuning = Tuning::parse(Some(&annotations), &mut report);
-        let said = |problem: &crate::model::Problem| format!("{}: {:?}: {}", problem.field, problem.value, problem.reason);
+        let said =
+            |problem: &crate::model::Problem| format!("{}: {:?}: {}", problem.field, problem.value, problem.reason);
         (tuning, report.problems.iter().map(said).collect())
     }
 
@@ -224,7 +223,11 @@ mod tests {
             ("45", Some(45_000), ""),
             ("0s", Some(0), ""),
             ("48h", Some(86_400_000), "\"48h\": longer than 24h; taken as 24h"),
-            ("99999999999999999999", None, "\"99999999999999999999\": not a time such as 30s or 1m30s; connections are not ended"),
+            (
+                "99999999999999999999",
+                None,
+                "\"99999999999999999999\": not a time such as 30s or 1m30s; connections are not ended",
+            ),
             ("-5s", None, "\"-5s\": not a time such as 30s or 1m30s; connections are not ended"),
             ("soon", None, "\"soon\": not a time such as 30s or 1m30s; connections are not ended"),
             ("", None, "\"\": empty; ignored"),
@@ -248,7 +251,12 @@ mod tests {
         assert_eq!((tuning.weights.patterns().count(), problems.len()), (1_000, 0));
         let (tuning, problems) = parse(&[(WEIGHTS_ANNOTATION, &list(5_000, "2"))]);
         assert_eq!(tuning.weights.patterns().count(), 1_000);
-        assert_eq!(problems, [r#"metadata.annotations[pointsman.dev/weights]: "web-1000=2": beyond 1000 entries; it and what follows is not used"#]);
+        assert_eq!(
+            problems,
+            [
+                r#"metadata.annotations[pointsman.dev/weights]: "web-1000=2": beyond 1000 entries; it and what follows is not used"#
+            ]
+        );
         let (tuning, problems) = parse(&[(WEIGHTS_ANNOTATION, &list(500, "heavy"))]);
         assert_eq!((tuning.weights.patterns().count(), problems.len()), (0, MAX_REMARKS + 1));
         assert!(problems[MAX_REMARKS].contains("\"492\""), "{problems:?}");

@@ -165,7 +165,8 @@ mod tests {
         assert!(Pattern::parse("ip:fd00::/8").expect("one").matches(&v6));
         assert!(Pattern::parse("ip:fd00:0::7").expect("one").matches(&v6));
         let bare = Endpoint { pod: None, node: None, zone: None, ..endpoint() };
-        for (text, want) in [("*", true), ("?*", false), ("node:*", false), ("zone:*", false), ("ip:10.0.0.0/8", true)] {
+        for (text, want) in [("*", true), ("?*", false), ("node:*", false), ("zone:*", false), ("ip:10.0.0.0/8", true)]
+        {
             assert_eq!(Pattern::parse(text).expect(text).matches(&bare), want, "{text}");
         }
     }

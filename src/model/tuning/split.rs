@@ -101,7 +101,6 @@ pub(super) fn percent(millionths: u64) -> String {
 mod tests {
     use super::super::SPLIT_ANNOTATION;
     use super::super::tests::parse;
-    use super::*;
 
     #[test]
     fn shares() {
@@ -116,7 +115,12 @@ mod tests {
             ("a=5%", &[50_000], 950_000, &[]),
             ("a=60%,*=60%", &[600_000, 600_000], 0, &["the shares are 120% together; taken in proportion"]),
             ("a=10%,*=20.5%", &[100_000, 205_000], 695_000, &["the shares are 30.5% together; taken in proportion"]),
-            ("a=500%,*=50%", &[1_000_000, 500_000], 0, &["more than 100%; taken as 100%", "the shares are 150% together; taken in proportion"]),
+            (
+                "a=500%,*=50%",
+                &[1_000_000, 500_000],
+                0,
+                &["more than 100%; taken as 100%", "the shares are 150% together; taken in proportion"],
+            ),
             ("a=99999999999999999%", &[1_000_000], 0, &["more than 100%; taken as 100%"]),
             ("a=5,*=95%", &[50_000, 950_000], 0, &["a share without %; taken as per cent"]),
             ("a=5%,a=7%,*=95%", &[50_000, 950_000], 0, &["a second entry for this pattern; the first one counts"]),
