@@ -257,7 +257,8 @@ mod tests {
 
     #[test]
     fn weights() {
-        let table: [(&[(&str, &str)], &[(&str, usize)], &str); 14] = [
+        type Row = (&'static [(&'static str, &'static str)], &'static [(&'static str, usize)], &'static str);
+        let table: [Row; 14] = [
             (&[], &[("a", 2)], "a-0:1 a-1:1"),
             (&[("weights", "a-0=5,a-1=2")], &[("a", 3)], "a-0:5 a-1:2 a-2:1"),
             (&[("weights", "*=100")], &[("a", 2)], "a-0:1 a-1:1"),
