@@ -119,7 +119,7 @@ impl Engine {
         Self {
             store: Store::default(),
             claims: Claims::default(),
-            compiler: Compiler::new(&settings.node),
+            compiler: Compiler::new(&settings.node).with_tables(settings.tables),
             flows: FlowBook::default(),
             settings,
             scheduler,
@@ -268,7 +268,7 @@ impl Engine {
                 object: key.object(),
                 field: "spec.ports".to_owned(),
                 value: shortage.port.to_string(),
-                reason: shortage.reason.to_owned(),
+                reason: shortage.reason,
             }));
             outcome.problems.extend(self.conflicts.replace(Kind::Service, &key.object(), problems));
         }

@@ -285,22 +285,54 @@ fn modes_bring_their_defaults() {
 #[test]
 fn schedulers_fall_back_or_are_refused() {
     let in_mode = |mode: &str, name: &str| with_body(&format!("mode: {mode}\nipvs: {{scheduler: {name}}}"));
-    for name in ["wrr", "lc", "wlc", "sh", "dh", "sed", "nq", "mh", "lblc", "lblcr", "fo", "ovf", "twos"] {
-        if name.parse::<Scheduler>().is_ok() {
-            continue;
+    for name in Scheduler::NAMES {
+        for mode in ["ipvs", "nftables"] {
+            assert_eq!(in_mode(mode, name).expect("valid").0.scheduler.name(), name, "{mode}");
         }
+    }
+    let (got, _) = load(&["--ipvs-scheduler=mh,mh-port"]).expect("valid");
+    assert_eq!(got.scheduler, Scheduler::Maglev { port: true });
+    for name in ["lblc", "lblcr", "fo", "ovf", "twos"] {
         let (got, notes) = in_mode("ipvs", name).expect("a node must start");
         assert_eq!(got.scheduler, Scheduler::RoundRobin, "{name}");
         let warnings: Vec<_> = notes.iter().filter(|note| matches!(note, Note::Warning(_))).collect();
         assert!(matches!(&warnings[..], [Note::Warning(text)] if text.contains(&format!("{name:?}"))), "{notes:?}");
     }
     let error = in_mode("ipvs", "fastest").expect_err("IPVS knows no such scheduler");
-    assert!(error.starts_with(r#"ipvs.scheduler: "fastest": unknown scheduler: one of random, rr"#), "{error}");
+    assert!(
+        error.starts_with(
+            r#"ipvs.scheduler: "fastest": unknown scheduler: one of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh"#
+        ),
+        "{error}"
+    );
     let (got, notes) = in_mode("nftables", "fastest").expect("upstream does not look at it");
     assert_eq!((got.scheduler, notes.len()), (Scheduler::Random, 1), "{notes:?}");
     assert_eq!(in_mode("nftables", "rr").expect("valid").0.scheduler, Scheduler::RoundRobin);
+    let error = load(&["--ipvs-scheduler=sh,port"]).expect_err("invalid");
+    assert!(
+        error.starts_with(r#"--ipvs-scheduler: "sh,port": scheduler sh has no flag "port": sh-port and"#),
+        "{error}"
+    );
     let error = load(&["--ipvs-scheduler=fast"]).expect_err("invalid");
-    assert!(error.starts_with(r#"--ipvs-scheduler: "fast": unknown scheduler: one of random, rr"#), "{error}");
+    assert!(
+        error.starts_with(
+            r#"--ipvs-scheduler: "fast": unknown scheduler: one of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh"#
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn tables_have_sizes_that_fit_their_schedulers() {
+    let sizes = |args: &[&str]| load(args).map(|(got, _)| (got.tables.hash.count(), got.tables.maglev.count()));
+    assert_eq!(sizes(&[]), Ok((1024, 4093)));
+    assert_eq!(sizes(&["--sh-table-size=256", "--mh-table-size=65537"]), Ok((256, 65537)));
+    let error = sizes(&["--sh-table-size=1000", "--mh-table-size=1024"]).expect_err("invalid");
+    insta::assert_snapshot!(error, @r"
+    2 things are wrong with the configuration:
+           --sh-table-size: 1000: must be a power of two from 16 to 65536
+           --mh-table-size: 1024: must be one of 251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 65537, 131071
+    ");
 }
 
 #[test]
@@ -368,11 +400,8 @@ fn the_full_file_means_what_it_says() {
     assert_eq!(got.config_sync_period, secs(300));
     insta::assert_debug_snapshot!(notes, @r#"
     [
-        Warning(
-            "ipvs.scheduler \"wlc\" is not implemented yet: using rr, the nearest of random, rr",
-        ),
         Info(
-            "mode ipvs: running on nftables with the defaults of that mode: NodePorts on the addresses configured, scheduler rr",
+            "mode ipvs: running on nftables with the defaults of that mode: NodePorts on the addresses configured, scheduler wlc",
         ),
         Info(
             "feature gates without effect here: NodeSwap",
@@ -463,7 +492,7 @@ fn all_errors_are_told_at_once() {
     4 things are wrong with the configuration:
            --conntrack-min: -1: must not be negative
            --hostname-override: "  ": an empty host name is invalid
-           --ipvs-scheduler: "fast": unknown scheduler: one of random, rr
+           --ipvs-scheduler: "fast": unknown scheduler: one of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh
            --manifests: "/m": excludes --kubeconfig: objects come from one place
     "#);
 }

@@ -11,7 +11,7 @@ use super::address::{Family, Protocol, parse_address, unusable};
 use super::network::parse_network;
 use super::problem::{Problem, Report};
 use super::tuning::Tuning;
-use crate::schedule::Scheduler;
+use crate::schedule::{Scheduler, SchedulerError};
 use crate::source::object::{self, labels};
 use crate::source::{Kind, ObjectKey};
 
@@ -341,16 +341,17 @@ fn scheduler(service: &object::Service, report: &mut Report) -> Option<Scheduler
     let annotations = service.metadata.annotations.as_ref()?;
     let choices = [SCHEDULER_ANNOTATION, KUBE_ROUTER_SCHEDULER_ANNOTATION];
     let (annotation, name) = choices.into_iter().find_map(|choice| Some((choice, annotations.get(choice)?)))?;
-    let scheduler = name.trim().parse().ok();
-    if scheduler.is_none() {
-        let known = Scheduler::NAMES.join(", ");
-        report.add(
-            format!("metadata.annotations[{annotation}]"),
-            name,
-            format!("not a scheduler ({known}); the default is used"),
-        );
+    match name.parse() {
+        Ok(scheduler) => Some(scheduler),
+        Err(error) => {
+            let reason = match error {
+                SchedulerError::Unknown { .. } => format!("not a scheduler ({})", Scheduler::NAMES.join(", ")),
+                SchedulerError::Flag { .. } => error.to_string(),
+            };
+            report.add(format!("metadata.annotations[{annotation}]"), name, format!("{reason}; the default is used"));
+            None
+        }
     }
-    scheduler
 }
 
 /// A port as objects carry it, if it is one.
@@ -430,7 +431,7 @@ mod tests {
         Service shop/web: spec.ports[2].protocol: "QUIC": not TCP, UDP or SCTP; port not served
         Service shop/web: spec.ports[4].port: "80": a second port of that number; port not served
         Service shop/web: spec.ports[5].name: "d": a second port of that name; port not served
-        Service shop/web: metadata.annotations[pointsman.dev/scheduler]: "fastest": not a scheduler (random, rr); the default is used
+        Service shop/web: metadata.annotations[pointsman.dev/scheduler]: "fastest": not a scheduler (random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh); the default is used
         "#);
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::weigh::{all_drained, group_of, ignores_weights, is_weighted, scheduler, share_of};
+use super::weigh::{all_drained, group_of, is_weighted, scheduler, share_of};
 use super::{Context, ResolvedPort};
 use crate::model::tuning::{Pattern, SLOW_START_ANNOTATION, SPLIT_ANNOTATION, WEIGHT_ANNOTATION, WEIGHTS_ANNOTATION};
 use crate::model::{Endpoint, Problem, Service, Slice};
@@ -48,7 +48,7 @@ pub fn tuning_problems<'a>(
         }
     }
     let dealer = scheduler(service, context.scheduler, weighted);
-    if ignores_weights(dealer) {
+    if !dealer.heeds_weights() {
         let slices_differ = endpoints().any(|endpoint| !matches!(endpoint.weight, None | Some(0 | 1)));
         for (annotation, given) in [
             (WEIGHTS_ANNOTATION, tuning.weights.differ()),

@@ -50,16 +50,11 @@ pub(super) fn scheduler(service: &Service, default: Scheduler, weighted: bool) -
     }
 }
 
-/// Whether a scheduler deals alike whatever the weights, as in IPVS. None gives anything to an endpoint of weight 0.
-pub(super) fn ignores_weights(scheduler: Scheduler) -> bool {
-    ["rr", "lc"].contains(&scheduler.name())
-}
-
 /// The scheduler that does the same with weights.
 fn twin(scheduler: Scheduler) -> Option<Scheduler> {
-    match scheduler.name() {
-        "rr" => "wrr".parse().ok(),
-        "lc" => "wlc".parse().ok(),
+    match scheduler {
+        Scheduler::RoundRobin => Some(Scheduler::WeightedRoundRobin),
+        Scheduler::LeastConnection => Some(Scheduler::WeightedLeastConnection),
         _ => None,
     }
 }
@@ -353,11 +348,11 @@ mod tests {
         };
         assert_eq!(scheduler(&service, Scheduler::Random, true), Scheduler::Random);
         assert_eq!(scheduler(&service, Scheduler::RoundRobin, false), Scheduler::RoundRobin);
-        let wrr = "wrr".parse().unwrap_or(Scheduler::RoundRobin);
-        assert_eq!(scheduler(&service, Scheduler::RoundRobin, true), wrr);
+        assert_eq!(scheduler(&service, Scheduler::RoundRobin, true), Scheduler::WeightedRoundRobin);
+        assert_eq!(scheduler(&service, Scheduler::LeastConnection, true), Scheduler::WeightedLeastConnection);
+        assert_eq!(scheduler(&service, Scheduler::NeverQueue, true), Scheduler::NeverQueue);
         service.scheduler = Some(Scheduler::RoundRobin);
         assert_eq!(scheduler(&service, Scheduler::Random, true), Scheduler::RoundRobin, "what was chosen stays");
-        assert!(ignores_weights(Scheduler::RoundRobin) && !ignores_weights(Scheduler::Random));
     }
 
     proptest! {

@@ -18,7 +18,7 @@
     ("iptables: {syncPeriod: 2s, minSyncPeriod: 3s}\n", r#"iptables.minSyncPeriod: "3s": must not be greater than the sync period, 2s"#),
     ("mode: ipvs\nipvs: {syncPeriod: 2s, minSyncPeriod: 3s}\n", r#"ipvs.minSyncPeriod: "3s": must not be greater than the sync period, 2s"#),
     ("mode: nftables\nnftables: {syncPeriod: 500ms}\n", r#"nftables.minSyncPeriod: "1s": must not be greater than the sync period, 500ms"#),
-    ("mode: ipvs\nipvs: {scheduler: fastest}\n", r#"ipvs.scheduler: "fastest": unknown scheduler: one of random, rr"#),
+    ("mode: ipvs\nipvs: {scheduler: fastest}\n", r#"ipvs.scheduler: "fastest": unknown scheduler: one of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh"#),
     ("mode: ipvs\nipvs: {tcpTimeout: -1s}\n", r#"ipvs.tcpTimeout: "-1s": must not be negative"#),
     ("mode: ipvs\nipvs: {tcpFinTimeout: -1s}\n", r#"ipvs.tcpFinTimeout: "-1s": must not be negative"#),
     ("mode: ipvs\nipvs: {udpTimeout: -1s}\n", r#"ipvs.udpTimeout: "-1s": must not be negative"#),

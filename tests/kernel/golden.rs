@@ -5,13 +5,16 @@
 //!
 //! SCTP is here because it can be programmed and listed; it cannot be sent on the kernels that these tests run on.
 
+use pointsman::engine::Engine;
 use pointsman::lab::Namespace;
+use pointsman::policy::Settings;
+use pointsman::schedule::{Buckets, Scheduler, TableSizes};
 use serde_json::{Value, json};
 
 use super::proxy::Proxy;
 use super::support::beds::pods;
 use super::support::objects::{HTTP, cluster_ips, scheduled, service, service_at, shop, slice_of, slices};
-use super::support::oracle::{json as nft_json, ruleset};
+use super::support::oracle::{json as nft_json, nft, ruleset};
 
 /// Programs the objects on an empty namespace and compares the listing with the snapshot of this name.
 fn golden(name: &str, objects: &[Value]) -> String {
@@ -53,6 +56,42 @@ fn round_robin_beside_random() {
     let mut cart = shop("cart", 2, &pods(2..=3));
     cart[0] = scheduled(cart[0].take(), "rr");
     golden("round-robin", &[shop("web", 1, &pods(1..=2)), cart].concat());
+}
+
+/// All that hash, in both families, with tables as small as they can be; `mh` has so large a one that only its chains are shown.
+#[test]
+fn hashing() {
+    let mut objects = Vec::new();
+    for (number, scheduler) in [(1, "sh"), (2, "sh,sh-port"), (3, "dh")] {
+        let name = scheduler.replace(',', "-");
+        let service = service(&name, number, &[HTTP]);
+        objects.push(scheduled(service, scheduler));
+        objects.extend(slices(&name, &pods(1..=2)));
+    }
+    objects[0]["spec"]["sessionAffinity"] = json!("ClientIP");
+    let inside = Namespace::anonymous().expect("a namespace, which needs root");
+    let buckets = |count| Buckets::new(count).expect("a size");
+    let tables = TableSizes { hash: buckets(16), maglev: buckets(251) };
+    let mut proxy = Proxy::start(&inside);
+    proxy.engine =
+        Engine::with_settings(Settings { node: "n1".into(), tables, ..Settings::default() }, Scheduler::Random);
+    proxy.put(&objects);
+    proxy.assert_exact("hashing");
+    insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
+        insta::assert_snapshot!("hashing", ruleset(&inside));
+    });
+    for (number, scheduler) in [(4, "mh"), (5, "mh,mh-port")] {
+        proxy.put(
+            &[vec![scheduled(service("mh", number, &[HTTP]), scheduler)], slices("mh", &pods(1..=2)).to_vec()].concat(),
+        );
+        proxy.assert_exact(scheduler);
+        ruleset(&inside);
+    }
+    let rules = |family, chain| nft(&inside, &["list", "chain", family, "pointsman", chain]);
+    let all = [("ip", "mh-251"), ("ip6", "mh-251"), ("ip", "mh-port-251"), ("ip6", "mh-port-251")];
+    insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
+        insta::assert_snapshot!("hashing-maglev", all.map(|(family, chain)| rules(family, chain)).join(""));
+    });
 }
 
 #[test]
