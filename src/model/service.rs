@@ -394,6 +394,25 @@ mod tests {
     }
 
     #[test]
+    fn kube_routers_annotation_is_read_where_ours_is_not_given() {
+        let given = |annotations: serde_json::Value| {
+            let spec = json!({"clusterIP": "10.0.0.1", "ports": [{"port": 80}]});
+            let (service, problems) = parse(json!({"metadata": {"annotations": annotations}, "spec": spec}));
+            (service.expect("served").scheduler, problems)
+        };
+        let theirs = "kube-router.io/service.scheduler";
+        assert_eq!(given(json!({theirs: "rr"})), (Some(Scheduler::RoundRobin), vec![]));
+        assert_eq!(given(json!({theirs: "rr", SCHEDULER_ANNOTATION: "random"})), (Some(Scheduler::Random), vec![]));
+        assert_eq!(given(json!({theirs: "rr", SCHEDULER_ANNOTATION: ""})).0, None, "ours counts, right or wrong");
+        let (scheduler, problems) = given(json!({theirs: "fastest"}));
+        assert!(scheduler.is_none() && problems.len() == 1);
+        assert!(
+            problems[0]
+                .starts_with(r#"Service shop/web: metadata.annotations[kube-router.io/service.scheduler]: "fastest""#)
+        );
+    }
+
+    #[test]
     fn what_is_not_ours_is_ignored_without_a_word() {
         for value in [
             json!({"metadata": {}, "spec": {"clusterIP": "None", "ports": [{"port": 80}]}}),

@@ -219,6 +219,29 @@ mod tests {
     }
 
     #[test]
+    fn a_slice_may_have_a_weight_for_all_its_endpoints() {
+        let weights = |text: &str| {
+            let (slice, problems) = parse(json!({
+                "metadata": {"labels": {"kubernetes.io/service-name": "web"}, "annotations": {"pointsman.dev/weight": text}},
+                "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"], "zone": "eu-1a"}, {"addresses": ["10.0.0.2"]}],
+            }));
+            let slice = slice.expect("usable");
+            assert_eq!(slice.endpoints[0].zone.as_deref(), Some("eu-1a"));
+            (slice.endpoints.iter().map(|one| one.weight).collect::<Vec<_>>(), problems.join(""))
+        };
+        assert_eq!(weights(" 7\n"), (vec![Some(7); 2], String::new()));
+        assert_eq!(weights("0"), (vec![Some(0); 2], String::new()));
+        let problem = |text: &str, reason: &str| {
+            format!("EndpointSlice shop/web-1: metadata.annotations[pointsman.dev/weight]: {text:?}: {reason}")
+        };
+        let none = |text| (vec![None; 2], problem(text, "not a weight in 0..65535; the weight is 1"));
+        for text in ["", "heavy", "-1", "1.5", "1\u{1b}[0m"] {
+            assert_eq!(weights(text), none(text));
+        }
+        assert_eq!(weights("70000"), (vec![Some(65535); 2], problem("70000", "more than 65535; taken as 65535")));
+    }
+
+    #[test]
     fn slices_that_cannot_be_used_at_all() {
         let fqdn = json!({"metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "addressType": "FQDN",
             "endpoints": [{"addresses": ["example.org"]}]});
