@@ -23,9 +23,11 @@
 //! `tests/conntrack.rs`.
 
 mod book;
+mod cut;
 mod flow;
 mod settings;
 
 pub use book::FlowBook;
+pub use cut::Cut;
 pub use flow::{Destination, Expected, Flow, Judgement, Tuple, View};
 pub use settings::{Settings, Sysctl, Write, count_cpus};

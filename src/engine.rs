@@ -7,20 +7,27 @@
 //! Invariants: no I/O; work is proportional to what was touched; whatever the history, the result is that of the last state of all
 //! objects. The property test below replays random histories onto simulated maps and compares with a fresh engine.
 
+mod drains;
 mod triggers;
+#[cfg(test)]
+mod tuning_tests;
+mod warmth;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use jiff::Timestamp;
 
 use crate::compile::layout::Locality;
 use crate::compile::{Compiler, Delta, Image};
-use crate::conntrack::{FlowBook, View};
+use crate::conntrack::{Cut, FlowBook, View};
 use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, ServiceKey, Store};
 use crate::policy::{self, Claims, Context, HealthCheck, ResolvedPort, Settings};
 use crate::schedule::Scheduler;
 use crate::source::{Change, Kind, Object};
+use drains::Drains;
 use triggers::Triggers;
+use warmth::Warmth;
 
 /// Model, policy, schedule and compile under one roof.
 #[derive(Debug)]
@@ -44,6 +51,13 @@ pub struct Engine {
     /// The families of what was touched.
     families: Families,
     triggers: Triggers,
+    /// What time it is, if anybody said so: without it nothing starts slowly and nothing drains.
+    now: Option<Instant>,
+    warmth: Warmth,
+    drains: Drains,
+    /// When Services have to be looked at again though nothing changed, by Service.
+    deadlines: BTreeMap<ServiceKey, Instant>,
+    cuts: Vec<Cut>,
 }
 
 /// What came of everything taken since the last compilation.
@@ -118,6 +132,11 @@ impl Engine {
             fresh_problems: Vec::new(),
             families: Families::default(),
             triggers: Triggers::default(),
+            now: None,
+            warmth: Warmth::default(),
+            drains: Drains::default(),
+            deadlines: BTreeMap::new(),
+            cuts: Vec::new(),
         }
     }
 
@@ -159,6 +178,23 @@ impl Engine {
         self.fresh_problems.extend(effect.problems);
     }
 
+    /// Says what time it is: before each compilation, and when [`Engine::next_deadline`] has come. Time must not go backwards.
+    pub fn take_time(&mut self, now: Instant) {
+        self.now = Some(now);
+        self.touched.extend(self.deadlines.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()));
+    }
+
+    /// When something is to be done even if nothing changes: an endpoint in slow start gets more, or one that left has drained. `None`
+    /// almost always. After [`Engine::take_time`] and a compilation it is later than that time.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.values().min().copied()
+    }
+
+    /// The connections to be ended since the last call; to be done when the kernel has what was compiled before.
+    pub fn take_cuts(&mut self) -> Vec<Cut> {
+        std::mem::take(&mut self.cuts)
+    }
+
     /// The families that the next compilation concerns.
     pub fn touched(&self) -> Families {
         self.families
@@ -195,6 +231,7 @@ impl Engine {
             node: self.store.node(),
             claims: &self.claims,
             scheduler: self.scheduler,
+            warming: None,
         };
         for key in &services {
             let service = self.store.service(key);
@@ -204,7 +241,16 @@ impl Engine {
                 Some(health) => self.health.insert(key.clone(), health),
                 None => self.health.remove(key),
             };
-            let resolved = service.map(|service| policy::resolve(service, slices, context)).unwrap_or_default();
+            let progress = self.warmth.update(key, service, slices.clone(), self.now);
+            let context = Context { warming: Some(&progress.warming), ..context };
+            let resolved = service.map(|service| policy::resolve(service, slices.clone(), context)).unwrap_or_default();
+            let due = self.drains.update(key, service, slices.clone(), &resolved, self.now);
+            let node_addresses = self.flows.node_addresses();
+            self.cuts.extend(due.cuts.into_iter().map(|cut| Cut { node_addresses: node_addresses.clone(), ..cut }));
+            match [progress.next, due.next].into_iter().flatten().min() {
+                Some(deadline) => self.deadlines.insert(key.clone(), deadline),
+                None => self.deadlines.remove(key),
+            };
             let lacking = NoLocalEndpoints::of(&resolved);
             let before = match lacking == NoLocalEndpoints::default() {
                 true => self.lacking.remove(key),
@@ -215,6 +261,8 @@ impl Engine {
             let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
             let mut problems: Vec<_> =
                 service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();
+            let tuning = service.map(|service| policy::tuning_problems(service, slices, &resolved, context));
+            problems.extend(tuning.unwrap_or_default());
             problems.extend(shortages.into_iter().map(|shortage| Problem {
                 kind: Kind::Service,
                 object: key.object(),

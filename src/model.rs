@@ -20,6 +20,7 @@ mod problem;
 mod service;
 mod slice;
 mod store;
+pub mod tuning;
 
 pub use address::{Family, Protocol, parse_address};
 pub use families::Families;
@@ -29,3 +30,4 @@ pub use problem::{Problem, Problems};
 pub use service::{Affinity, PortKey, Service, ServiceKey, ServicePort};
 pub use slice::{Endpoint, Slice, SlicePort};
 pub use store::{Effect, SliceEffect, Store};
+pub use tuning::Tuning;

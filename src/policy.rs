@@ -18,16 +18,20 @@
 //! `claims`; `tests/conformance/README.md` lists them row by row.
 
 mod claims;
+mod remarks;
 mod select;
 mod serving;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod weigh;
 
 use std::net::{IpAddr, SocketAddr};
 
 pub use claims::Claims;
+pub use remarks::tuning_problems;
 pub use settings::{DetectLocal, Detector, NodeAddresses, NodePortAddresses, Settings, detector, node_port_ranges};
+pub use weigh::Warming;
 
 use crate::model::{AddressRange, Affinity, Family, Node, PortKey, Problem, Protocol, Service, ServicePort, Slice};
 use crate::schedule::{Candidate, Scheduler};
@@ -145,6 +149,8 @@ pub struct Context<'a> {
     pub claims: &'a Claims,
     /// For Services that choose none.
     pub scheduler: Scheduler,
+    /// Who of this Service's endpoints is in slow start; `None`: nobody.
+    pub warming: Option<&'a Warming>,
 }
 
 // === impl Frontend ===
@@ -271,7 +277,8 @@ fn resolve_port<'a>(
         Protocol::Udp => serving::serving(port, slices.clone()),
         Protocol::Tcp | Protocol::Sctp => Vec::new(),
     };
-    let selection = select(port, slices, Place { node: &context.settings.node, zone }, uses);
+    let weighted = weigh::is_weighted(service, slices.clone());
+    let selection = select(port, slices.clone(), Place { node: &context.settings.node, zone }, uses);
     let cluster = if selection.cluster.is_empty() { Verdict::Discard } else { Verdict::Cluster };
     let local = if selection.local.is_empty() { Verdict::Discard } else { Verdict::Local };
     let (internal, outside, inside) = if !selection.any {
@@ -286,7 +293,14 @@ fn resolve_port<'a>(
     let leads_to = |verdict: Verdict| {
         (internally && internal == verdict) || (externally && (outside == verdict || inside == verdict))
     };
-    let weigh = |endpoints: Vec<SocketAddr>| endpoints.into_iter().map(Candidate::equal).collect();
+    let weigh = |endpoints: Vec<SocketAddr>| -> Vec<Candidate> {
+        if !weighted {
+            return endpoints.into_iter().map(Candidate::equal).collect();
+        }
+        let known = select::gather(port, slices.clone());
+        let endpoints: Vec<weigh::Known<'_>> = endpoints.into_iter().map(|at| (at, known[&at])).collect();
+        weigh::weigh(&service.tuning, &endpoints, context.warming.unwrap_or(&Warming::default()))
+    };
     Some(ResolvedPort {
         key: service.port_key(port),
         family,
@@ -299,7 +313,7 @@ fn resolve_port<'a>(
         local: if leads_to(Verdict::Local) { weigh(selection.local) } else { Vec::new() },
         serving,
         local_addresses: selection.local_addresses,
-        scheduler: service.scheduler.unwrap_or(context.scheduler),
+        scheduler: weigh::scheduler(service, context.scheduler, weighted),
         affinity: service.affinity,
         frontends,
         node_port,

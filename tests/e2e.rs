@@ -4,7 +4,8 @@
 //! says on standard error, and what `nft` lists. Every test has a lab of its own, so all of them run at once.
 //!
 //! Where things are: `manifests` a directory as the source; `api` an API server as the source; `flags` what the command line does and how
-//! starts fail; `input` objects that are wrong; `observe` health, metrics and Events; `swap` taking over from another proxy and back; `daemon` the child process.
+//! starts fail; `input` objects that are wrong; `observe` health, metrics and Events; `swap` taking over from another proxy and back; `tuning`
+//! weights, shares, slow start and drain; `daemon` the child process.
 
 #[path = "e2e/api.rs"]
 mod api;
@@ -22,3 +23,5 @@ mod observe;
 mod support;
 #[path = "e2e/swap.rs"]
 mod swap;
+#[path = "e2e/tuning.rs"]
+mod tuning;

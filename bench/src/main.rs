@@ -5,7 +5,8 @@
 //! What each one measures, and how to read it, is in `bench/README.md`.
 //!
 //! Where things are: [`cluster`] makes Kubernetes objects, [`stats`] makes few numbers of many, [`usage`] asks the kernel what
-//! something cost, [`report`] writes tables and files; [`first_packet`], [`load`], [`scale`] and [`schedulers`] are the measurements.
+//! something cost, [`report`] writes tables and files; [`first_packet`], [`load`], [`scale`], [`schedulers`] and
+//! [`split`] are the measurements.
 //!
 //! Invariant: speed is printed, never asserted. A run fails only when something could not be measured.
 
@@ -15,6 +16,7 @@ mod load;
 mod report;
 mod scale;
 mod schedulers;
+mod split;
 mod stats;
 mod usage;
 
@@ -50,6 +52,8 @@ enum Measurement {
     Scale(scale::Options),
     /// What the schedulers promise: turns, shares, clients that stay; and what each costs
     Schedulers(schedulers::Options),
+    /// How near a canary comes to its share, beside few and many replicas
+    Split(split::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -60,5 +64,6 @@ fn main() -> anyhow::Result<()> {
         Measurement::Load(options) => load::run(&options, cli.common.out),
         Measurement::Scale(options) => scale::run(&options, cli.common.out),
         Measurement::Schedulers(options) => schedulers::run(&options, cli.common.out),
+        Measurement::Split(options) => split::run(&options, cli.common.out),
     }
 }

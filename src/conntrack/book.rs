@@ -76,6 +76,11 @@ impl FlowBook {
         self.node_addresses = Arc::new(addresses);
     }
 
+    /// The addresses on which node ports are served, as told last.
+    pub fn node_addresses(&self) -> &Arc<BTreeSet<IpAddr>> {
+        &self.node_addresses
+    }
+
     /// What changed since the last call.
     pub fn take_changed(&mut self) -> View {
         let mut changed = std::mem::take(&mut self.changed);

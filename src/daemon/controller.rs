@@ -140,11 +140,15 @@ impl Controller {
         self.observer.loop_started();
         loop {
             let wait = changes.recv_many(&mut batch, BATCH);
-            let received = match self.trust {
-                Trust::Unknown { retry_at, .. } if self.awaited.is_empty() => {
-                    tokio::time::timeout_at(retry_at.into(), wait).await.ok()
-                }
-                Trust::Known | Trust::Unknown { .. } => Some(wait.await),
+            // When to go on though nothing came.
+            let wake = match self.trust {
+                _ if !self.awaited.is_empty() => None,
+                Trust::Unknown { retry_at, .. } => Some(retry_at),
+                Trust::Known => self.engine.next_deadline(),
+            };
+            let received = match wake {
+                Some(at) => tokio::time::timeout_at(at.into(), wait).await.ok(),
+                None => Some(wait.await),
             };
             if received == Some(0) {
                 return Ok(());
@@ -166,6 +170,7 @@ impl Controller {
                     self.observer.set_node_eligible(node.eligible);
                 }
             }
+            self.engine.take_time(Instant::now());
             if self.awaited.is_empty() {
                 self.program(begin, changes_taken)?;
                 if let Some(pause) = self.pause {
@@ -198,7 +203,7 @@ impl Controller {
         let (kind, result) = match &mut self.trust {
             Trust::Known if stale => (SyncKind::Full, self.plane.replace(&self.engine.everything())),
             Trust::Known if outcome.delta.is_empty() => {
-                self.cleaner.programmed();
+                self.clean();
                 self.synced(SyncKind::Partial, begin, true);
                 return Ok(());
             }
@@ -225,7 +230,7 @@ impl Controller {
                     self.engine.settle();
                     self.trust = Trust::Known;
                 }
-                self.cleaner.programmed();
+                self.clean();
                 if let Some(work) = self.after_first_load.take() {
                     work();
                 }
@@ -233,6 +238,12 @@ impl Controller {
             }
             Err(error) => self.refused(error),
         }
+    }
+
+    /// The kernel has what is expected of new connections: now for those that are there.
+    fn clean(&mut self) {
+        self.cleaner.programmed();
+        self.cleaner.cut(self.engine.take_cuts());
     }
 
     /// Plans another attempt, unless that is hopeless.

@@ -12,10 +12,11 @@
 //! Removing exactly: an entry is named by its original tuple, its zones and its number, so a flow that took its place meanwhile
 //! stays. A request without a tuple would flush the table, so none can be written: [`ConntrackTable::delete`] takes flows.
 //!
-//! Invariants: nothing but UDP entries is ever removed, and only in the network namespace in which the table was opened; the table
+//! Invariants: nothing but UDP entries is ever removed, except where a Service says when its connections end (`cutter`), and only in the network namespace in which the table was opened; the table
 //! is never collected in memory; the controller never waits for a pass. Proven by `tests/conntrack.rs`.
 
 mod cleaner;
+mod cutter;
 mod sysctl;
 mod table;
 mod wire;

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::address::{Family, Protocol, parse_address, unusable};
 use super::network::parse_network;
 use super::problem::{Problem, Report};
+use super::tuning::Tuning;
 use crate::schedule::{Scheduler, SchedulerError};
 use crate::source::object::{self, labels};
 use crate::source::{Kind, ObjectKey};
@@ -19,6 +20,9 @@ pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-
 
 /// Annotation that chooses the scheduler of one Service.
 pub const SCHEDULER_ANNOTATION: &str = "pointsman.dev/scheduler";
+
+/// kube-router's annotation for the same, read where ours is not given. Its names are those of IPVS, as ours.
+pub const KUBE_ROUTER_SCHEDULER_ANNOTATION: &str = "kube-router.io/service.scheduler";
 
 /// Namespace and name of a Service, cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +72,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// What the annotation asks for; `None` takes the cluster's default.
     pub scheduler: Option<Scheduler>,
+    /// What the other annotations ask for: weights, shares, slow start, drain.
+    pub tuning: Arc<Tuning>,
 }
 
 /// One usable port of a Service.
@@ -159,6 +165,7 @@ impl Service {
             health_check_port: health_check_port(spec, kind, external_local, &mut report),
             ports: ports(spec, &mut report),
             scheduler: scheduler(service, &mut report),
+            tuning: Arc::new(Tuning::parse(service.metadata.annotations.as_ref(), &mut report)),
         };
         (Some(parsed), report.problems)
     }
@@ -331,7 +338,9 @@ fn health_check_port(spec: &object::ServiceSpec, kind: &str, external_local: boo
 }
 
 fn scheduler(service: &object::Service, report: &mut Report) -> Option<Scheduler> {
-    let name = service.metadata.annotations.as_ref()?.get(SCHEDULER_ANNOTATION)?;
+    let annotations = service.metadata.annotations.as_ref()?;
+    let choices = [SCHEDULER_ANNOTATION, KUBE_ROUTER_SCHEDULER_ANNOTATION];
+    let (annotation, name) = choices.into_iter().find_map(|choice| Some((choice, annotations.get(choice)?)))?;
     match name.parse() {
         Ok(scheduler) => Some(scheduler),
         Err(error) => {
@@ -339,8 +348,7 @@ fn scheduler(service: &object::Service, report: &mut Report) -> Option<Scheduler
                 SchedulerError::Unknown { .. } => format!("not a scheduler ({})", Scheduler::NAMES.join(", ")),
                 SchedulerError::Flag { .. } => error.to_string(),
             };
-            let field = format!("metadata.annotations[{SCHEDULER_ANNOTATION}]");
-            report.add(field, name, format!("{reason}; the default is used"));
+            report.add(format!("metadata.annotations[{annotation}]"), name, format!("{reason}; the default is used"));
             None
         }
     }
@@ -383,6 +391,25 @@ mod tests {
         assert_eq!(ips(&service), ["10.96.0.41", "fd00:10:96::29"]);
         assert_eq!(service.scheduler, Some(Scheduler::RoundRobin));
         assert_eq!(service.port_key(&service.ports[1]).to_string(), "shop/web:dns");
+    }
+
+    #[test]
+    fn kube_routers_annotation_is_read_where_ours_is_not_given() {
+        let given = |annotations: serde_json::Value| {
+            let spec = json!({"clusterIP": "10.0.0.1", "ports": [{"port": 80}]});
+            let (service, problems) = parse(json!({"metadata": {"annotations": annotations}, "spec": spec}));
+            (service.expect("served").scheduler, problems)
+        };
+        let theirs = "kube-router.io/service.scheduler";
+        assert_eq!(given(json!({theirs: "rr"})), (Some(Scheduler::RoundRobin), vec![]));
+        assert_eq!(given(json!({theirs: "rr", SCHEDULER_ANNOTATION: "random"})), (Some(Scheduler::Random), vec![]));
+        assert_eq!(given(json!({theirs: "rr", SCHEDULER_ANNOTATION: ""})).0, None, "ours counts, right or wrong");
+        let (scheduler, problems) = given(json!({theirs: "fastest"}));
+        assert!(scheduler.is_none() && problems.len() == 1);
+        assert!(
+            problems[0]
+                .starts_with(r#"Service shop/web: metadata.annotations[kube-router.io/service.scheduler]: "fastest""#)
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::address::{Family, Protocol, parse_address, unusable};
 use super::problem::{Problem, Report};
 use super::service::{ServiceKey, port_number};
+use super::tuning;
 use crate::source::object::{self, labels};
 use crate::source::{Kind, ObjectKey};
 
@@ -54,6 +55,10 @@ pub struct Endpoint {
     pub node: Option<Arc<str>>,
     /// The pod behind it.
     pub pod: Option<Arc<str>>,
+    /// The zone it is in.
+    pub zone: Option<Arc<str>>,
+    /// What its slice says that it weighs.
+    pub weight: Option<u16>,
     /// Zones whose nodes shall use it; empty without hints.
     pub zones: Vec<Arc<str>>,
     /// Nodes that shall use it; empty without hints.
@@ -115,6 +120,7 @@ fn ports(slice: &object::EndpointSlice, report: &mut Report) -> Vec<SlicePort> {
 }
 
 fn endpoints(slice: &object::EndpointSlice, family: Family, report: &mut Report) -> Vec<Endpoint> {
+    let weight = tuning::slice_weight(slice.metadata.annotations.as_ref(), report);
     let mut endpoints = Vec::with_capacity(slice.endpoints.len());
     for (index, endpoint) in slice.endpoints.iter().enumerate() {
         let Some(text) = endpoint.addresses.first() else {
@@ -141,6 +147,8 @@ fn endpoints(slice: &object::EndpointSlice, family: Family, report: &mut Report)
             terminating: endpoint.conditions.terminating.unwrap_or(false),
             node: endpoint.node_name.as_deref().map(Into::into),
             pod: endpoint.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Into::into),
+            zone: endpoint.zone.as_deref().map(Into::into),
+            weight,
             zones: names(&endpoint.hints.for_zones),
             nodes: names(&endpoint.hints.for_nodes),
         });
@@ -208,6 +216,29 @@ mod tests {
         EndpointSlice shop/web-1: endpoints[2].addresses[0]: "pod-7": not an IP address; skipped
         EndpointSlice shop/web-1: endpoints[3].addresses[0]: "0.0.0.0": the unspecified address cannot be an endpoint; skipped
         "#);
+    }
+
+    #[test]
+    fn a_slice_may_have_a_weight_for_all_its_endpoints() {
+        let weights = |text: &str| {
+            let (slice, problems) = parse(json!({
+                "metadata": {"labels": {"kubernetes.io/service-name": "web"}, "annotations": {"pointsman.dev/weight": text}},
+                "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"], "zone": "eu-1a"}, {"addresses": ["10.0.0.2"]}],
+            }));
+            let slice = slice.expect("usable");
+            assert_eq!(slice.endpoints[0].zone.as_deref(), Some("eu-1a"));
+            (slice.endpoints.iter().map(|one| one.weight).collect::<Vec<_>>(), problems.join(""))
+        };
+        assert_eq!(weights(" 7\n"), (vec![Some(7); 2], String::new()));
+        assert_eq!(weights("0"), (vec![Some(0); 2], String::new()));
+        let problem = |text: &str, reason: &str| {
+            format!("EndpointSlice shop/web-1: metadata.annotations[pointsman.dev/weight]: {text:?}: {reason}")
+        };
+        let none = |text| (vec![None; 2], problem(text, "not a weight in 0..65535; the weight is 1"));
+        for text in ["", "heavy", "-1", "1.5", "1\u{1b}[0m"] {
+            assert_eq!(weights(text), none(text));
+        }
+        assert_eq!(weights("70000"), (vec![Some(65535); 2], problem("70000", "more than 65535; taken as 65535")));
     }
 
     #[test]

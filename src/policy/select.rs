@@ -103,7 +103,10 @@ pub(super) fn local_ready<'a>(
 
 /// The endpoints of a port by address. The same address and port in several entries or slices is one endpoint; of two, the one
 /// that does not terminate is believed.
-fn gather<'a>(port: &ServicePort, slices: impl Iterator<Item = &'a Slice>) -> BTreeMap<SocketAddr, &'a Endpoint> {
+pub(super) fn gather<'a>(
+    port: &ServicePort,
+    slices: impl Iterator<Item = &'a Slice>,
+) -> BTreeMap<SocketAddr, &'a Endpoint> {
     let mut known: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
     for slice in slices {
         let ports =
@@ -175,6 +178,8 @@ mod tests {
             terminating,
             node: None,
             pod: None,
+            zone: None,
+            weight: None,
             zones: Vec::new(),
             nodes: Vec::new(),
         };

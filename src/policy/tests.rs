@@ -27,7 +27,11 @@ fn settings() -> Settings {
 fn resolved(service: &Service, slices: &[Slice], settings: &Settings, node: Option<&Node>) -> Vec<ResolvedPort> {
     let mut claims = Claims::default();
     claims.set(&service.key, service.created, wanted(service, settings));
-    resolve(service, slices.iter(), Context { settings, node, claims: &claims, scheduler: Scheduler::Random })
+    resolve(
+        service,
+        slices.iter(),
+        Context { settings, node, claims: &claims, scheduler: Scheduler::Random, warming: None },
+    )
 }
 
 fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
@@ -251,7 +255,8 @@ fn what_another_service_has_is_left_out() {
     let mut claims = Claims::default();
     claims.set(&service.key, service.created, wanted(&service, &settings));
     claims.set(&ServiceKey::new("shop", "older"), 7, wanted(&service, &settings).into_iter().take(2));
-    let context = Context { settings: &settings, node: None, claims: &claims, scheduler: Scheduler::Random };
+    let context =
+        Context { settings: &settings, node: None, claims: &claims, scheduler: Scheduler::Random, warming: None };
     let resolved = resolve(&service, [].iter(), context);
     assert_eq!(resolved.len(), 1);
     assert_eq!(&*resolved[0].key.name, "b");

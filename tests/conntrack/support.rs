@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nft::netlink::Writer;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
@@ -31,6 +31,8 @@ pub struct Proxy {
     cleaner: Cleaner,
     passes: Receiver<Pass>,
     first: bool,
+    /// What time it is for the engine.
+    now: Instant,
 }
 
 impl Proxy {
@@ -42,13 +44,14 @@ impl Proxy {
             engine.adopt(plane.read().expect("readable").image);
             let (report, passes) = mpsc::channel();
             let cleaner = Cleaner::start(move |pass| report.send(*pass).unwrap_or_default()).expect("a cleaner");
-            Self { engine, plane, cleaner, passes, first: true }
+            Self { engine, plane, cleaner, passes, first: true, now: Instant::now() }
         })
     }
 
     /// Programs changes and waits for the passes that follow: one per family concerned.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Vec<Pass> {
         changes.into_iter().for_each(|change| self.engine.take(change));
+        self.engine.take_time(self.now);
         let mut delta = self.engine.compile().delta;
         let view = self.engine.take_flow_changes();
         let families: BTreeSet<_> = view.suspects().map(|destination| destination.family()).collect();
@@ -60,10 +63,24 @@ impl Proxy {
         }
         self.plane.apply(&delta).expect("programmed");
         self.cleaner.programmed();
+        self.cleaner.cut(self.engine.take_cuts());
         let passes = families.iter().map(|_| self.passes.recv_timeout(PATIENCE).expect("a pass")).collect();
         assert!(self.passes.recv_timeout(Duration::from_millis(20)).is_err(), "no pass without a reason");
         passes
     }
+
+    /// Lets time pass for the engine, and programs what comes of it.
+    pub fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.apply([]);
+    }
+}
+
+/// The same Service with one annotation more.
+pub fn annotated(service: Change, annotation: &str, value: &str) -> Change {
+    let Change::Apply(Object::Service(mut service)) = service else { panic!("a Service") };
+    service.metadata.annotations.get_or_insert_default().insert(annotation.to_owned(), value.to_owned());
+    Change::Apply(Object::Service(service))
 }
 
 /// A Service with the UDP ports 53 and the TCP ports 80 of these addresses.

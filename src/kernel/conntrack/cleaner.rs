@@ -7,6 +7,8 @@
 //! nothing newer finds it fine.
 //!
 //! Changes that come during a pass are one next pass, the newest expectation of each destination.
+//!
+//! The same thread ends the connections of endpoints that have left for good ([`Cleaner::cut`]), after what is stale.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
@@ -15,8 +17,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use tracing::{debug, error, info, warn};
 
+use super::cutter;
 use super::table::{ConntrackError, ConntrackTable, Deleted, Filter};
-use crate::conntrack::{Destination, Flow, Judgement, View};
+use crate::conntrack::{Cut, Destination, Flow, Judgement, View};
 use crate::model::Family;
 
 /// Up to so many filters are asked one after the other; for more destinations all UDP entries are read in one go. The kernel walks
@@ -59,6 +62,7 @@ pub struct Pass {
 enum News {
     Announced(View),
     Programmed,
+    Cut(Vec<Cut>),
 }
 
 /// What the thread knows.
@@ -68,6 +72,8 @@ struct Known {
     announced: View,
     /// Expected now, and not yet enforced.
     due: View,
+    /// To be ended.
+    cuts: Vec<Cut>,
 }
 
 // === impl Cleaner ===
@@ -110,6 +116,13 @@ impl Cleaner {
         }
     }
 
+    /// Ends connections; to be called when the kernel sends no new ones where these go. Costs nothing if there are none.
+    pub fn cut(&mut self, cuts: Vec<Cut>) {
+        if !cuts.is_empty() {
+            self.tell(News::Cut(cuts));
+        }
+    }
+
     fn tell(&mut self, news: News) {
         // The thread ends before its sender does only by a panic, which has been reported by then.
         if let Some(sender) = &self.news
@@ -137,6 +150,7 @@ impl Known {
         match news {
             News::Announced(view) => self.announced.merge(view),
             News::Programmed => self.due.merge(std::mem::take(&mut self.announced)),
+            News::Cut(cuts) => self.cuts.extend(cuts),
         }
     }
 
@@ -153,9 +167,9 @@ impl Known {
 // === the thread ===
 
 /// Two sockets: removals are answered while a dump is still being read.
-struct Tables {
-    reading: ConntrackTable,
-    removing: ConntrackTable,
+pub(super) struct Tables {
+    pub(super) reading: ConntrackTable,
+    pub(super) removing: ConntrackTable,
 }
 
 impl Tables {
@@ -168,7 +182,7 @@ fn serve(mut tables: Tables, news: &Receiver<News>, mut report: impl FnMut(&Pass
     let mut known = Known::default();
     loop {
         // Something is due already only if its pass failed.
-        let wait = if known.due.is_empty() {
+        let wait = if known.due.is_empty() && known.cuts.is_empty() {
             news.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else {
             news.recv_timeout(PAUSE)
@@ -197,6 +211,14 @@ fn serve(mut tables: Tables, news: &Receiver<News>, mut report: impl FnMut(&Pass
                     }
                     break;
                 }
+            }
+        }
+        let cuts = std::mem::take(&mut known.cuts);
+        if let Err(error) = cutter::cut(&mut tables, &cuts) {
+            warn!(%error, retry_in = ?PAUSE, "ending the connections of endpoints that left failed");
+            known.cuts = cuts;
+            if let Ok(fresh) = Tables::open() {
+                tables = fresh;
             }
         }
     }
@@ -293,7 +315,7 @@ fn log(pass: &Pass) {
 // === impl Deleted ===
 
 impl Deleted {
-    fn add(&mut self, other: Deleted) {
+    pub(super) fn add(&mut self, other: Deleted) {
         self.deleted += other.deleted;
         self.gone += other.gone;
         self.refused += other.refused;

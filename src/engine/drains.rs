@@ -1,0 +1,147 @@
+//! Since when endpoints have been leaving, of Services with a drain time.
+//!
+//! An endpoint *leaves* when it terminates and when it is in none of the Service's slices any more. A weight of 0, or not being ready,
+//! is no leaving: whoever is told so may stay for long, and its connections with it. It leaves from the moment at which that is seen
+//! first, so a restart of the controller begins the time anew, and whoever was gone by then is not known. When the time is over the
+//! endpoint's connections through this Service port are cut, once: an endpoint that comes back before is spared, and one that new
+//! connections still go to, because nobody else is there, is left alone until they do not.
+//!
+//! Invariants: no clock; a Service without the annotation costs nothing and leaves nothing. Proven by `engine/tuning_tests.rs` and, on
+//! the real kernel, `tests/services/drain.rs`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::conntrack::{Cut, Destination};
+use crate::model::{Family, Protocol, Service, ServiceKey, Slice};
+use crate::policy::ResolvedPort;
+
+/// The endpoints of all Services with a drain time.
+#[derive(Debug, Default)]
+pub(super) struct Drains {
+    services: HashMap<ServiceKey, BTreeMap<Identity, Stay>>,
+}
+
+/// An endpoint behind a port: name of the port, protocol, address.
+type Identity = (Arc<str>, Protocol, SocketAddr);
+
+/// Where an endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stay {
+    Here,
+    /// It terminates, or is gone, since then.
+    Leaving(Instant),
+    /// It is still listed, and its connections have been cut.
+    Cut,
+}
+
+/// What is to be done.
+#[derive(Debug, Default)]
+pub(super) struct Due {
+    /// Now.
+    pub(super) cuts: Vec<Cut>,
+    /// When there will be more, unless something else happens.
+    pub(super) next: Option<Instant>,
+}
+
+// === impl Drains ===
+
+impl Drains {
+    /// Takes note of a Service as it is now and was decided as `resolved`.
+    pub(super) fn update<'a>(
+        &mut self,
+        key: &ServiceKey,
+        service: Option<&Service>,
+        slices: impl Iterator<Item = &'a Slice>,
+        resolved: &[ResolvedPort],
+        now: Option<Instant>,
+    ) -> Due {
+        let (Some(drain), Some(now)) = (service.and_then(|service| service.tuning.drain), now) else {
+            self.services.remove(key);
+            return Due::default();
+        };
+        let listed = listed(slices);
+        let known = self.services.entry(key.clone()).or_default();
+        for (identity, terminating) in &listed {
+            let stay = known.entry(identity.clone()).or_insert(Stay::Here);
+            *stay = match (*terminating, *stay) {
+                (false, _) => Stay::Here,
+                (true, Stay::Here) => Stay::Leaving(now),
+                (true, left) => left,
+            };
+        }
+        for (_, stay) in known.iter_mut().filter(|(identity, _)| !listed.contains_key(*identity)) {
+            if *stay == Stay::Here {
+                *stay = Stay::Leaving(now);
+            }
+        }
+        let due = due(known, resolved, drain, now);
+        // Whose connections are cut and who is gone, or whose port is, is nobody any more.
+        let port = |identity: &Identity| resolved.iter().any(|port| is_behind(identity, port));
+        known.retain(|identity, stay| listed.contains_key(identity) || (*stay != Stay::Cut && port(identity)));
+        due
+    }
+
+    /// How many endpoints are remembered.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.services.values().map(BTreeMap::len).sum()
+    }
+}
+
+/// The endpoints in the slices, and whether they terminate; of two entries for one, the one that does not is believed.
+fn listed<'a>(slices: impl Iterator<Item = &'a Slice>) -> BTreeMap<Identity, bool> {
+    let mut listed = BTreeMap::new();
+    for slice in slices {
+        for port in &slice.ports {
+            for endpoint in &slice.endpoints {
+                let identity = (port.name.clone(), port.protocol, SocketAddr::new(endpoint.address, port.port));
+                let terminating = listed.entry(identity).or_insert(endpoint.terminating);
+                *terminating &= endpoint.terminating;
+            }
+        }
+    }
+    listed
+}
+
+fn is_behind((name, protocol, endpoint): &Identity, port: &ResolvedPort) -> bool {
+    port.key.name == *name && port.key.protocol == *protocol && port.family == Family::of(endpoint.ip())
+}
+
+fn due(known: &mut BTreeMap<Identity, Stay>, resolved: &[ResolvedPort], drain: Duration, now: Instant) -> Due {
+    let mut due = Due::default();
+    for port in resolved {
+        let used = |endpoint: &SocketAddr| {
+            port.cluster.iter().chain(&port.local).any(|candidate| candidate.endpoint == *endpoint)
+        };
+        let mut endpoints = BTreeSet::new();
+        for (identity, stay) in known.iter_mut().filter(|(identity, _)| is_behind(identity, port)) {
+            let Stay::Leaving(since) = *stay else { continue };
+            let at = since + drain;
+            if at > now {
+                due.next = Some(due.next.map_or(at, |next| next.min(at)));
+            } else if !used(&identity.2) {
+                endpoints.insert(identity.2);
+                *stay = Stay::Cut;
+            }
+        }
+        if !endpoints.is_empty() {
+            due.cuts.push(cut(port, endpoints));
+        }
+    }
+    due
+}
+
+fn cut(port: &ResolvedPort, endpoints: BTreeSet<SocketAddr>) -> Cut {
+    let addresses = port.frontends.iter().map(|(frontend, _)| SocketAddr::new(frontend.address, frontend.port));
+    let node_port = port.node_port.map(|node_port| Destination::NodePort(port.family, node_port.port));
+    Cut {
+        protocol: port.key.protocol,
+        family: port.family,
+        destinations: addresses.map(Destination::Address).chain(node_port).collect(),
+        endpoints,
+        node_addresses: Arc::<BTreeSet<IpAddr>>::default(),
+    }
+}

@@ -1,0 +1,136 @@
+//! The list of weights.
+
+use std::collections::HashSet;
+
+use super::pattern::Pattern;
+use super::{Remarks, entries};
+use crate::model::slice::Endpoint;
+
+/// Weights by pattern; the first pattern that matches counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Weights {
+    rules: Vec<(Pattern, u16)>,
+}
+
+// === impl Weights ===
+
+impl Weights {
+    /// Of an endpoint that neither the Service's list nor its slice says anything about.
+    pub const DEFAULT: u16 = 1;
+
+    pub(super) fn parse(text: &str, remarks: &mut Remarks<'_>) -> Self {
+        let mut rules: Vec<(Pattern, u16)> = Vec::new();
+        let mut seen = HashSet::new();
+        for entry in entries(text, remarks) {
+            let Some((pattern, number)) = entry.rsplit_once('=') else {
+                remarks.add(entry, "not PATTERN=WEIGHT; skipped");
+                continue;
+            };
+            let pattern = match Pattern::parse(pattern.trim()) {
+                Ok(pattern) => pattern,
+                Err(why) => {
+                    remarks.add(entry, format!("{why}; skipped"));
+                    continue;
+                }
+            };
+            if !seen.insert(pattern.text().to_owned()) {
+                remarks.add(entry, "a second entry for this pattern; the first one counts");
+                continue;
+            }
+            if let Some(weight) = weight(number.trim(), entry, remarks, "skipped") {
+                rules.push((pattern, weight));
+            }
+        }
+        Self { rules }
+    }
+
+    /// What an endpoint weighs: what the first pattern that matches says, or else its slice, or else [`Weights::DEFAULT`].
+    pub fn of(&self, endpoint: &Endpoint) -> u16 {
+        let listed = self.rules.iter().find(|(pattern, _)| pattern.matches(endpoint)).map(|(_, weight)| *weight);
+        listed.or(endpoint.weight).unwrap_or(Self::DEFAULT)
+    }
+
+    /// Whether the list says nothing.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// The patterns, in their order.
+    pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
+        self.rules.iter().map(|(pattern, _)| pattern)
+    }
+
+    /// Whether it says more than who gets no connections: something that a scheduler which ignores weights would have to know.
+    pub fn differ(&self) -> bool {
+        self.rules.iter().any(|(_, weight)| !matches!(*weight, 0 | Self::DEFAULT))
+    }
+}
+
+/// 0..65535. A larger number is taken as the largest; anything else is none, and `otherwise` happens.
+pub(super) fn weight(text: &str, part: &str, remarks: &mut Remarks<'_>, otherwise: &str) -> Option<u16> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits {
+        remarks.add(part, format!("not a weight in 0..65535; {otherwise}"));
+        return None;
+    }
+    // Digits alone fail to parse only because there are too many of them.
+    let weight = text.parse::<u16>();
+    if weight.is_err() {
+        remarks.add(part, "more than 65535; taken as 65535");
+    }
+    Some(weight.unwrap_or(u16::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::WEIGHTS_ANNOTATION;
+    use super::super::tests::parse;
+    use super::*;
+
+    fn endpoint(pod: &str, slice: Option<u16>) -> Endpoint {
+        Endpoint {
+            address: [10, 0, 0, 1].into(),
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            pod: Some(pod.into()),
+            zone: None,
+            weight: slice,
+            zones: Vec::new(),
+            nodes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_first_match_counts_then_the_slice_then_one() {
+        let (tuning, problems) = parse(&[(WEIGHTS_ANNOTATION, "web-1=5, web-2 = 0,\n web-*=3\n,")]);
+        assert_eq!(problems, [""; 0]);
+        let of = |pod, slice| tuning.weights.of(&endpoint(pod, slice));
+        assert_eq!([of("web-1", None), of("web-2", Some(9)), of("web-3", Some(9))], [5, 0, 3]);
+        assert_eq!([of("db-1", None), of("db-1", Some(9)), of("db-1", Some(0))], [1, 9, 0]);
+        assert!(tuning.is_weighted() && tuning.weights.differ());
+        assert!(!parse(&[(WEIGHTS_ANNOTATION, "web-1=0,*=1")]).0.weights.differ());
+    }
+
+    #[test]
+    fn each_bad_entry_is_named_and_the_rest_is_used() {
+        let list = "web-1=5,web-1=6,web-2,web-3=-1,web-4=1.5,web-5=65536,web-6=99999999999,=3,cart:x=1,web-7=,web\u{1}=2,web-8=65535";
+        let (tuning, problems) = parse(&[(WEIGHTS_ANNOTATION, list)]);
+        let used: Vec<_> = tuning.weights.rules.iter().map(|(pattern, weight)| format!("{pattern}={weight}")).collect();
+        assert_eq!(used, ["web-1=5", "web-5=65535", "web-6=65535", "web-8=65535"]);
+        let prefix = "metadata.annotations[pointsman.dev/weights]: ";
+        let said: Vec<_> = problems.iter().map(|problem| problem.trim_start_matches(prefix)).collect();
+        insta::assert_snapshot!(said.join("\n"), @r#"
+        "web-1=6": a second entry for this pattern; the first one counts
+        "web-2": not PATTERN=WEIGHT; skipped
+        "web-3=-1": not a weight in 0..65535; skipped
+        "web-4=1.5": not a weight in 0..65535; skipped
+        "web-5=65536": more than 65535; taken as 65535
+        "web-6=99999999999": more than 65535; taken as 65535
+        "=3": names no endpoints; skipped
+        "cart:x=1": not pod name, node:, zone: or ip:; skipped
+        "2": so many more parts of it are not as they should be, as those named (8)
+        "#);
+    }
+}

@@ -1,0 +1,114 @@
+//! What is to be said about weights once it is known whom they concern.
+//!
+//! Parsing an annotation cannot tell that a pattern matches nobody, that everybody is drained, or that the scheduler does not look at
+//! weights. Each is a standing problem of the Service: said once, gone when it is mended.
+
+use std::collections::BTreeSet;
+
+use super::weigh::{all_drained, group_of, is_weighted, scheduler, share_of};
+use super::{Context, ResolvedPort};
+use crate::model::tuning::{Pattern, SLOW_START_ANNOTATION, SPLIT_ANNOTATION, WEIGHT_ANNOTATION, WEIGHTS_ANNOTATION};
+use crate::model::{Endpoint, Problem, Service, Slice};
+use crate::source::Kind;
+
+/// Patterns without anybody that are named; the last of them says how many there are.
+const NAMED: usize = 4;
+
+/// Everything there is to say about a Service that was decided as `resolved`.
+pub fn tuning_problems<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a Slice> + Clone,
+    resolved: &[ResolvedPort],
+    context: Context<'_>,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let tuning = &service.tuning;
+    let weighted = is_weighted(service, slices.clone());
+    if !weighted {
+        return problems;
+    }
+    let mut say = |annotation: &str, value: String, reason: String| {
+        let field = format!("metadata.annotations[{annotation}]");
+        let problem = Problem { kind: Kind::Service, object: service.key.object(), field, value, reason };
+        if !problems.contains(&problem) {
+            problems.push(problem);
+        }
+    };
+    let endpoints = || slices.clone().flat_map(|slice| &slice.endpoints);
+    let split = || tuning.split.iter().flat_map(|split| split.groups()).map(|group| &group.pattern);
+    for (annotation, idle) in [
+        (WEIGHTS_ANNOTATION, idle(tuning.weights.patterns(), endpoints())),
+        (SPLIT_ANNOTATION, idle(split(), endpoints())),
+    ] {
+        let more = idle.len().saturating_sub(NAMED);
+        for (index, pattern) in idle.iter().take(NAMED).enumerate() {
+            let others =
+                if index + 1 == NAMED && more > 0 { format!("; {more} more match none either") } else { String::new() };
+            say(annotation, pattern.to_string(), format!("matches no endpoint of this Service{others}"));
+        }
+    }
+    let dealer = scheduler(service, context.scheduler, weighted);
+    if !dealer.heeds_weights() {
+        let slices_differ = endpoints().any(|endpoint| !matches!(endpoint.weight, None | Some(0 | 1)));
+        for (annotation, given) in [
+            (WEIGHTS_ANNOTATION, tuning.weights.differ()),
+            (WEIGHT_ANNOTATION, slices_differ),
+            (SPLIT_ANNOTATION, tuning.split.is_some()),
+            (SLOW_START_ANNOTATION, tuning.slow_start.is_some()),
+        ] {
+            if given {
+                let reason = "this scheduler ignores weights, only 0 counts; endpoints are used alike".to_owned();
+                say(annotation, dealer.to_string(), reason);
+            }
+        }
+    }
+    for port in resolved {
+        for candidates in [&port.cluster, &port.local] {
+            // Only addresses matter: an endpoint weighs the same on all of its ports.
+            let chosen: BTreeSet<_> = candidates.iter().map(|candidate| candidate.endpoint.ip()).collect();
+            let chosen = || endpoints().filter(|endpoint| chosen.contains(&endpoint.address));
+            if all_drained(tuning, chosen()) {
+                let annotation = if tuning.weights.is_empty() { WEIGHT_ANNOTATION } else { WEIGHTS_ANNOTATION };
+                say(
+                    annotation,
+                    "0".to_owned(),
+                    "all qualifying endpoints have weight 0; all are used alike".to_owned(),
+                );
+            }
+            let Some(split) = &tuning.split else { continue };
+            if chosen().next().is_some() && chosen().all(|one| share_of(split, group_of(split, one)) == 0) {
+                let reason = "no endpoint that qualifies is in a group with a share; all are used by weight".to_owned();
+                say(SPLIT_ANNOTATION, "0%".to_owned(), reason);
+            }
+        }
+    }
+    if let Some(split) = &tuning.split {
+        let outsider = endpoints().find(|endpoint| endpoint.ready && split.group_of(endpoint).is_none());
+        let name = |endpoint: &Endpoint| endpoint.pod.as_deref().map_or(endpoint.address.to_string(), str::to_owned);
+        match outsider {
+            Some(outsider) if split.rest() == 0 => {
+                let reason = "this endpoint, and maybe others, is in no group: it gets no new connections".to_owned();
+                say(SPLIT_ANNOTATION, name(outsider), reason);
+            }
+            None if split.rest() > 0 && !split.groups().iter().any(|group| group.pattern.is_everyone()) => {
+                let sum = format!("{}%", f64::from(1_000_000 - split.rest()) / 10_000.0);
+                let reason =
+                    "the shares are less than 100% together and no other endpoint is there; taken in proportion";
+                say(SPLIT_ANNOTATION, sum, reason.to_owned());
+            }
+            _ => {}
+        }
+    }
+    problems
+}
+
+/// The patterns that match nobody. A Service without endpoints is no reason to doubt its patterns.
+fn idle<'a>(
+    patterns: impl Iterator<Item = &'a Pattern>,
+    endpoints: impl Iterator<Item = &'a Endpoint> + Clone,
+) -> Vec<&'a Pattern> {
+    if endpoints.clone().next().is_none() {
+        return Vec::new();
+    }
+    patterns.filter(|pattern| !endpoints.clone().any(|endpoint| pattern.matches(endpoint))).collect()
+}
