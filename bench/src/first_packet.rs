@@ -15,8 +15,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use self::connect::Block;
-use self::rig::Rig;
+pub use self::connect::Block;
+pub use self::rig::{Rig, flush_conntrack};
 use crate::report::{Csv, Report, Table};
 use crate::stats::{Spread, quantile};
 
@@ -52,9 +52,12 @@ struct Variant {
     targets: Targets,
 }
 
+/// What a block of connections goes to.
 #[derive(Debug, Clone, Copy)]
-enum Targets {
+pub enum Targets {
+    /// Straight to the pod.
     Pod,
+    /// To these many Services in turn.
     Services(u32),
 }
 

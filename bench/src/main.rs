@@ -5,7 +5,7 @@
 //! What each one measures, and how to read it, is in `bench/README.md`.
 //!
 //! Where things are: [`cluster`] makes Kubernetes objects, [`stats`] makes few numbers of many, [`usage`] asks the kernel what
-//! something cost, [`report`] writes tables and files; [`first_packet`], [`load`] and [`split`] are the measurements.
+//! something cost, [`report`] writes tables and files; [`first_packet`], [`load`], [`schedulers`] and [`split`] are the measurements.
 //!
 //! Invariant: speed is printed, never asserted. A run fails only when something could not be measured.
 
@@ -13,6 +13,7 @@ mod cluster;
 mod first_packet;
 mod load;
 mod report;
+mod schedulers;
 mod split;
 mod stats;
 mod usage;
@@ -45,6 +46,8 @@ enum Measurement {
     FirstPacket(first_packet::Options),
     /// Time to program 100,000 endpoints from nothing, against a raw encoder; and the time of a single change
     Load(load::Options),
+    /// What the schedulers promise: turns, shares, clients that stay; and what each costs
+    Schedulers(schedulers::Options),
     /// How near a canary comes to its share, beside few and many replicas
     Split(split::Options),
 }
@@ -55,6 +58,7 @@ fn main() -> anyhow::Result<()> {
     match cli.measurement {
         Measurement::FirstPacket(options) => first_packet::run(&options, cli.common.out),
         Measurement::Load(options) => load::run(&options, cli.common.out),
+        Measurement::Schedulers(options) => schedulers::run(&options, cli.common.out),
         Measurement::Split(options) => split::run(&options, cli.common.out),
     }
 }

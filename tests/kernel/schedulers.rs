@@ -201,7 +201,7 @@ fn random_goes_by_weight() {
                 _ => 60.0,
             };
             // Five standard deviations.
-            let slack = 5.0 * (due * (1.0 - due / 600.0) as f64).sqrt();
+            let slack = 5.0 * f64::sqrt(due * (1.0 - due / 600.0));
             assert!((count as f64 - due).abs() < slack, "{pod}: {count} of 600, {due} are due");
         }
     }

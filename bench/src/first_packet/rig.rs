@@ -15,7 +15,8 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 use pointsman::engine::Engine;
 use pointsman::kernel::DataPlane;
 use pointsman::lab::Lab;
-use pointsman::schedule::Scheduler;
+use pointsman::policy::Settings;
+use pointsman::schedule::{Scheduler, TableSizes};
 use socket2::Socket;
 
 use super::Targets;
@@ -71,9 +72,18 @@ impl Rig {
 
     /// A node that the product has programmed with one Service and `others` more, all of them served by the pod.
     pub fn product(others: u32) -> anyhow::Result<Self> {
+        Self::programmed(others + 1, Engine::new("bench", Scheduler::Random))
+    }
+
+    /// A node with one Service by this scheduler.
+    pub fn scheduled(scheduler: Scheduler, tables: TableSizes) -> anyhow::Result<Self> {
+        let settings = Settings { node: "bench".into(), tables, ..Settings::default() };
+        Self::programmed(1, Engine::with_settings(settings, scheduler))
+    }
+
+    fn programmed(services: u32, mut engine: Engine) -> anyhow::Result<Self> {
         let rig = Self::bare()?;
-        let mut engine = Engine::new("bench", Scheduler::Random);
-        cluster::changes(others + 1, Endpoints::OnePod(rig.pod)).into_iter().for_each(|change| engine.take(change));
+        cluster::changes(services, Endpoints::OnePod(rig.pod)).into_iter().for_each(|change| engine.take(change));
         let outcome = engine.compile();
         anyhow::ensure!(outcome.problems.is_empty(), "our own objects are not accepted: {}", outcome.problems[0]);
         // The table outlives its owner, as after a restart of the daemon.
@@ -115,7 +125,7 @@ impl Rig {
 }
 
 /// Empties the connection tracking table of the calling thread's namespace (`conntrack -F`).
-fn flush_conntrack() -> anyhow::Result<()> {
+pub fn flush_conntrack() -> anyhow::Result<()> {
     /// linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h
     const DELETE: u16 = 1 << 8 | 2;
     let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
