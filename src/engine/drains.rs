@@ -7,7 +7,7 @@
 //! connections still go to, because nobody else is there, is left alone until they do not.
 //!
 //! Invariants: no clock; a Service without the annotation costs nothing and leaves nothing. Proven by `engine/tuning_tests.rs` and, on
-//! the real kernel, `tests/services/drain.rs`.
+//! the real kernel, `tests/conntrack/drain.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};

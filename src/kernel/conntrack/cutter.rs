@@ -1,7 +1,7 @@
 //! Ends the connections of endpoints that have left for good.
 //!
 //! Removing the entry of a connection is all that has to be done, and all that can be. For UDP the client's next datagram is decided
-//! anew. For TCP, measured on 6.18 (`tests/services/drain.rs`):
+//! anew. For TCP, measured on 6.18 (`tests/conntrack/drain.rs`):
 //! - the client's next segment has no entry, so the kernel takes it for a connection that it has not seen the beginning of, and asks
 //!   our chains, which send it to an endpoint of the same Service as it is now. That one knows nothing of it and answers with a
 //!   reset, which the client believes, because its number is the one that the client has just acknowledged. Where nobody serves, the
