@@ -193,6 +193,15 @@ impl Scheduler {
         !matches!(self, Scheduler::RoundRobin | Scheduler::LeastConnection)
     }
 
+    /// How large the tables of this scheduler are, if it has any.
+    pub fn buckets(self, tables: TableSizes) -> Option<Buckets> {
+        match self {
+            Scheduler::SourceHash { .. } | Scheduler::DestinationHash => Some(tables.hash),
+            Scheduler::Maglev { .. } => Some(tables.maglev),
+            _ => None,
+        }
+    }
+
     /// The flag that sizes the tables of this scheduler, if it has any.
     pub fn table_flag(self) -> Option<&'static str> {
         match self {
@@ -217,6 +226,33 @@ impl Deal {
     /// The only endpoint, whatever is asked.
     fn only(endpoint: SocketAddr) -> Self {
         Self { pick: Pick::Random, slots: vec![endpoint] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{candidates, hand, sized};
+    use super::*;
+
+    #[test]
+    fn who_goes_without_is_told_about() {
+        let remark = |scheduler: &str, weights: &[u32]| {
+            let (scheduler, candidates): (Scheduler, _) = (scheduler.parse().expect("known"), candidates(weights));
+            let hand = Hand { tables: sized(16, 251), ..hand(&candidates) };
+            scheduler.remark(hand, &scheduler.deal(hand))
+        };
+        for scheduler in Scheduler::NAMES {
+            assert_eq!(remark(scheduler, &[5, 2]), None, "{scheduler}");
+        }
+        let too_small =
+            "9 of 260 endpoints get no connections: a table of 251 is too small for them, see --mh-table-size";
+        assert_eq!(remark("mh", &[1; 260]).as_deref(), Some(too_small));
+        assert!(remark("sh", &[1; 100]).is_some_and(|text| text.ends_with("--sh-table-size")));
+        let weights = [&[65535][..], &[1; 11]].concat();
+        let rounded = "weights are rounded to 512 slots: shares are up to 2.1 percentage points off";
+        assert_eq!(remark("wrr", &weights).as_deref(), Some(rounded));
+        assert_eq!(remark("random", &weights).as_deref(), Some(rounded));
+        assert_eq!(remark("rr", &weights), None, "weights make no difference");
     }
 }
 

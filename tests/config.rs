@@ -327,6 +327,14 @@ fn tables_have_sizes_that_fit_their_schedulers() {
     let sizes = |args: &[&str]| load(args).map(|(got, _)| (got.tables.hash.count(), got.tables.maglev.count()));
     assert_eq!(sizes(&[]), Ok((1024, 4093)));
     assert_eq!(sizes(&["--sh-table-size=256", "--mh-table-size=65537"]), Ok((256, 65537)));
+    let (_, notes) = load(&["--proxy-mode=nftables", "--ipvs-scheduler=sh", "--sh-table-size=256"]).expect("valid");
+    insta::assert_debug_snapshot!(notes, @r#"
+    [
+        Info(
+            "scheduler sh: each Service port with two endpoints or more takes a table of 256 buckets in the kernel, some 21 kB per family; --sh-table-size chooses another size",
+        ),
+    ]
+    "#);
     let error = sizes(&["--sh-table-size=1000", "--mh-table-size=1024"]).expect_err("invalid");
     insta::assert_snapshot!(error, @r"
     2 things are wrong with the configuration:

@@ -23,6 +23,9 @@ use crate::schedule::{Scheduler, SchedulerError, TableSizes};
 const IPVS_SCHEDULERS: [&str; 14] =
     ["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh", "fo", "ovf", "twos"];
 
+/// What a bucket takes in the kernel: an element, and its part of the map's places (`bench/results/`, `schedulers.md`).
+const TABLE_BYTES: u64 = 80;
+
 /// Merges, checks and types.
 pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
     let from_flags = flags.text("config").is_none();
@@ -310,6 +313,15 @@ fn remark(config: &Config, notes: &mut Vec<Note>) {
         notes.push(Note::Info(format!(
             "mode {}: running on nftables with the defaults of that mode: NodePorts {ports}, scheduler {}",
             config.mode, config.scheduler
+        )));
+    }
+    if let Some(flag) = config.scheduler.table_flag() {
+        let buckets = config.scheduler.buckets(config.tables).map(|buckets| buckets.count()).unwrap_or_default();
+        notes.push(Note::Info(format!(
+            "scheduler {}: each Service port with two endpoints or more takes a table of {buckets} buckets in the kernel, some \
+             {} kB per family; {flag} chooses another size",
+            config.scheduler,
+            (u64::from(buckets) * TABLE_BYTES).div_ceil(1000)
         )));
     }
     let inert: Vec<_> = config.gates.inert().collect();

@@ -24,8 +24,11 @@ const ROUNDS: usize = 5;
 /// Slots of all Services together.
 const SLOTS: usize = 200_000;
 
-/// Until the kernel has freed what a load left.
-const SETTLE: Duration = Duration::from_millis(150);
+/// The slab has settled when it has not shrunk for so long: kernel threads free what a load left.
+const SETTLE: Duration = Duration::from_millis(400);
+
+/// Less than that is others' doing.
+const NOISE: i64 = 256 * 1024;
 
 /// One load.
 struct Load {
@@ -92,7 +95,7 @@ fn load(scheduler: Scheduler, slots: usize, services: u32) -> anyhow::Result<Loa
     let (slab, apply) = inside.run(|| -> anyhow::Result<(i64, Duration)> {
         let mut plane = DataPlane::open()?;
         plane.read()?;
-        let slab = slab_bytes()?;
+        let slab = settled()?;
         let begin = Instant::now();
         plane.apply(&delta)?;
         let took = begin.elapsed();
@@ -100,7 +103,19 @@ fn load(scheduler: Scheduler, slots: usize, services: u32) -> anyhow::Result<Loa
         plane.remove()?;
         Ok((slab, took))
     })?;
-    drop(inside);
-    thread::sleep(SETTLE);
     Ok(Load { slab, deal, apply })
+}
+
+/// The slab once nothing is being freed any more.
+fn settled() -> anyhow::Result<i64> {
+    let (begin, mut least, mut since) = (Instant::now(), slab_bytes()?, Instant::now());
+    while since.elapsed() < SETTLE && begin.elapsed() < Duration::from_secs(10) {
+        thread::sleep(Duration::from_millis(20));
+        let now = slab_bytes()?;
+        if now < least - NOISE {
+            since = Instant::now();
+        }
+        least = least.min(now);
+    }
+    slab_bytes()
 }
