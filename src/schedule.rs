@@ -10,6 +10,7 @@
 //!
 //! One file per scheduler; each is proven by its own tests, the common dealing by the property test in `slots.rs`.
 
+pub mod live;
 mod random;
 mod rr;
 mod slots;
@@ -25,6 +26,14 @@ pub enum Scheduler {
     Random,
     /// Each endpoint in turn, counted per Service port on this node.
     RoundRobin,
+    /// The endpoint with the fewest connections, whatever the weights (`lc`).
+    LeastConnection,
+    /// The endpoint with the fewest connections for its weight (`wlc`).
+    WeightedLeastConnection,
+    /// The endpoint that would have the fewest active connections for its weight with one more (`sed`).
+    ShortestExpectedDelay,
+    /// One without active connections if there is any, otherwise as [`Scheduler::ShortestExpectedDelay`] (`nq`).
+    NeverQueue,
 }
 
 /// How the kernel picks a slot.
@@ -34,6 +43,9 @@ pub enum Pick {
     Random,
     /// A counter that belongs to one Service port, modulo the number of slots.
     Counter,
+    /// As [`Pick::Counter`], and the rule counts its packets: which slot is next can be read back, so that slots can be dealt again
+    /// just before they are picked.
+    Ring,
 }
 
 /// What a scheduler dealt.
@@ -96,13 +108,28 @@ impl Hand<'_> {
 
 impl Scheduler {
     /// All names that [`FromStr`] takes, for messages.
-    pub const NAMES: [&'static str; 2] = ["random", "rr"];
+    pub const NAMES: [&'static str; 6] = ["random", "rr", "lc", "wlc", "sed", "nq"];
 
     /// The name, as annotations and flags spell it.
     pub fn name(self) -> &'static str {
         match self {
             Scheduler::Random => "random",
             Scheduler::RoundRobin => "rr",
+            Scheduler::LeastConnection => "lc",
+            Scheduler::WeightedLeastConnection => "wlc",
+            Scheduler::ShortestExpectedDelay => "sed",
+            Scheduler::NeverQueue => "nq",
+        }
+    }
+
+    /// The rule by which it takes counts of connections into account, if it does: see [`live`].
+    pub fn live(self) -> Option<live::Rule> {
+        match self {
+            Scheduler::Random | Scheduler::RoundRobin => None,
+            Scheduler::LeastConnection => Some(live::Rule::LeastConnection),
+            Scheduler::WeightedLeastConnection => Some(live::Rule::WeightedLeastConnection),
+            Scheduler::ShortestExpectedDelay => Some(live::Rule::ShortestExpectedDelay),
+            Scheduler::NeverQueue => Some(live::Rule::NeverQueue),
         }
     }
 
@@ -111,6 +138,10 @@ impl Scheduler {
         match self {
             Scheduler::Random => random::deal(hand),
             Scheduler::RoundRobin => rr::deal(hand),
+            Scheduler::LeastConnection
+            | Scheduler::WeightedLeastConnection
+            | Scheduler::ShortestExpectedDelay
+            | Scheduler::NeverQueue => live::deal(self, hand),
         }
     }
 }
@@ -122,6 +153,10 @@ impl FromStr for Scheduler {
         match name {
             "random" => Ok(Scheduler::Random),
             "rr" => Ok(Scheduler::RoundRobin),
+            "lc" => Ok(Scheduler::LeastConnection),
+            "wlc" => Ok(Scheduler::WeightedLeastConnection),
+            "sed" => Ok(Scheduler::ShortestExpectedDelay),
+            "nq" => Ok(Scheduler::NeverQueue),
             _ => Err(UnknownScheduler { name: name.to_owned() }),
         }
     }
@@ -143,6 +178,6 @@ mod tests {
             assert_eq!(name.parse::<Scheduler>().expect("known").name(), name);
         }
         let error = "RR".parse::<Scheduler>().expect_err("case matters, as for IPVS");
-        assert_eq!(error.to_string(), r#"unknown scheduler "RR": one of random, rr"#);
+        assert_eq!(error.to_string(), r#"unknown scheduler "RR": one of random, rr, lc, wlc, sed, nq"#);
     }
 }

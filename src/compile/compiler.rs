@@ -10,13 +10,14 @@ use super::elements::{
     ClusterIp, Hairpin, Hop, Label, Masquerade, NodePortAddress, ServiceNetwork, SlotKey, SourceRange, Stage,
     TableDelta, TableImage, Target,
 };
-use super::layout::{self, Decision, MAX_MEMBERS, MemberId, Plan};
+use super::layout::{self, Decision, DedicatedChain, MAX_MEMBERS, MemberId, Plan};
 use super::pool::{self, Members, Pool};
 use super::pools::Pools;
 use super::shared::Shared;
 use crate::model::{AddressRange, Family, PortKey, ServiceKey};
 use crate::policy::{Frontend, NodePort, ResolvedPort, Role, Verdict};
-use crate::schedule::{Candidate, Hand};
+use crate::schedule::live::{Loads, Redeal, Rule};
+use crate::schedule::{Candidate, Hand, Pick};
 
 /// The desired state of the data plane. Owned by the task that owns the model.
 #[derive(Debug)]
@@ -38,6 +39,32 @@ pub struct Shortage {
     pub port: PortKey,
     /// What is missing and what happens instead.
     pub reason: &'static str,
+}
+
+/// A pool that is dealt again while the kernel walks it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ring {
+    /// Whether it is the one of the endpoints on this node.
+    pub local: bool,
+    /// The chain that walks it.
+    pub chain: DedicatedChain,
+}
+
+/// What a ring is dealt again by.
+#[derive(Clone, Copy, Debug)]
+pub struct Counts<'a> {
+    /// Whose ring.
+    pub port: &'a PortKey,
+    /// In which family.
+    pub family: Family,
+    /// Who is best.
+    pub rule: Rule,
+    /// Connections of the endpoints.
+    pub loads: &'a Loads,
+    /// Picks made by the chain so far.
+    pub picks: u64,
+    /// Picks to be expected until the next time.
+    pub expected: usize,
 }
 
 /// The elements of one table that belong to no port in particular.
@@ -147,6 +174,40 @@ impl Compiler {
         replace_ranges(known, ranges, |range, before, after| edits.note(range, before, after), ServiceNetwork);
     }
 
+    /// The rings of a Service port, each to be dealt again: their chains, by which the kernel says how far it is.
+    pub fn rings(&self, port: &PortKey, family: Family) -> Vec<Ring> {
+        let Some(compiled) = self.port(port, family) else { return Vec::new() };
+        let rings = compiled.pools().into_iter().filter(|pool| pool.pick == Pick::Ring);
+        rings.filter_map(|pool| Some(Ring { local: pool.local, chain: pool.dedicated(port)? })).collect()
+    }
+
+    /// Deals one of a Service port's rings again by the connections that its endpoints have, and notes in `delta` which slots
+    /// differ. Nothing else of the port is looked at. Does nothing where there is no such ring any more.
+    pub fn redeal(&mut self, ring: &Ring, counts: &Counts<'_>, delta: &mut Delta) {
+        let Counts { port, family, rule, loads, picks, expected } = *counts;
+        let seed = self.seed(port);
+        let ports = self.ports.get_mut(&port.service).into_iter().flatten();
+        let Some(compiled) = ports.into_iter().find(|known| known.key == *port && known.family == family) else {
+            return;
+        };
+        let pool = if ring.local { &mut compiled.local } else { &mut compiled.cluster };
+        if pool.dedicated(port).as_ref() != Some(&ring.chain) || pool.candidates.is_empty() {
+            return;
+        }
+        let redeal = Redeal { rule, candidates: &pool.candidates, ring: &pool.slots, picks, loads, expected, seed };
+        let slots = redeal.deal();
+        pool.deal_again(slots, delta.table_mut(family));
+    }
+
+    fn port(&self, port: &PortKey, family: Family) -> Option<&CompiledPort> {
+        self.ports.get(&port.service)?.iter().find(|known| known.key == *port && known.family == family)
+    }
+
+    /// Where the first round of a Service port begins.
+    fn seed(&self, port: &PortKey) -> u64 {
+        self.seed ^ hash(port)
+    }
+
     /// Everything desired, as a delta to nothing.
     pub fn everything(&self) -> Delta {
         let mut delta = Delta::default();
@@ -226,14 +287,21 @@ impl Compiler {
             candidates.to_mut().truncate(MAX_MEMBERS);
             shortage = Some("session affinity reaches 4096 endpoints at most; the others are not used");
         }
+        pool.candidates.clear();
         if pool.id.is_some() && !candidates.is_empty() {
-            let seed = self.seed ^ hash(&port.key);
+            let seed = self.seed(&port.key);
             let deal = port.scheduler.deal(Hand { candidates: &candidates, previous: &previous, seed });
             pool.pick = deal.pick;
             pool.slots = deal.slots;
+            if pool.pick == Pick::Ring {
+                pool.candidates = candidates.to_vec();
+            }
         }
         if pool.affinity.is_some() {
-            pool.members.settle(&pool.slots);
+            // A ring may have no slot for one of them at the moment; its clients come back to it all the same.
+            let all = pool.candidates.iter().map(|candidate| candidate.endpoint);
+            let members: Vec<_> = if pool.candidates.is_empty() { pool.slots.clone() } else { all.collect() };
+            pool.members.settle(&members);
         } else {
             pool.members = Members::default();
         }
@@ -336,6 +404,10 @@ impl CompiledPort {
             Some(_) if self.inside != self.outside => Decision { pool: self.cluster.id, plan: Plan::LocalPolicy },
             _ => self.decision(self.outside),
         }
+    }
+
+    fn pools(&self) -> [&Pool; 2] {
+        [&self.cluster, &self.local]
     }
 
     fn target(&self, role: Role) -> Target {

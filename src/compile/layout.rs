@@ -33,6 +33,7 @@
 //!                      otherwise:                     meta priority set (map outside), pick
 //! chain pick:      meta priority & 0xfff  vmap @picks
 //! chain rr-4-shop/web/tcp/http:  like random-4 with numgen inc
+//! chain ring-64-shop/web/tcp/http: the same, its picks counted, for slots that are dealt again while they are walked
 //! chain sticky-4-10800s-shop/web/tcp/http:
 //!                  meta priority set (map affinity)   update @affinity   dnat to (map members)
 //!                  delete @affinity (the member is gone)
@@ -311,15 +312,17 @@ impl DedicatedChain {
         owner.into()
     }
 
-    /// The chain's name: `[local-][sticky-](random|rr)-SLOTS-[SECONDSs-]OWNER`, without `random` if it is sticky.
+    /// The chain's name: `[local-][sticky-](random|rr|ring)-SLOTS-[SECONDSs-]OWNER`, without `random` if it is sticky.
     pub fn name(&self) -> String {
         let local = if self.local { "local-" } else { "" };
         let (slots, owner) = (self.slots, &self.owner);
         match (self.affinity, self.pick) {
             (None, Pick::Random) => format!("{local}random-{slots}-{owner}"),
             (None, Pick::Counter) => format!("{local}rr-{slots}-{owner}"),
+            (None, Pick::Ring) => format!("{local}ring-{slots}-{owner}"),
             (Some(seconds), Pick::Random) => format!("{local}sticky-{slots}-{seconds}s-{owner}"),
             (Some(seconds), Pick::Counter) => format!("{local}sticky-rr-{slots}-{seconds}s-{owner}"),
+            (Some(seconds), Pick::Ring) => format!("{local}sticky-ring-{slots}-{seconds}s-{owner}"),
         }
     }
 
@@ -328,9 +331,11 @@ impl DedicatedChain {
         let (local, rest) = name.strip_prefix("local-").map_or((false, name), |rest| (true, rest));
         let prefixes = [
             ("sticky-rr-", Pick::Counter, true),
+            ("sticky-ring-", Pick::Ring, true),
             ("sticky-", Pick::Random, true),
             ("random-", Pick::Random, false),
             ("rr-", Pick::Counter, false),
+            ("ring-", Pick::Ring, false),
         ];
         let (rest, pick, sticky) =
             prefixes.into_iter().find_map(|(prefix, pick, sticky)| Some((rest.strip_prefix(prefix)?, pick, sticky)))?;
@@ -444,6 +449,8 @@ mod tests {
         assert_eq!(chain(Pick::Counter, 3, None, false, &web), "rr-3-shop/web/tcp/http");
         assert_eq!(chain(Pick::Counter, 3, None, true, &web), "local-rr-3-shop/web/tcp/http");
         assert_eq!(chain(Pick::Random, 2000, None, false, &port("shop", "web-2", "")), "random-2000-shop/web-2/tcp");
+        assert_eq!(chain(Pick::Ring, 64, None, false, &web), "ring-64-shop/web/tcp/http");
+        assert_eq!(chain(Pick::Ring, 64, Some(9), true, &web), "local-sticky-ring-64-9s-shop/web/tcp/http");
         assert_eq!(chain(Pick::Random, 3, Some(10800), false, &web), "sticky-3-10800s-shop/web/tcp/http");
         assert_eq!(chain(Pick::Counter, 3, Some(1), true, &web), "local-sticky-rr-3-1s-shop/web/tcp/http");
         let hostile = port("shop", "we\"b\n", &"x".repeat(300));

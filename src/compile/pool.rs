@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::elements::{Slot, SlotKey, TableDelta};
 use super::layout::{Decision, DedicatedChain, MAX_MEMBERS, MAX_SHARED_SLOTS, MemberId, Plan, PoolId};
 use crate::model::PortKey;
-use crate::schedule::Pick;
+use crate::schedule::{Candidate, Pick};
 
 /// The endpoints of a Service port in one family, or those of them that are on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub(super) struct Pool {
     /// Seconds of session affinity.
     pub(super) affinity: Option<u32>,
     pub(super) slots: Vec<SocketAddr>,
+    /// Who may stand in the slots, for rings, which are dealt again; empty for all others.
+    pub(super) candidates: Vec<Candidate>,
     pub(super) members: Members,
 }
 
@@ -37,7 +39,7 @@ pub(super) struct Members {
 impl Pool {
     pub(super) fn empty(label: Arc<str>, local: bool) -> Self {
         let (pick, members) = (Pick::Random, Members::default());
-        Self { id: None, label, local, pick, affinity: None, slots: Vec::new(), members }
+        Self { id: None, label, local, pick, affinity: None, slots: Vec::new(), candidates: Vec::new(), members }
     }
 
     /// The decision that leads here; `None` without endpoints.
@@ -58,7 +60,9 @@ impl Pool {
     }
 
     fn is_dedicated(&self) -> bool {
-        self.affinity.is_some() || self.pick == Pick::Counter || self.slots.len() > MAX_SHARED_SLOTS
+        self.affinity.is_some()
+            || matches!(self.pick, Pick::Counter | Pick::Ring)
+            || self.slots.len() > MAX_SHARED_SLOTS
     }
 
     /// The endpoint of a slot, if slots lead to endpoints directly.
@@ -71,6 +75,25 @@ impl Pool {
     fn member(&self, slot: usize) -> Option<MemberId> {
         let endpoint = self.slots.get(slot).filter(|_| self.affinity.is_some())?;
         Some(MemberId { pool: self.id?, index: self.members.index(endpoint)? })
+    }
+
+    /// Takes other endpoints into its slots, of which there are as many as before, and notes those that differ.
+    pub(super) fn deal_again(&mut self, slots: Vec<SocketAddr>, delta: &mut TableDelta) {
+        let Some(pool) = self.id else { return };
+        let before = std::mem::replace(&mut self.slots, slots);
+        for (slot, was) in before.into_iter().enumerate() {
+            if self.slots.get(slot) == Some(&was) {
+                continue;
+            }
+            let key = SlotKey { pool, slot: u32::try_from(slot).expect("a ring is small") };
+            if self.affinity.is_some() {
+                let was = self.members.index(&was).map(|index| MemberId { pool, index });
+                delta.member_slots.note(key, was, self.member(slot));
+            } else {
+                let was = Slot { endpoint: was, label: self.label.clone() };
+                delta.endpoints.note(key, Some(was), self.slot(slot));
+            }
+        }
     }
 
     fn members(&self) -> impl Iterator<Item = (MemberId, Slot)> + '_ {

@@ -100,7 +100,7 @@ pub(super) fn fixed_chains(family: Family, locality: &Locality) -> Chains {
 pub(super) fn shared_chain(family: Family, plan: Plan) -> Option<(Chain, Vec<Rule>)> {
     match plan {
         Plan::Random(slots) => {
-            Some(chain(family, plan.chain(), picking_rules(family, NumgenKind::Random, slots.into())))
+            Some(chain(family, plan.chain(), picking_rules(family, vec![numgen(NumgenKind::Random, slots.into())])))
         }
         Plan::Refuse | Plan::Dedicated | Plan::Discard | Plan::SourceRanges | Plan::LocalPolicy => None,
     }
@@ -108,13 +108,17 @@ pub(super) fn shared_chain(family: Family, plan: Plan) -> Option<(Chain, Vec<Rul
 
 /// The chain of one pool.
 pub(super) fn dedicated_chain(family: Family, dedicated: &DedicatedChain) -> (Chain, Vec<Rule>) {
-    let kind = match dedicated.pick {
-        Pick::Random => NumgenKind::Random,
-        Pick::Counter => NumgenKind::Incremental,
+    let mut slot = match dedicated.pick {
+        Pick::Random => vec![numgen(NumgenKind::Random, dedicated.slots)],
+        Pick::Counter | Pick::Ring => vec![numgen(NumgenKind::Incremental, dedicated.slots)],
     };
+    if dedicated.pick == Pick::Ring {
+        // Both begin at nothing in a new rule and go on together, so the number of packets tells which slot is next.
+        slot.insert(0, Expr::counter());
+    }
     let rules = match dedicated.affinity {
-        None => picking_rules(family, kind, dedicated.slots),
-        Some(seconds) => sticky_rules(family, kind, dedicated.slots, Duration::from_secs(seconds.into())),
+        None => picking_rules(family, slot),
+        Some(seconds) => sticky_rules(family, slot, Duration::from_secs(seconds.into())),
     };
     chain(family, dedicated.name(), rules)
 }
@@ -199,14 +203,18 @@ fn local_policy(family: Family, detector: &Detector) -> Vec<Vec<Expr>> {
 // === picking ===
 
 /// Picks a slot and sends the connection to its endpoint; slot 0 catches packets that a commit overtook (see `layout`).
-fn picking_rules(family: Family, kind: NumgenKind, slots: u32) -> Vec<Vec<Expr>> {
-    let to_slot =
-        |slot: Expr| vec![load_priority(0), mask(0, POOL_MASK), slot, lookup(ENDPOINTS, Reg::slot(0)), dnat(family)];
-    vec![to_slot(numgen(kind, slots)), to_slot(first_slot())]
+fn picking_rules(family: Family, slot: Vec<Expr>) -> Vec<Vec<Expr>> {
+    let to_slot = |slot: Vec<Expr>| {
+        let mut rule = vec![load_priority(0), mask(0, POOL_MASK)];
+        rule.extend(slot);
+        rule.extend([lookup(ENDPOINTS, Reg::slot(0)), dnat(family)]);
+        rule
+    };
+    vec![to_slot(slot), to_slot(vec![first_slot()])]
 }
 
 /// Sends a client where it went before, or picks a slot and remembers its member for the client.
-fn sticky_rules(family: Family, kind: NumgenKind, slots: u32, timeout: Duration) -> Vec<Vec<Expr>> {
+fn sticky_rules(family: Family, slot: Vec<Expr>, timeout: Duration) -> Vec<Vec<Expr>> {
     let pool = address_slots(family);
     // The key of map `affinity`: client and pool.
     let client = || [source(family), load_priority(pool), mask(pool, POOL_MASK)];
@@ -230,9 +238,11 @@ fn sticky_rules(family: Family, kind: NumgenKind, slots: u32, timeout: Duration)
         remember(DynsetOp::Update, Some(timeout)),
         to_member().to_vec(),
     ];
-    let pick = |slot: Expr| {
+    let pick = |slot: Vec<Expr>| {
         [
-            vec![load_priority(0), mask(0, POOL_MASK), slot, lookup(MEMBER_SLOTS, Reg::slot(0)), set_priority()],
+            vec![load_priority(0), mask(0, POOL_MASK)],
+            slot,
+            vec![lookup(MEMBER_SLOTS, Reg::slot(0)), set_priority()],
             remember(DynsetOp::Update, Some(timeout)),
             to_member().to_vec(),
         ]
@@ -242,10 +252,10 @@ fn sticky_rules(family: Family, kind: NumgenKind, slots: u32, timeout: Duration)
         known.concat(),
         // The member is gone: forget it, because an update keeps the data of an element that is there.
         remember(DynsetOp::Delete, None),
-        pick(numgen(kind, slots)),
+        pick(slot),
         // The map is full: the choice stands and is not remembered.
         to_member().to_vec(),
-        pick(first_slot()),
+        pick(vec![first_slot()]),
     ]
 }
 
