@@ -24,8 +24,12 @@
 
 mod book;
 mod flow;
+pub mod ledger;
 mod settings;
+mod watch;
 
 pub use book::FlowBook;
 pub use flow::{Destination, Expected, Flow, Judgement, Tuple, View};
+pub use ledger::Ledger;
 pub use settings::{Settings, Sysctl, Write, count_cpus};
+pub use watch::{Interest, Interests, Subject, WatchBook};
