@@ -45,7 +45,7 @@ pub use quantity::{NoQuantity, Quantity};
 pub use watch::{Edit, FileWatch};
 
 use crate::logging::LoggingConfig;
-use crate::schedule::Scheduler;
+use crate::schedule::{Scheduler, TableSizes};
 
 /// What the daemon shall do.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +60,8 @@ pub struct Config {
     pub client: ClientConfig,
     /// The scheduler for Services that choose none.
     pub scheduler: Scheduler,
+    /// How large the tables of hashing schedulers are.
+    pub tables: TableSizes,
     /// Whose defaults apply, and what `/proxyMode` says.
     pub mode: Mode,
     /// How the source of connections is hidden.

@@ -14,8 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use crate::compile::layout::Locality;
-use crate::compile::{Compiler, Delta, Image};
-use crate::conntrack::{FlowBook, View};
+use crate::compile::{Compiler, Counts, Delta, Image, Ring};
+use crate::conntrack::ledger::Report;
+use crate::conntrack::{FlowBook, Interests, Subject, View, WatchBook};
 use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, ServiceKey, Store};
 use crate::policy::{self, Claims, Context, HealthCheck, ResolvedPort, Settings};
 use crate::schedule::Scheduler;
@@ -29,6 +30,7 @@ pub struct Engine {
     claims: Claims,
     compiler: Compiler,
     flows: FlowBook,
+    watch: WatchBook,
     settings: Settings,
     scheduler: Scheduler,
     health: BTreeMap<ServiceKey, HealthCheck>,
@@ -105,8 +107,9 @@ impl Engine {
         Self {
             store: Store::default(),
             claims: Claims::default(),
-            compiler: Compiler::new(&settings.node),
+            compiler: Compiler::new(&settings.node).with_tables(settings.tables),
             flows: FlowBook::default(),
+            watch: WatchBook::default(),
             settings,
             scheduler,
             health: BTreeMap::new(),
@@ -212,6 +215,7 @@ impl Engine {
             };
             self.no_local_endpoints.replace(before.unwrap_or_default(), lacking);
             self.flows.update(key, &resolved);
+            self.watch.update(key, &resolved);
             let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
             let mut problems: Vec<_> =
                 service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();
@@ -220,7 +224,7 @@ impl Engine {
                 object: key.object(),
                 field: "spec.ports".to_owned(),
                 value: shortage.port.to_string(),
-                reason: shortage.reason.to_owned(),
+                reason: shortage.reason,
             }));
             outcome.problems.extend(self.conflicts.replace(Kind::Service, &key.object(), problems));
         }
@@ -232,6 +236,25 @@ impl Engine {
     /// was compiled before.
     pub fn take_flow_changes(&mut self) -> View {
         self.flows.take_changed()
+    }
+
+    /// Whose connections are to be counted, where that changed since the last call; to be counted when the kernel has what was
+    /// compiled before.
+    pub fn take_interests(&mut self) -> Interests {
+        self.watch.take_changed()
+    }
+
+    /// The rings that are dealt by the counts of a subject.
+    pub fn rings(&self, subject: &Subject) -> Vec<Ring> {
+        self.compiler.rings(&subject.port, subject.family)
+    }
+
+    /// Deals a ring again, of which so many slots have been picked; what differs is noted in `delta`. No other decision is taken anew.
+    pub fn redeal(&mut self, ring: &Ring, picks: u64, report: &Report, delta: &mut Delta) {
+        let Report { subject, rule, loads, expected } = report;
+        let counts =
+            Counts { port: &subject.port, family: subject.family, rule: *rule, loads, picks, expected: *expected };
+        self.compiler.redeal(ring, &counts, delta);
     }
 
     /// Everything desired now, as a delta to nothing. What has been taken but not compiled is not in it.

@@ -1,39 +1,68 @@
 //! In what order endpoints are taken.
 //!
-//! A scheduler turns the endpoints of a Service port into *slots*: a numbered list in which every slot names one endpoint. The
-//! kernel picks the number of a slot (how is the scheduler's [`Pick`]); which endpoint stands in a slot is decided here. Knows
-//! neither Kubernetes nor nftables.
+//! A scheduler turns the endpoints of a Service port into *slots*: a numbered list in which every slot names one endpoint; an
+//! endpoint may stand in several. The kernel picks the number of a slot (how is the scheduler's [`Pick`]); which endpoint stands in
+//! a slot is decided here. Knows neither Kubernetes nor nftables.
 //!
-//! Slots are dealt so that a change moves as little as possible: an endpoint keeps its slots, one that leaves is replaced by the
-//! endpoint of the last slot, one that joins takes a new last slot. The kernel then has to be told three things about a departure,
-//! however many endpoints there are.
+//! There are three kinds:
+//! - *dealt in turn* (`random`, `rr`, `wrr`): slots are dealt so that a change moves as little as possible. An endpoint keeps its
+//!   slots, one that leaves is replaced by the endpoint of the last slot, one that joins takes a new last slot;
+//! - *tables* (`sh`, `dh`, `mh`): the slots are the buckets of a hash. Who stands where depends on the set of endpoints and their
+//!   weights alone, not on history and not on the node, so all nodes send a client to the same endpoint;
+//! - *fed by live counts* (`lc`, `wlc`, `sed`, `nq`): a ring dealt as `wrr` would, and dealt again by whoever counts connections
+//!   (`live`).
 //!
-//! One file per scheduler; each is proven by its own tests, the common dealing by the property test in `slots.rs`.
+//! Where things are: `name` how schedulers are written; `share` how weights become numbers of slots; `slots` dealing in turn with few
+//! changes; `table` the sizes of tables and their hash; then one file per scheduler. Each is proven by its own tests.
 
 pub mod live;
+mod maglev;
+mod name;
 mod random;
+mod rendezvous;
 mod rr;
+mod share;
 mod slots;
+mod table;
+mod wrr;
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::str::FromStr;
+
+pub use name::SchedulerError;
+pub use share::{Shares, share};
+pub use table::{Buckets, TableSizes};
 
 /// The schedulers, by the names IPVS gave them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scheduler {
-    /// Any endpoint, with equal probability. What kube-proxy does in its iptables and nftables modes.
+    /// Any endpoint, with a probability by its weight. What kube-proxy does in its iptables and nftables modes.
     #[default]
     Random,
-    /// Each endpoint in turn, counted per Service port on this node.
+    /// Each endpoint in turn, counted per Service port on this node. Ignores weights.
     RoundRobin,
-    /// The endpoint with the fewest connections, whatever the weights (`lc`).
+    /// Each endpoint as often per cycle as its weight says, interleaved.
+    WeightedRoundRobin,
+    /// The endpoint with the fewest connections. Ignores weights.
     LeastConnection,
-    /// The endpoint with the fewest connections for its weight (`wlc`).
+    /// The endpoint with the fewest connections per weight.
     WeightedLeastConnection,
-    /// The endpoint that would have the fewest active connections for its weight with one more (`sed`).
+    /// The endpoint where one connection more would make the fewest per weight.
     ShortestExpectedDelay,
-    /// One without active connections if there is any, otherwise as [`Scheduler::ShortestExpectedDelay`] (`nq`).
+    /// An endpoint without connections if there is one, else as [`Scheduler::ShortestExpectedDelay`].
     NeverQueue,
+    /// Always the same endpoint for a client.
+    SourceHash {
+        /// For a client and its port, rather than for a client.
+        port: bool,
+    },
+    /// Always the same endpoint for an address that is connected to.
+    DestinationHash,
+    /// Always the same endpoint for a client, from a table that is even and that hardly changes when endpoints do.
+    Maglev {
+        /// For a client and its port, rather than for a client.
+        port: bool,
+    },
 }
 
 /// How the kernel picks a slot.
@@ -46,6 +75,19 @@ pub enum Pick {
     /// As [`Pick::Counter`], and the rule counts its packets: which slot is next can be read back, so that slots can be dealt again
     /// just before they are picked.
     Ring,
+    /// A hash of the packet, modulo the number of slots, which is one of [`Buckets`]; nothing to remember.
+    Hash(HashKey),
+}
+
+/// What is hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HashKey {
+    /// The client's address.
+    Source,
+    /// The client's address and port.
+    SourcePort,
+    /// The address connected to.
+    Destination,
 }
 
 /// What a scheduler dealt.
@@ -76,15 +118,12 @@ pub struct Hand<'a> {
     /// A number that differs between nodes and Service ports: where the first round begins, so that not every node in the cluster
     /// sends its first connection to the same endpoint.
     pub seed: u64,
+    /// How many buckets tables have.
+    pub tables: TableSizes,
 }
 
-/// The text that names no scheduler.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown scheduler {name:?}: one of {}", Scheduler::NAMES.join(", "))]
-pub struct UnknownScheduler {
-    /// What was asked for.
-    pub name: String,
-}
+/// Shares that are further off are told about.
+const NOTED_ERROR: f64 = 0.01;
 
 // === impl Candidate ===
 
@@ -102,82 +141,139 @@ impl Hand<'_> {
     fn endpoints(&self) -> Vec<SocketAddr> {
         self.candidates.iter().map(|candidate| candidate.endpoint).collect()
     }
+
+    /// Whether nobody weighs more than another.
+    fn is_equal(&self) -> bool {
+        self.candidates.windows(2).all(|pair| pair[0].weight == pair[1].weight)
+    }
+
+    fn weights(&self) -> Vec<u32> {
+        self.candidates.iter().map(|candidate| candidate.weight).collect()
+    }
 }
 
 // === impl Scheduler ===
 
 impl Scheduler {
-    /// All names that [`FromStr`] takes, for messages.
-    pub const NAMES: [&'static str; 6] = ["random", "rr", "lc", "wlc", "sed", "nq"];
-
-    /// The name, as annotations and flags spell it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Scheduler::Random => "random",
-            Scheduler::RoundRobin => "rr",
-            Scheduler::LeastConnection => "lc",
-            Scheduler::WeightedLeastConnection => "wlc",
-            Scheduler::ShortestExpectedDelay => "sed",
-            Scheduler::NeverQueue => "nq",
-        }
-    }
-
-    /// The rule by which it takes counts of connections into account, if it does: see [`live`].
-    pub fn live(self) -> Option<live::Rule> {
-        match self {
-            Scheduler::Random | Scheduler::RoundRobin => None,
-            Scheduler::LeastConnection => Some(live::Rule::LeastConnection),
-            Scheduler::WeightedLeastConnection => Some(live::Rule::WeightedLeastConnection),
-            Scheduler::ShortestExpectedDelay => Some(live::Rule::ShortestExpectedDelay),
-            Scheduler::NeverQueue => Some(live::Rule::NeverQueue),
-        }
-    }
-
     /// Deals slots to endpoints.
     pub fn deal(self, hand: Hand<'_>) -> Deal {
         match self {
             Scheduler::Random => random::deal(hand),
             Scheduler::RoundRobin => rr::deal(hand),
+            Scheduler::WeightedRoundRobin => wrr::deal(hand),
             Scheduler::LeastConnection
             | Scheduler::WeightedLeastConnection
             | Scheduler::ShortestExpectedDelay
             | Scheduler::NeverQueue => live::deal(self, hand),
+            Scheduler::SourceHash { port } => rendezvous::deal(hand, HashKey::of_source(port)),
+            Scheduler::DestinationHash => rendezvous::deal(hand, HashKey::Destination),
+            Scheduler::Maglev { port } => maglev::deal(hand, HashKey::of_source(port)),
+        }
+    }
+
+    /// What a user should know about a deal: that somebody goes without a slot, or that weights had to be rounded.
+    pub fn remark(self, hand: Hand<'_>, deal: &Deal) -> Option<String> {
+        let all = hand.candidates.len();
+        if let Pick::Hash(_) = deal.pick {
+            let served: HashSet<_> = deal.slots.iter().collect();
+            let idle = all - served.len();
+            let flag = self.table_flag().unwrap_or_default();
+            return (idle > 0).then(|| {
+                let buckets = deal.slots.len();
+                format!("{idle} of {all} endpoints get no connections: a table of {buckets} is too small for them, see {flag}")
+            });
+        }
+        // Rings follow the weights themselves, pick by pick.
+        if !self.heeds_weights() || hand.is_equal() || deal.pick == Pick::Ring {
+            return None;
+        }
+        let error = share(&hand.weights()).error;
+        (error > NOTED_ERROR).then(|| {
+            let (slots, points) = (deal.slots.len(), error * 100.0);
+            format!("weights are rounded to {slots} slots: shares are up to {points:.1} percentage points off")
+        })
+    }
+
+    /// The rule by which it goes by counts of connections, if it does: see [`live`].
+    pub fn live(self) -> Option<live::Rule> {
+        match self {
+            Scheduler::LeastConnection => Some(live::Rule::LeastConnection),
+            Scheduler::WeightedLeastConnection => Some(live::Rule::WeightedLeastConnection),
+            Scheduler::ShortestExpectedDelay => Some(live::Rule::ShortestExpectedDelay),
+            Scheduler::NeverQueue => Some(live::Rule::NeverQueue),
+            Scheduler::Random
+            | Scheduler::RoundRobin
+            | Scheduler::WeightedRoundRobin
+            | Scheduler::SourceHash { .. }
+            | Scheduler::DestinationHash
+            | Scheduler::Maglev { .. } => None,
+        }
+    }
+
+    /// Whether an endpoint's weight makes a difference.
+    pub fn heeds_weights(self) -> bool {
+        !matches!(self, Scheduler::RoundRobin | Scheduler::LeastConnection)
+    }
+
+    /// The flag that sizes the tables of this scheduler, if it has any.
+    pub fn table_flag(self) -> Option<&'static str> {
+        match self {
+            Scheduler::SourceHash { .. } | Scheduler::DestinationHash => Some("--sh-table-size"),
+            Scheduler::Maglev { .. } => Some("--mh-table-size"),
+            _ => None,
         }
     }
 }
 
-impl FromStr for Scheduler {
-    type Err = UnknownScheduler;
+// === impl HashKey ===
 
-    fn from_str(name: &str) -> Result<Self, UnknownScheduler> {
-        match name {
-            "random" => Ok(Scheduler::Random),
-            "rr" => Ok(Scheduler::RoundRobin),
-            "lc" => Ok(Scheduler::LeastConnection),
-            "wlc" => Ok(Scheduler::WeightedLeastConnection),
-            "sed" => Ok(Scheduler::ShortestExpectedDelay),
-            "nq" => Ok(Scheduler::NeverQueue),
-            _ => Err(UnknownScheduler { name: name.to_owned() }),
-        }
+impl HashKey {
+    fn of_source(port: bool) -> Self {
+        if port { HashKey::SourcePort } else { HashKey::Source }
     }
 }
 
-impl std::fmt::Display for Scheduler {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
+// === impl Deal ===
+
+impl Deal {
+    /// The only endpoint, whatever is asked.
+    fn only(endpoint: SocketAddr) -> Self {
+        Self { pick: Pick::Random, slots: vec![endpoint] }
     }
 }
 
+/// What the tests of all schedulers need.
 #[cfg(test)]
-mod tests {
+mod testing {
+    use std::collections::BTreeMap;
+
     use super::*;
 
-    #[test]
-    fn every_name_is_a_scheduler_and_back() {
-        for name in Scheduler::NAMES {
-            assert_eq!(name.parse::<Scheduler>().expect("known").name(), name);
-        }
-        let error = "RR".parse::<Scheduler>().expect_err("case matters, as for IPVS");
-        assert_eq!(error.to_string(), r#"unknown scheduler "RR": one of random, rr, lc, wlc, sed, nq"#);
+    /// Endpoints 10.0.0.1:80 and following with these weights.
+    pub(super) fn candidates(weights: &[u32]) -> Vec<Candidate> {
+        let endpoint = |at: usize| SocketAddr::from(([10, 0, (at / 256) as u8, (at % 256) as u8], 80));
+        weights
+            .iter()
+            .enumerate()
+            .map(|(at, weight)| Candidate { endpoint: endpoint(at + 1), weight: *weight })
+            .collect()
+    }
+
+    /// A first deal.
+    pub(super) fn hand(candidates: &[Candidate]) -> Hand<'_> {
+        Hand { candidates, previous: &[], seed: 0, tables: TableSizes::default() }
+    }
+
+    /// Tables of these sizes.
+    pub(super) fn sized(hash: usize, maglev: usize) -> TableSizes {
+        let buckets = |count| Buckets::new(count).expect("a size");
+        TableSizes { hash: buckets(hash), maglev: buckets(maglev) }
+    }
+
+    /// How many slots each endpoint has, in the order of endpoints.
+    pub(super) fn counts(slots: &[SocketAddr]) -> Vec<u32> {
+        let mut counts = BTreeMap::new();
+        slots.iter().for_each(|slot| *counts.entry(*slot).or_default() += 1);
+        counts.into_values().collect()
     }
 }

@@ -285,10 +285,14 @@ fn modes_bring_their_defaults() {
 #[test]
 fn schedulers_fall_back_or_are_refused() {
     let in_mode = |mode: &str, name: &str| with_body(&format!("mode: {mode}\nipvs: {{scheduler: {name}}}"));
-    for name in ["wrr", "lc", "wlc", "sh", "dh", "sed", "nq", "mh", "lblc", "lblcr", "fo", "ovf", "twos"] {
-        if name.parse::<Scheduler>().is_ok() {
-            continue;
+    for name in Scheduler::NAMES {
+        for mode in ["ipvs", "nftables"] {
+            assert_eq!(in_mode(mode, name).expect("valid").0.scheduler.name(), name, "{mode}");
         }
+    }
+    let (got, _) = load(&["--ipvs-scheduler=mh,mh-port"]).expect("valid");
+    assert_eq!(got.scheduler, Scheduler::Maglev { port: true });
+    for name in ["lblc", "lblcr", "fo", "ovf", "twos"] {
         let (got, notes) = in_mode("ipvs", name).expect("a node must start");
         assert_eq!(got.scheduler, Scheduler::RoundRobin, "{name}");
         let warnings: Vec<_> = notes.iter().filter(|note| matches!(note, Note::Warning(_))).collect();
@@ -299,8 +303,22 @@ fn schedulers_fall_back_or_are_refused() {
     let (got, notes) = in_mode("nftables", "fastest").expect("upstream does not look at it");
     assert_eq!((got.scheduler, notes.len()), (Scheduler::Random, 1), "{notes:?}");
     assert_eq!(in_mode("nftables", "rr").expect("valid").0.scheduler, Scheduler::RoundRobin);
+    let error = load(&["--ipvs-scheduler=sh,port"]).expect_err("invalid");
+    assert!(
+        error.starts_with(r#"--ipvs-scheduler: "sh,port": scheduler sh has no flag "port": sh-port and"#),
+        "{error}"
+    );
     let error = load(&["--ipvs-scheduler=fast"]).expect_err("invalid");
     assert!(error.starts_with(r#"--ipvs-scheduler: "fast": unknown scheduler: one of random, rr"#), "{error}");
+}
+
+#[test]
+fn tables_have_sizes_that_fit_their_schedulers() {
+    let sizes = |args: &[&str]| load(args).map(|(got, _)| (got.tables.hash.count(), got.tables.maglev.count()));
+    assert_eq!(sizes(&[]), Ok((1024, 4093)));
+    assert_eq!(sizes(&["--sh-table-size=256", "--mh-table-size=65537"]), Ok((256, 65537)));
+    let error = sizes(&["--sh-table-size=1000", "--mh-table-size=1024"]).expect_err("invalid");
+    insta::assert_snapshot!(error, @"");
 }
 
 #[test]

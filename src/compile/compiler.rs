@@ -17,13 +17,15 @@ use super::shared::Shared;
 use crate::model::{AddressRange, Family, PortKey, ServiceKey};
 use crate::policy::{Frontend, NodePort, ResolvedPort, Role, Verdict};
 use crate::schedule::live::{Loads, Redeal, Rule};
-use crate::schedule::{Candidate, Hand, Pick};
+use crate::schedule::{Candidate, Hand, Pick, TableSizes};
 
 /// The desired state of the data plane. Owned by the task that owns the model.
 #[derive(Debug)]
 pub struct Compiler {
     /// Differs between nodes.
     seed: u64,
+    /// How large hash tables are.
+    tables: TableSizes,
     ports: HashMap<ServiceKey, Vec<CompiledPort>>,
     pools: Pools,
     /// What several ports ask for, per family.
@@ -38,7 +40,7 @@ pub struct Shortage {
     /// Which one.
     pub port: PortKey,
     /// What is missing and what happens instead.
-    pub reason: &'static str,
+    pub reason: String,
 }
 
 /// A pool that is dealt again while the kernel walks it.
@@ -102,11 +104,17 @@ impl Compiler {
     pub fn new(node: &str) -> Self {
         Self {
             seed: hash(&node),
+            tables: TableSizes::default(),
             ports: HashMap::new(),
             pools: Pools::default(),
             common: Default::default(),
             found: Image::default(),
         }
+    }
+
+    /// The same with hash tables of these sizes. To be called before the first update.
+    pub fn with_tables(self, tables: TableSizes) -> Self {
+        Self { tables, ..self }
     }
 
     /// Remembers what a kernel has, so that the numbers and slots found there are used again where they fit. To be called before
@@ -233,11 +241,7 @@ impl Compiler {
         self.pools.len()
     }
 
-    fn compile(
-        &mut self,
-        previous: Option<&CompiledPort>,
-        port: &ResolvedPort,
-    ) -> (CompiledPort, Option<&'static str>) {
+    fn compile(&mut self, previous: Option<&CompiledPort>, port: &ResolvedPort) -> (CompiledPort, Option<String>) {
         let label = previous.map_or_else(|| layout::label(&port.key), |known| known.label.clone());
         let (mut cluster, mut local) = match previous {
             Some(known) => (known.cluster.clone(), known.local.clone()),
@@ -272,25 +276,27 @@ impl Compiler {
         port: &ResolvedPort,
         candidates: &[Candidate],
         needs_number: bool,
-    ) -> Option<&'static str> {
+    ) -> Option<String> {
         let previous = std::mem::take(&mut pool.slots);
         let mut shortage = None;
         if pool.id.is_none() && (needs_number || !candidates.is_empty()) {
             pool.id = self.pools.take();
             if pool.id.is_none() {
-                shortage = Some("all pool numbers are in use; connections are rejected");
+                shortage = Some("all pool numbers are in use; connections are rejected".to_owned());
             }
         }
         pool.affinity = port.affinity.map(|affinity| affinity.seconds);
         let mut candidates = std::borrow::Cow::Borrowed(candidates);
         if pool.affinity.is_some() && candidates.len() > MAX_MEMBERS {
             candidates.to_mut().truncate(MAX_MEMBERS);
-            shortage = Some("session affinity reaches 4096 endpoints at most; the others are not used");
+            shortage = Some("session affinity reaches 4096 endpoints at most; the others are not used".to_owned());
         }
         pool.candidates.clear();
         if pool.id.is_some() && !candidates.is_empty() {
             let seed = self.seed(&port.key);
-            let deal = port.scheduler.deal(Hand { candidates: &candidates, previous: &previous, seed });
+            let hand = Hand { candidates: &candidates, previous: &previous, seed, tables: self.tables };
+            let deal = port.scheduler.deal(hand);
+            shortage = port.scheduler.remark(hand, &deal).or(shortage);
             pool.pick = deal.pick;
             pool.slots = deal.slots;
             if pool.pick == Pick::Ring {
@@ -327,7 +333,7 @@ impl Compiler {
             let stages: &[Stage] = match decision.plan {
                 Plan::SourceRanges => &[Stage::Admitted],
                 Plan::LocalPolicy => &[Stage::Inside, Stage::Outside],
-                Plan::Random(_) | Plan::Refuse | Plan::Dedicated | Plan::Discard => &[],
+                Plan::Random(_) | Plan::Hash(..) | Plan::Refuse | Plan::Dedicated | Plan::Discard => &[],
             };
             for stage in stages {
                 let after = table.hops.get(&Hop { stage: *stage, pool }).map(|target| target.decision);
@@ -335,7 +341,7 @@ impl Compiler {
             }
             let slot = SlotKey { pool, slot: 0 };
             let found = match decision.plan {
-                Plan::Random(_) | Plan::Dedicated => {
+                Plan::Random(_) | Plan::Hash(..) | Plan::Dedicated => {
                     let member = || table.members.get(table.member_slots.get(&slot)?);
                     let is = |pool: &Pool| {
                         table.endpoints.get(&slot).or_else(member).is_some_and(|slot| slot.label == pool.label)

@@ -24,6 +24,8 @@
 //!                  if it is in @service-networks and not the host's own:  drop
 //! chain random-4:  dnat to  (meta priority & 0xfffff000) . (numgen random mod 4)  map @endpoints
 //!                  dnat to  (meta priority & 0xfffff000) . (numgen random mod 1)  map @endpoints
+//! chain sh-1024:   like random-4 with  jhash source mod 1024 seed ...;  sh-port-1024: of source and port;  dh-1024: of destination;
+//!                  mh-4093: like sh, the number of slots is a prime
 //! chain refuse:    reject, TCP with a reset
 //! chain discard:   drop
 //! chain dedicated: meta priority vmap @dedicated
@@ -55,6 +57,9 @@
 //! Why each picking chain has a second rule: a packet may read the number of slots before a transaction commits and the slot after
 //! it. Slot 0 exists as long as the pool has endpoints, so such a packet still reaches an endpoint of its Service.
 //!
+//! Hashes have a constant seed ([`HASH_SEED`]), so that every node picks the same bucket, and nothing to remember, so that all Services
+//! with tables of one size share a chain. A table's endpoints bear no comment except in slot 0: that saves a third of its memory.
+//!
 //! Why there are `plans` and `picks`: chains that decide again (source ranges, local policy) must not lead back to themselves, or
 //! the kernel refuses the table as a loop. The common case pays for one lookup in `plans` only.
 //!
@@ -70,6 +75,9 @@
 //! Node port addresses are ranges minus loopback, and `fib daddr type local` says which of them are the host's own at that moment.
 //! The guard of cluster addresses spares what is the host's own, so that a node-local DNS cache keeps the address it borrowed.
 //!
+//! The counter of a chain `rr-...` belongs to `rr` with one slot per endpoint as well as to `wrr`, which deals a cycle: what the slots
+//! mean is the scheduler's business. So it is with `ring-...`, for the schedulers that go by counts of connections.
+//!
 //! Numbers are written with their meaning readable in hexadecimal: `0x00012004` is pool `0x00012`, plan `0x004`: random of 4.
 //! Member `0x00012004` is the fifth member of that pool. (In set `source-ranges` nft 1.0.6 prints the number's bytes in reverse,
 //! because it takes every range for big-endian: `0x042c0100` there is decision `0x00012c04`.)
@@ -79,7 +87,7 @@ use std::sync::Arc;
 
 use crate::model::{Family, Node, PortKey};
 use crate::policy::{Detector, Settings, detector};
-use crate::schedule::Pick;
+use crate::schedule::{Buckets, HashKey, Pick};
 
 /// The name of our table in every family.
 pub const TABLE: &str = "pointsman";
@@ -92,6 +100,10 @@ pub const PLAN_MASK: u32 = 0xfff;
 
 /// Bits of a decision that are the pool.
 pub const POOL_MASK: u32 = !PLAN_MASK;
+
+/// What `jhash` begins with: "poin" in ASCII. Another number would send every client of a hashing scheduler elsewhere, and would need
+/// another [`VERSION`].
+pub const HASH_SEED: u32 = 0x706f_696e;
 
 /// Highest pool number.
 pub const MAX_POOL: u32 = POOL_MASK >> PLAN_BITS;
@@ -125,6 +137,8 @@ pub struct PoolId(u32);
 pub enum Plan {
     /// One of this many slots (1..=[`MAX_SHARED_SLOTS`]) at random.
     Random(u16),
+    /// One of so many slots, by a hash of this part of the packet.
+    Hash(HashKey, Buckets),
     /// No endpoint: reject the connection.
     Refuse,
     /// By the pool's own chain.
@@ -208,8 +222,11 @@ impl PoolId {
 // === impl Plan ===
 
 impl Plan {
-    /// Bits 11..10 are the kind of plan, bits 9..0 its number of slots. Kinds 1 and 2 are free for schedulers to come.
+    /// Bits 11..10 are the kind of plan. Of kind 0, bits 9..0 are its number of slots; kind 2 is free for schedulers to come.
     const SPECIAL: u32 = 3 << 10;
+
+    /// Bits 9..8 are what is hashed, bits 7..0 the index of the number of slots.
+    const HASH: u32 = 1 << 10;
 
     /// The plans whose chains are always there.
     pub const FIXED: [Plan; 5] = [Plan::Refuse, Plan::Dedicated, Plan::Discard, Plan::SourceRanges, Plan::LocalPolicy];
@@ -218,6 +235,7 @@ impl Plan {
     pub fn number(self) -> u32 {
         match self {
             Plan::Random(slots) => u32::from(slots),
+            Plan::Hash(key, buckets) => Self::HASH | (key as u32) << 8 | buckets.index(),
             Plan::Refuse => Self::SPECIAL | 1,
             Plan::Dedicated => Self::SPECIAL | 2,
             Plan::Discard => Self::SPECIAL | 3,
@@ -230,6 +248,10 @@ impl Plan {
     pub fn from_number(number: u32) -> Option<Self> {
         match number {
             1..=0x3ff => Some(Plan::Random(u16::try_from(number).expect("ten bits"))),
+            0x400..=0x7ff => {
+                let key = HASH_KEYS.into_iter().find(|key| *key as u32 == number >> 8 & 3)?;
+                Some(Plan::Hash(key, Buckets::from_index(number & 0xff)?))
+            }
             _ => Self::FIXED.into_iter().find(|plan| plan.number() == number),
         }
     }
@@ -239,16 +261,56 @@ impl Plan {
         !matches!(self, Plan::SourceRanges | Plan::LocalPolicy)
     }
 
+    /// Whether all Services that pick so share a chain made for them, rather than one that is always there.
+    pub fn is_shared(self) -> bool {
+        matches!(self, Plan::Random(_) | Plan::Hash(..))
+    }
+
+    /// The plan whose shared chain has this name.
+    pub fn from_chain(name: &str) -> Option<Self> {
+        let (word, count) = name.rsplit_once('-')?;
+        let plan = match word {
+            "random" => {
+                Plan::from_number(count.parse().ok().filter(|slots| (1..=MAX_SHARED_SLOTS).contains(slots))? as u32)?
+            }
+            _ => Plan::Hash(hash_key(word)?, count.parse().ok()?),
+        };
+        (plan.chain() == name).then_some(plan)
+    }
+
     /// The name of its chain.
     pub fn chain(self) -> String {
         match self {
             Plan::Random(slots) => format!("random-{slots}"),
+            Plan::Hash(key, buckets) => format!("{}-{buckets}", hash_word(key, buckets)),
             Plan::Refuse => "refuse".to_owned(),
             Plan::Dedicated => "dedicated".to_owned(),
             Plan::Discard => "discard".to_owned(),
             Plan::SourceRanges => "source-ranges".to_owned(),
             Plan::LocalPolicy => "local-policy".to_owned(),
         }
+    }
+}
+
+const HASH_KEYS: [HashKey; 3] = [HashKey::Source, HashKey::SourcePort, HashKey::Destination];
+
+/// The scheduler that hashes this into so many buckets, as chains are named after it.
+fn hash_word(key: HashKey, buckets: Buckets) -> &'static str {
+    match (key, buckets.is_prime()) {
+        (HashKey::Source, false) => "sh",
+        (HashKey::Source, true) => "mh",
+        (HashKey::SourcePort, false) => "sh-port",
+        (HashKey::SourcePort, true) => "mh-port",
+        (HashKey::Destination, _) => "dh",
+    }
+}
+
+fn hash_key(word: &str) -> Option<HashKey> {
+    match word {
+        "sh" | "mh" => Some(HashKey::Source),
+        "sh-port" | "mh-port" => Some(HashKey::SourcePort),
+        "dh" => Some(HashKey::Destination),
+        _ => None,
     }
 }
 
@@ -312,33 +374,27 @@ impl DedicatedChain {
         owner.into()
     }
 
-    /// The chain's name: `[local-][sticky-](random|rr|ring)-SLOTS-[SECONDSs-]OWNER`, without `random` if it is sticky.
+    /// The chain's name: `[local-][sticky-](random|rr|sh|...)-SLOTS-[SECONDSs-]OWNER`, without `random` if it is sticky.
     pub fn name(&self) -> String {
         let local = if self.local { "local-" } else { "" };
         let (slots, owner) = (self.slots, &self.owner);
-        match (self.affinity, self.pick) {
-            (None, Pick::Random) => format!("{local}random-{slots}-{owner}"),
-            (None, Pick::Counter) => format!("{local}rr-{slots}-{owner}"),
-            (None, Pick::Ring) => format!("{local}ring-{slots}-{owner}"),
-            (Some(seconds), Pick::Random) => format!("{local}sticky-{slots}-{seconds}s-{owner}"),
-            (Some(seconds), Pick::Counter) => format!("{local}sticky-rr-{slots}-{seconds}s-{owner}"),
-            (Some(seconds), Pick::Ring) => format!("{local}sticky-ring-{slots}-{seconds}s-{owner}"),
+        match (self.affinity, self.word()) {
+            (None, word) => format!("{local}{word}-{slots}-{owner}"),
+            (Some(seconds), "random") => format!("{local}sticky-{slots}-{seconds}s-{owner}"),
+            (Some(seconds), word) => format!("{local}sticky-{word}-{slots}-{seconds}s-{owner}"),
         }
     }
 
     /// The chain of this name, if it is one that this function's counterpart names.
     pub fn from_name(name: &str) -> Option<Self> {
         let (local, rest) = name.strip_prefix("local-").map_or((false, name), |rest| (true, rest));
-        let prefixes = [
-            ("sticky-rr-", Pick::Counter, true),
-            ("sticky-ring-", Pick::Ring, true),
-            ("sticky-", Pick::Random, true),
-            ("random-", Pick::Random, false),
-            ("rr-", Pick::Counter, false),
-            ("ring-", Pick::Ring, false),
-        ];
-        let (rest, pick, sticky) =
-            prefixes.into_iter().find_map(|(prefix, pick, sticky)| Some((rest.strip_prefix(prefix)?, pick, sticky)))?;
+        let (sticky, rest) = rest.strip_prefix("sticky-").map_or((false, rest), |rest| (true, rest));
+        let (pick, rest) =
+            match picks().find_map(|(word, pick)| Some((pick, rest.strip_prefix(word)?.strip_prefix('-')?))) {
+                Some(found) => found,
+                None if sticky => (Pick::Random, rest),
+                None => return None,
+            };
         let (slots, rest) = rest.split_once('-')?;
         let (affinity, owner) = if sticky {
             let (seconds, owner) = rest.split_once("s-")?;
@@ -346,8 +402,29 @@ impl DedicatedChain {
         } else {
             (None, rest)
         };
-        Some(Self { pick, slots: slots.parse().ok()?, affinity, local, owner: owner.into() })
+        let chain = Self { pick, slots: slots.parse().ok()?, affinity, local, owner: owner.into() };
+        (chain.name() == name).then_some(chain)
     }
+
+    fn word(&self) -> &'static str {
+        match self.pick {
+            Pick::Random => "random",
+            Pick::Counter => "rr",
+            Pick::Ring => "ring",
+            Pick::Hash(key) => match Buckets::new(self.slots as usize) {
+                Some(buckets) => hash_word(key, buckets),
+                // No table has so many; whoever reads the name finds out.
+                None => "dh",
+            },
+        }
+    }
+}
+
+/// The words for ways to pick, those that begin with another one first.
+fn picks() -> impl Iterator<Item = (&'static str, Pick)> {
+    let hashes = ["sh-port", "mh-port", "sh", "mh", "dh"];
+    let hashes = hashes.into_iter().filter_map(|word| Some((word, Pick::Hash(hash_key(word)?))));
+    [("random", Pick::Random), ("rr", Pick::Counter), ("ring", Pick::Ring)].into_iter().chain(hashes)
 }
 
 // === impl Locality ===
@@ -408,6 +485,10 @@ mod tests {
     use super::*;
     use crate::model::{Protocol, ServiceKey};
 
+    fn buckets(count: usize) -> Buckets {
+        Buckets::new(count).expect("a size")
+    }
+
     fn port(namespace: &str, name: &str, port: &str) -> PortKey {
         PortKey { service: ServiceKey::new(namespace, name), name: port.into(), protocol: Protocol::Tcp }
     }
@@ -418,6 +499,9 @@ mod tests {
         let table = [
             (Decision { pool: Some(pool), plan: Plan::Random(4) }, "0x00012004"),
             (Decision { pool: Some(pool), plan: Plan::Random(1023) }, "0x000123ff"),
+            (Decision { pool: Some(pool), plan: Plan::Hash(HashKey::Source, buckets(1024)) }, "0x0001240a"),
+            (Decision { pool: Some(pool), plan: Plan::Hash(HashKey::SourcePort, buckets(4093)) }, "0x00012524"),
+            (Decision { pool: Some(pool), plan: Plan::Hash(HashKey::Destination, buckets(65536)) }, "0x00012610"),
             (Decision { pool: Some(pool), plan: Plan::Dedicated }, "0x00012c02"),
             (Decision { pool: PoolId::new(MAX_POOL), plan: Plan::Random(1) }, "0xfffff001"),
             (Decision { pool: Some(pool), plan: Plan::SourceRanges }, "0x00012c04"),
@@ -429,7 +513,21 @@ mod tests {
             assert_eq!(decision.to_string(), text);
             assert_eq!(Decision::from_value(decision.value()), Some(decision));
         }
-        for value in [0, 4, 0x0001_2000, 0x0001_2400, 0xc02, 0xc04, 0xc05, 0xc06, 0x0001_2c06] {
+        for value in [
+            0,
+            4,
+            0x0001_2000,
+            0x0001_2400,
+            0x0001_270a,
+            0x0001_248a,
+            0x0001_280a,
+            0x40a,
+            0xc02,
+            0xc04,
+            0xc05,
+            0xc06,
+            0x0001_2c06,
+        ] {
             assert_eq!(Decision::from_value(value), None, "{value:#x}");
         }
         assert_eq!(PoolId::new(0), None);
@@ -453,10 +551,40 @@ mod tests {
         assert_eq!(chain(Pick::Ring, 64, Some(9), true, &web), "local-sticky-ring-64-9s-shop/web/tcp/http");
         assert_eq!(chain(Pick::Random, 3, Some(10800), false, &web), "sticky-3-10800s-shop/web/tcp/http");
         assert_eq!(chain(Pick::Counter, 3, Some(1), true, &web), "local-sticky-rr-3-1s-shop/web/tcp/http");
+        let hash = |key| Pick::Hash(key);
+        let sticky = "sticky-sh-port-1024-9s-shop/web/tcp/http";
+        assert_eq!(chain(hash(HashKey::SourcePort), 1024, Some(9), false, &web), sticky);
+        assert_eq!(chain(hash(HashKey::Source), 251, Some(9), true, &web), "local-sticky-mh-251-9s-shop/web/tcp/http");
+        assert_eq!(chain(hash(HashKey::Destination), 16, Some(9), false, &web), "sticky-dh-16-9s-shop/web/tcp/http");
+        let named_alike = port("sh", "port", "");
+        assert_eq!(chain(Pick::Random, 3, Some(9), false, &named_alike), "sticky-3-9s-sh/port/tcp");
+        assert_eq!(chain(Pick::Counter, 3, None, false, &named_alike), "rr-3-sh/port/tcp");
         let hostile = port("shop", "we\"b\n", &"x".repeat(300));
         assert_eq!(chain(Pick::Counter, 3, None, false, &hostile), "rr-3-pool-00007");
         assert_eq!(DedicatedChain::from_name("random-4"), None, "a shared plan's chain is not dedicated");
         assert_eq!(DedicatedChain::from_name("local-policy"), None, "nor is a fixed one");
+    }
+
+    #[test]
+    fn shared_chains_are_found_by_name() {
+        for (plan, name) in [
+            (Plan::Random(4), "random-4"),
+            (Plan::Hash(HashKey::Source, buckets(1024)), "sh-1024"),
+            (Plan::Hash(HashKey::SourcePort, buckets(16)), "sh-port-16"),
+            (Plan::Hash(HashKey::Destination, buckets(1024)), "dh-1024"),
+            (Plan::Hash(HashKey::Source, buckets(4093)), "mh-4093"),
+            (Plan::Hash(HashKey::SourcePort, buckets(65537)), "mh-port-65537"),
+        ] {
+            assert_eq!(plan.chain(), name);
+            assert_eq!(Plan::from_chain(name), Some(plan));
+            assert_eq!(Plan::from_number(plan.number()), Some(plan));
+            assert!(plan.is_shared() && plan.is_final());
+        }
+        for name in
+            ["random-0", "random-1024", "random-04", "sh-4093", "mh-1024", "sh-1000", "refuse", "sh", "rr-4", ""]
+        {
+            assert_eq!(Plan::from_chain(name), None, "{name}");
+        }
     }
 
     #[test]

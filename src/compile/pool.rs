@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::elements::{Slot, SlotKey, TableDelta};
 use super::layout::{Decision, DedicatedChain, MAX_MEMBERS, MAX_SHARED_SLOTS, MemberId, Plan, PoolId};
 use crate::model::PortKey;
-use crate::schedule::{Candidate, Pick};
+use crate::schedule::{Buckets, Candidate, Pick};
 
 /// The endpoints of a Service port in one family, or those of them that are on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +48,13 @@ impl Pool {
         if self.is_dedicated() {
             return Some(Decision { pool, plan: Plan::Dedicated });
         }
-        let slots = u16::try_from(self.slots.len()).expect("not dedicated, so at most MAX_SHARED_SLOTS");
-        Some(Decision { pool, plan: Plan::Random(slots) })
+        let plan = match self.pick {
+            Pick::Hash(key) => Plan::Hash(key, Buckets::new(self.slots.len())?),
+            Pick::Random | Pick::Counter | Pick::Ring => {
+                Plan::Random(u16::try_from(self.slots.len()).expect("not dedicated, so at most MAX_SHARED_SLOTS"))
+            }
+        };
+        Some(Decision { pool, plan })
     }
 
     pub(super) fn dedicated(&self, key: &PortKey) -> Option<DedicatedChain> {
@@ -60,15 +65,20 @@ impl Pool {
     }
 
     fn is_dedicated(&self) -> bool {
-        self.affinity.is_some()
-            || matches!(self.pick, Pick::Counter | Pick::Ring)
-            || self.slots.len() > MAX_SHARED_SLOTS
+        let needs_its_own = match self.pick {
+            Pick::Random => self.slots.len() > MAX_SHARED_SLOTS,
+            Pick::Counter | Pick::Ring => true,
+            Pick::Hash(_) => false,
+        };
+        needs_its_own || self.affinity.is_some()
     }
 
     /// The endpoint of a slot, if slots lead to endpoints directly.
     fn slot(&self, slot: usize) -> Option<Slot> {
         let endpoint = self.slots.get(slot).filter(|_| self.affinity.is_none())?;
-        Some(Slot { endpoint: *endpoint, label: self.label.clone() })
+        // A table has many slots per endpoint; its first one says whose it is.
+        let is_labelled = slot == 0 || !matches!(self.pick, Pick::Hash(_));
+        Some(Slot { endpoint: *endpoint, label: if is_labelled { self.label.clone() } else { unlabelled() } })
     }
 
     /// The member of a slot, if there is affinity.
@@ -80,18 +90,16 @@ impl Pool {
     /// Takes other endpoints into its slots, of which there are as many as before, and notes those that differ.
     pub(super) fn deal_again(&mut self, slots: Vec<SocketAddr>, delta: &mut TableDelta) {
         let Some(pool) = self.id else { return };
-        let before = std::mem::replace(&mut self.slots, slots);
-        for (slot, was) in before.into_iter().enumerate() {
-            if self.slots.get(slot) == Some(&was) {
-                continue;
-            }
+        let differs = |(slot, endpoint): (usize, &SocketAddr)| (self.slots.get(slot) != Some(endpoint)).then_some(slot);
+        let changed: Vec<usize> = slots.iter().enumerate().filter_map(differs).collect();
+        let before: Vec<_> = changed.iter().map(|slot| (self.slot(*slot), self.member(*slot))).collect();
+        self.slots = slots;
+        for (slot, (endpoint, member)) in changed.into_iter().zip(before) {
             let key = SlotKey { pool, slot: u32::try_from(slot).expect("a ring is small") };
             if self.affinity.is_some() {
-                let was = self.members.index(&was).map(|index| MemberId { pool, index });
-                delta.member_slots.note(key, was, self.member(slot));
+                delta.member_slots.note(key, member, self.member(slot));
             } else {
-                let was = Slot { endpoint: was, label: self.label.clone() };
-                delta.endpoints.note(key, Some(was), self.slot(slot));
+                delta.endpoints.note(key, endpoint, self.slot(slot));
             }
         }
     }
@@ -111,7 +119,15 @@ pub(super) fn difference(key: &PortKey, before: Option<&Pool>, after: Option<&Po
     let dedicated = |pool: Option<&Pool>| pool.and_then(|pool| pool.dedicated(key));
     delta.dedicated.note(pool, dedicated(before), dedicated(after));
     let count = |pool: Option<&Pool>| pool.map_or(0, |pool| pool.slots.len());
+    // Where nothing but slots can differ, equal slots are passed over without a look at their labels: tables are large.
+    let alike = before
+        .zip(after)
+        .is_some_and(|(old, new)| (&old.label, old.pick, old.affinity) == (&new.label, new.pick, new.affinity));
+    let endpoint = |pool: Option<&Pool>, slot: usize| pool.and_then(|pool| pool.slots.get(slot).copied());
     for slot in 0..count(before).max(count(after)) {
+        if alike && endpoint(before, slot) == endpoint(after, slot) {
+            continue;
+        }
         let number = u32::try_from(slot).expect("a Service has less than 4 billion endpoints");
         let key = SlotKey { pool, slot: number };
         let (old, new) = (before.and_then(|pool| pool.slot(slot)), after.and_then(|pool| pool.slot(slot)));
@@ -139,6 +155,12 @@ pub(super) fn difference(key: &PortKey, before: Option<&Pool>, after: Option<&Po
     }
 }
 
+/// The comment of an element that has none. Made once: tables have thousands of them.
+fn unlabelled() -> Arc<str> {
+    static NONE: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
+    NONE.clone()
+}
+
 // === impl Members ===
 
 impl Members {
@@ -157,6 +179,8 @@ impl Members {
     pub(super) fn settle(&mut self, wanted: &[SocketAddr]) {
         let mut wanted: Vec<_> = wanted.to_vec();
         wanted.sort();
+        // An endpoint may have many slots; it is one member.
+        wanted.dedup();
         self.numbers.retain(|(endpoint, _)| wanted.binary_search(endpoint).is_ok());
         let known = |numbers: &[(SocketAddr, u16)], endpoint| {
             numbers.binary_search_by_key(&endpoint, |(endpoint, _)| *endpoint).is_ok()

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::logging::{Format, LoggingConfig, Pattern};
 use crate::model::parse_address;
-use crate::schedule::Scheduler;
+use crate::schedule::{Scheduler, SchedulerError, TableSizes};
 
 /// The schedulers of the kernel's IPVS (`net/netfilter/ipvs/ip_vs_*.c`, Linux 6.12).
 const IPVS_SCHEDULERS: [&str; 14] =
@@ -46,6 +46,7 @@ pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
         _ => Mode::Iptables,
     };
     let scheduler = scheduler(&document, mode, from_flags, &mut complaints, &mut notes);
+    let tables = tables(flags, &mut complaints);
     let source = source(flags, &document, &mut complaints, &mut notes);
     let version = match version::asked(flags.value("version")) {
         Ok(Asked::Report(version)) => version,
@@ -65,6 +66,7 @@ pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
     let config = Config {
         action,
         scheduler,
+        tables,
         gates,
         version,
         flags: flags.listing(),
@@ -116,6 +118,7 @@ fn typed(mut document: Document, node: String, source: SourceConfig, mode: Mode,
             accept_content_types: document.client_connection.accept_content_types.clone(),
         },
         scheduler: Scheduler::default(),
+        tables: TableSizes::default(),
         mode,
         masquerade: Masquerade { all: masquerade_all, bit: bit.and_then(|bit| bit.try_into().ok()).unwrap_or(14) },
         sync: SyncConfig { period: period.get(), min_period: paced.then(|| min.get()) },
@@ -238,20 +241,40 @@ fn scheduler(
     if name.is_empty() {
         return default;
     }
-    if let Ok(scheduler) = name.parse() {
-        return scheduler;
-    }
+    let error = match name.parse::<Scheduler>() {
+        Ok(scheduler) => return scheduler,
+        Err(error) => error,
+    };
     let ours = Scheduler::NAMES.join(", ");
+    let reason = match &error {
+        SchedulerError::Unknown { .. } => format!("unknown scheduler: one of {ours}"),
+        SchedulerError::Flag { .. } => error.to_string(),
+    };
     if mode == Mode::Ipvs && IPVS_SCHEDULERS.contains(&name) {
-        let text = format!("ipvs.scheduler {name:?} is not implemented yet: using {default}, the nearest of {ours}");
+        let text = format!("ipvs.scheduler {name:?} is not implemented: using {default}, the nearest of {ours}");
         notes.push(Note::Warning(text));
     } else if mode == Mode::Ipvs || from_flags {
-        complaints.add("ipvs.scheduler", name, format!("unknown scheduler: one of {ours}"));
+        complaints.add("ipvs.scheduler", name, reason);
     } else {
-        let text = format!("ipvs.scheduler {name:?} is ignored in mode {mode}: it is none of {ours}");
+        let text = format!("ipvs.scheduler {name:?} is ignored in mode {mode}: {reason}");
         notes.push(Note::Warning(text));
     }
     default
+}
+
+fn tables(flags: &Flags, complaints: &mut Complaints) -> TableSizes {
+    let mut size = |name: &str, default, read: fn(i64) -> Result<_, String>| {
+        let count = flags.value(name).as_i64().unwrap_or_default();
+        read(count).unwrap_or_else(|reason| {
+            complaints.push(super::ConfigError::new(format!("--{name}"), count.to_string(), reason));
+            default
+        })
+    };
+    let default = TableSizes::default();
+    TableSizes {
+        hash: size("sh-table-size", default.hash, TableSizes::hash_buckets),
+        maglev: size("mh-table-size", default.maglev, TableSizes::maglev_buckets),
+    }
 }
 
 fn source(flags: &Flags, document: &Document, complaints: &mut Complaints, notes: &mut Vec<Note>) -> SourceConfig {

@@ -121,12 +121,26 @@ const WHAT: &[Flag] = &[
     ),
 ];
 
-const OURS: &[Flag] = &[flag(
-    "manifests",
-    Path,
-    "",
-    "Serve the Services and EndpointSlices in this directory (*.yaml, *.yml, *.json) and follow it live, instead of an API server. Not in upstream's kube-proxy",
-)];
+const OURS: &[Flag] = &[
+    flag(
+        "manifests",
+        Path,
+        "",
+        "Serve the Services and EndpointSlices in this directory (*.yaml, *.yml, *.json) and follow it live, instead of an API server. Not in upstream's kube-proxy",
+    ),
+    flag(
+        "sh-table-size",
+        Int32,
+        "1024",
+        "Buckets per Service port of schedulers sh and dh, a power of two from 16 to 65536. More are more even and take more memory in the kernel. The same on all nodes",
+    ),
+    flag(
+        "mh-table-size",
+        Int32,
+        "4093",
+        "Buckets per Service port of scheduler mh, one of 251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 65537, 131071. With more, fewer clients of others move when an endpoint leaves. The same on all nodes",
+    ),
+];
 
 const API: &[Flag] = &[
     of_file(
@@ -327,7 +341,7 @@ const IPVS: &[Flag] = &[
         Text,
         "",
         "ipvs.scheduler",
-        "Scheduler for Services that do not choose one by the annotation `pointsman.dev/scheduler`: random (the default; in mode ipvs: rr) or rr",
+        "Scheduler for Services that do not choose one by the annotation `pointsman.dev/scheduler`: random (the default; in mode ipvs: rr), rr, wrr, lc, wlc, sed, nq, sh, dh or mh; with commas, the flags sh-port or mh-port",
     ),
     of_file(
         "ipvs-exclude-cidrs",

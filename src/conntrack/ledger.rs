@@ -138,7 +138,10 @@ impl Ledger {
         });
         if account.interest.destinations != interest.destinations {
             for destination in &account.interest.destinations {
-                self.destinations.retain(|(of, to), owner| (*of, to, *owner) != (protocol, destination, number));
+                let key = (protocol, *destination);
+                if self.destinations.get(&key) == Some(&number) {
+                    self.destinations.remove(&key);
+                }
             }
             for destination in &interest.destinations {
                 // Who has it now may not have heard of it yet: the newest word counts.
@@ -196,32 +199,23 @@ impl Ledger {
             }
             return;
         }
-        self.note(key, flow, event == Event::New);
+        self.note(key, flow, Some(event));
     }
 
     /// Takes a flow that a walk through the kernel's table found.
     pub fn found(&mut self, flow: &Flow) {
         let key = self.hasher.hash_one((flow.protocol, flow.original, flow.zone, flow.id));
-        let before = self.flows.get(&key).map(|tracked| tracked.heard);
-        self.note(key, flow, false);
-        if before.is_none()
-            && let Some(tracked) = self.flows.get_mut(&key)
-        {
-            tracked.heard = false;
-            self.silent += 1;
-        } else if before == Some(false)
-            && let Some(tracked) = self.flows.get_mut(&key)
-        {
-            // Being found is not being told of.
-            self.silent += usize::from(std::mem::replace(&mut tracked.heard, false));
-        }
+        self.note(key, flow, None);
     }
 
-    fn note(&mut self, key: u64, flow: &Flow, new: bool) {
+    /// A flow is there, as an event or (`None`) a walk says.
+    fn note(&mut self, key: u64, flow: &Flow, event: Option<Event>) {
+        let told = event.is_some();
         let entry = match self.flows.entry(key) {
             Entry::Occupied(mut entry) => {
                 let tracked = entry.get_mut();
-                self.silent -= usize::from(!std::mem::replace(&mut tracked.heard, true));
+                self.silent -= usize::from(told && !tracked.heard);
+                tracked.heard |= told;
                 let Some(account) = self.accounts.get_mut(&tracked.account) else { return };
                 tracked.review = account.review;
                 let active = if flow.state.is_some() { is_active(flow) } else { tracked.active };
@@ -240,8 +234,9 @@ impl Ledger {
         let Some(number) = by_address.or_else(by_port).copied().filter(|_| to != endpoint) else { return };
         let Some(account) = self.accounts.get_mut(&number) else { return };
         let active = is_active(flow);
-        let place = account.arrive(endpoint, active, new);
-        entry.insert(Tracked { account: number, endpoint: place, active, heard: true, review: account.review });
+        let place = account.arrive(endpoint, active, event == Some(Event::New));
+        entry.insert(Tracked { account: number, endpoint: place, active, heard: told, review: account.review });
+        self.silent += usize::from(!told);
         self.dirty.insert(number);
     }
 
@@ -298,10 +293,10 @@ impl Ledger {
 
     // === reports ===
 
-    /// When the next subject is due, if any is dirty.
-    pub fn next_due(&self) -> Option<Instant> {
-        let due = |number: &u32| Some(self.accounts.get(number)?.due());
-        self.dirty.iter().filter_map(due).min().flatten_now()
+    /// How long until the next subject is due, if any is dirty.
+    pub fn wait(&self, now: Instant) -> Option<Duration> {
+        let wait = |number: &u32| Some(self.accounts.get(number)?.due()?.saturating_duration_since(now));
+        self.dirty.iter().map(|number| wait(number).unwrap_or_default()).min()
     }
 
     /// Hands out the reports that are due; a subject whose report `send` does not take stays due.
@@ -325,18 +320,6 @@ impl Ledger {
     pub fn report_all(&mut self) {
         self.dirty.extend(self.accounts.keys());
         self.accounts.values_mut().for_each(|account| account.reported = None);
-    }
-}
-
-/// The earliest of points in time, of which `None` is "at once".
-trait FlattenNow {
-    fn flatten_now(self) -> Option<Instant>;
-}
-
-impl FlattenNow for Option<Option<Instant>> {
-    fn flatten_now(self) -> Option<Instant> {
-        // A time that is long past for everybody who asks.
-        self.map(|due| due.unwrap_or_else(|| Instant::now() - LONGEST_GAP))
     }
 }
 

@@ -28,6 +28,7 @@ pub(super) fn policy(config: &Config) -> policy::Settings {
         },
         ignore_external_ips: !config.gates.enabled("AllowServiceExternalIPs"),
         bind_address: config.bind_address,
+        tables: config.tables,
     }
 }
 

@@ -9,6 +9,7 @@ use super::*;
 use crate::compile::layout::{Decision, Plan};
 use crate::compile::{Edits, Hop, SlotKey, Stage, TableImage};
 use crate::model::Family;
+use crate::schedule::{Buckets, Pick, TableSizes};
 use crate::source::{Object, ObjectKey};
 
 /// Applies edits as a kernel would, refusing what a kernel would refuse.
@@ -56,7 +57,7 @@ fn apply(image: &mut Image, delta: &Delta) {
 fn reach(table: &TableImage, decision: Decision) -> String {
     let pool = || decision.pool.expect("a pool");
     let hop = |stage| reach(table, table.hops[&Hop { stage, pool: pool() }].decision);
-    let (kind, slots) = match decision.plan {
+    let (pick, affinity, slots) = match decision.plan {
         Plan::Refuse => return "refuse".to_owned(),
         Plan::Discard => return "discard".to_owned(),
         Plan::SourceRanges => {
@@ -66,10 +67,11 @@ fn reach(table: &TableImage, decision: Decision) -> String {
             return format!("from {ranges:?}: {}", hop(Stage::Admitted));
         }
         Plan::LocalPolicy => return format!("inside {} outside {}", hop(Stage::Inside), hop(Stage::Outside)),
-        Plan::Random(slots) => ("random".to_owned(), u32::from(slots)),
+        Plan::Random(slots) => (Pick::Random, None, u32::from(slots)),
+        Plan::Hash(key, buckets) => (Pick::Hash(key), None, buckets.count()),
         Plan::Dedicated => {
             let chain = &table.dedicated[&pool()];
-            (format!("{:?} {:?}", chain.pick, chain.affinity), chain.slots)
+            (chain.pick, chain.affinity, chain.slots)
         }
     };
     let slot = |slot| {
@@ -78,8 +80,11 @@ fn reach(table: &TableImage, decision: Decision) -> String {
         table.endpoints.get(&key).or_else(member).expect("every slot is there").endpoint.to_string()
     };
     let mut endpoints: Vec<_> = (0..slots).map(slot).collect();
-    endpoints.sort();
-    format!("{kind} {endpoints:?}")
+    // In tables every node and every history comes to the same order.
+    if !matches!(pick, Pick::Hash(_)) {
+        endpoints.sort();
+    }
+    format!("{pick:?} {affinity:?} {endpoints:?}")
 }
 
 /// What a client of each frontend can reach, and everything else that packets can notice.
@@ -115,6 +120,13 @@ fn service(name: &str, ips: &[String], rr: bool, ports: &[u16]) -> Change {
     Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes"))))
 }
 
+/// An engine with small tables: they are dealt and compared thousands of times.
+fn small_engine() -> Engine {
+    let buckets = |count| Buckets::new(count).expect("a size");
+    let tables = TableSizes { hash: buckets(16), maglev: buckets(251) };
+    Engine::with_settings(Settings { node: "n1".into(), tables, ..Settings::default() }, Scheduler::Random)
+}
+
 /// A Service that has whatever its flavour's bits say.
 fn rich_service(name: &str, ips: &[String], flavour: u16, ports: &[u16]) -> Change {
     let has = |bit: u16| flavour & (1 << bit) != 0;
@@ -127,8 +139,10 @@ fn rich_service(name: &str, ips: &[String], flavour: u16, ports: &[u16]) -> Chan
     let ingress = if has(1) { json!([{"ip": "198.51.100.1"}, {"ip": "fd00:b::1"}]) } else { json!([]) };
     let external = if has(2) { json!(["192.0.2.1", "198.51.100.1"]) } else { json!([]) };
     let ranges = if has(3) { json!(["192.168.0.0/24", "203.0.113.0/24", "fd00:5::/64"]) } else { json!([]) };
+    let schedulers = ["rr", "wrr", "sh", "sh,sh-port", "dh", "mh,mh-port", "lc", "rr"];
+    let scheduler = if has(4) { schedulers[usize::from(flavour >> 9 & 7)] } else { "random" };
     let value = json!({
-        "metadata": {"namespace": "ns", "name": name, "annotations": {"pointsman.dev/scheduler": if has(4) { "rr" } else { "random" }}},
+        "metadata": {"namespace": "ns", "name": name, "annotations": {"pointsman.dev/scheduler": scheduler}},
         "spec": {
             "type": "LoadBalancer", "clusterIPs": ips, "ports": ports, "externalIPs": external, "loadBalancerSourceRanges": ranges,
             "internalTrafficPolicy": policy(has(5)), "externalTrafficPolicy": policy(has(6)),
@@ -228,7 +242,7 @@ fn any_change() -> impl Strategy<Value = Change> {
     ];
     let ports = prop_oneof![Just(vec![1u16]), Just(vec![1, 2]), Just(vec![2, 3])];
     let endpoints = proptest::collection::btree_set(1u8..9, 0..6);
-    let flavour = prop_oneof![Just(0u16), Just(0b1_0000), any::<u16>()];
+    let flavour = prop_oneof![Just(0u16), Just(0b1_0000), (0u16..8).prop_map(|kind| kind << 9 | 1 << 4), any::<u16>()];
     let zone = prop_oneof![Just("east"), Just("west")];
     prop_oneof![
         4 => (name.clone(), ips, flavour, ports).prop_map(|(name, ips, flavour, ports)| rich_service(name, &ips, flavour, &ports)),
@@ -256,7 +270,7 @@ proptest! {
         history in proptest::collection::vec((any_change(), any::<bool>()), 1..40),
         restart_at in 0usize..40,
     ) {
-        let mut engine = Engine::new("n1", Scheduler::Random);
+        let mut engine = small_engine();
         let mut kernel = Image::default();
         let mut past: Vec<Change> = Vec::new();
         for (step, (change, batch_ends)) in history.into_iter().enumerate() {
@@ -266,7 +280,7 @@ proptest! {
                 continue;
             }
             if step == restart_at {
-                engine = Engine::new("n1", Scheduler::Random);
+                engine = small_engine();
                 engine.adopt(kernel.clone());
                 past.iter().cloned().for_each(|change| engine.take(change));
                 engine.compile();
@@ -276,7 +290,7 @@ proptest! {
             } else {
                 apply(&mut kernel, &engine.compile().delta);
             }
-            let mut fresh = Engine::new("n1", Scheduler::Random);
+            let mut fresh = small_engine();
             past.iter().cloned().for_each(|change| fresh.take(change));
             fresh.compile();
             let mut wanted = Image::default();
@@ -294,11 +308,11 @@ proptest! {
     /// A restart with nothing changed rewrites nothing.
     #[test]
     fn a_restart_changes_nothing(history in proptest::collection::vec(any_change(), 1..30)) {
-        let mut engine = Engine::new("n1", Scheduler::Random);
+        let mut engine = small_engine();
         history.iter().cloned().for_each(|change| engine.take(change));
         let mut kernel = Image::default();
         apply(&mut kernel, &engine.compile().delta);
-        let mut next = Engine::new("n1", Scheduler::Random);
+        let mut next = small_engine();
         next.adopt(kernel.clone());
         history.into_iter().for_each(|change| next.take(change));
         next.compile();
@@ -309,7 +323,7 @@ proptest! {
     /// Nothing is left of what was deleted.
     #[test]
     fn deleting_everything_empties_the_maps(history in proptest::collection::vec(any_change(), 1..30)) {
-        let mut engine = Engine::new("n1", Scheduler::Random);
+        let mut engine = small_engine();
         let mut kernel = Image::default();
         for change in history {
             engine.take(change);

@@ -13,10 +13,10 @@ use nft::{
 
 use super::encode::nft_family;
 use super::skeleton::*;
-use crate::compile::layout::{DedicatedChain, Locality, PLAN_MASK, POOL_MASK, Plan, TABLE};
+use crate::compile::layout::{DedicatedChain, HASH_SEED, Locality, PLAN_MASK, POOL_MASK, Plan, TABLE};
 use crate::model::{Family, Protocol};
 use crate::policy::Detector;
-use crate::schedule::Pick;
+use crate::schedule::{HashKey, Pick};
 
 const PREROUTING: &str = "prerouting";
 const OUTPUT: &str = "output";
@@ -99,8 +99,9 @@ pub(super) fn fixed_chains(family: Family, locality: &Locality) -> Chains {
 /// The chain of a plan that Services share.
 pub(super) fn shared_chain(family: Family, plan: Plan) -> Option<(Chain, Vec<Rule>)> {
     match plan {
-        Plan::Random(slots) => {
-            Some(chain(family, plan.chain(), picking_rules(family, vec![numgen(NumgenKind::Random, slots.into())])))
+        Plan::Random(slots) => Some(chain(family, plan.chain(), picking_rules(family, Pick::Random, slots.into()))),
+        Plan::Hash(key, buckets) => {
+            Some(chain(family, plan.chain(), picking_rules(family, Pick::Hash(key), buckets.count())))
         }
         Plan::Refuse | Plan::Dedicated | Plan::Discard | Plan::SourceRanges | Plan::LocalPolicy => None,
     }
@@ -108,17 +109,10 @@ pub(super) fn shared_chain(family: Family, plan: Plan) -> Option<(Chain, Vec<Rul
 
 /// The chain of one pool.
 pub(super) fn dedicated_chain(family: Family, dedicated: &DedicatedChain) -> (Chain, Vec<Rule>) {
-    let mut slot = match dedicated.pick {
-        Pick::Random => vec![numgen(NumgenKind::Random, dedicated.slots)],
-        Pick::Counter | Pick::Ring => vec![numgen(NumgenKind::Incremental, dedicated.slots)],
-    };
-    if dedicated.pick == Pick::Ring {
-        // Both begin at nothing in a new rule and go on together, so the number of packets tells which slot is next.
-        slot.insert(0, Expr::counter());
-    }
+    let (pick, slots) = (dedicated.pick, dedicated.slots);
     let rules = match dedicated.affinity {
-        None => picking_rules(family, slot),
-        Some(seconds) => sticky_rules(family, slot, Duration::from_secs(seconds.into())),
+        None => picking_rules(family, pick, slots),
+        Some(seconds) => sticky_rules(family, pick, slots, Duration::from_secs(seconds.into())),
     };
     chain(family, dedicated.name(), rules)
 }
@@ -128,8 +122,7 @@ pub(super) fn by_name(family: Family, name: &str) -> Option<(Chain, Vec<Rule>)> 
     if let Some(dedicated) = DedicatedChain::from_name(name) {
         return Some(dedicated_chain(family, &dedicated));
     }
-    let plan = Plan::Random(name.strip_prefix("random-")?.parse().ok()?);
-    (Plan::from_number(plan.number()) == Some(plan)).then(|| shared_chain(family, plan))?
+    shared_chain(family, Plan::from_chain(name)?)
 }
 
 // === deciding ===
@@ -203,18 +196,13 @@ fn local_policy(family: Family, detector: &Detector) -> Vec<Vec<Expr>> {
 // === picking ===
 
 /// Picks a slot and sends the connection to its endpoint; slot 0 catches packets that a commit overtook (see `layout`).
-fn picking_rules(family: Family, slot: Vec<Expr>) -> Vec<Vec<Expr>> {
-    let to_slot = |slot: Vec<Expr>| {
-        let mut rule = vec![load_priority(0), mask(0, POOL_MASK)];
-        rule.extend(slot);
-        rule.extend([lookup(ENDPOINTS, Reg::slot(0)), dnat(family)]);
-        rule
-    };
-    vec![to_slot(slot), to_slot(vec![first_slot()])]
+fn picking_rules(family: Family, pick: Pick, slots: u32) -> Vec<Vec<Expr>> {
+    let to_slot = |slot| [pool_and(slot), vec![lookup(ENDPOINTS, Reg::slot(0)), dnat(family)]].concat();
+    vec![to_slot(number(family, pick, slots)), to_slot(first_slot())]
 }
 
 /// Sends a client where it went before, or picks a slot and remembers its member for the client.
-fn sticky_rules(family: Family, slot: Vec<Expr>, timeout: Duration) -> Vec<Vec<Expr>> {
+fn sticky_rules(family: Family, pick: Pick, slots: u32, timeout: Duration) -> Vec<Vec<Expr>> {
     let pool = address_slots(family);
     // The key of map `affinity`: client and pool.
     let client = || [source(family), load_priority(pool), mask(pool, POOL_MASK)];
@@ -238,10 +226,9 @@ fn sticky_rules(family: Family, slot: Vec<Expr>, timeout: Duration) -> Vec<Vec<E
         remember(DynsetOp::Update, Some(timeout)),
         to_member().to_vec(),
     ];
-    let pick = |slot: Vec<Expr>| {
+    let choose = |slot| {
         [
-            vec![load_priority(0), mask(0, POOL_MASK)],
-            slot,
+            pool_and(slot),
             vec![lookup(MEMBER_SLOTS, Reg::slot(0)), set_priority()],
             remember(DynsetOp::Update, Some(timeout)),
             to_member().to_vec(),
@@ -252,10 +239,10 @@ fn sticky_rules(family: Family, slot: Vec<Expr>, timeout: Duration) -> Vec<Vec<E
         known.concat(),
         // The member is gone: forget it, because an update keeps the data of an element that is there.
         remember(DynsetOp::Delete, None),
-        pick(slot),
+        choose(number(family, pick, slots)),
         // The map is full: the choice stands and is not remembered.
         to_member().to_vec(),
-        pick(vec![first_slot()]),
+        choose(first_slot()),
     ]
 }
 
@@ -353,9 +340,13 @@ fn address_slots(family: Family) -> u32 {
 
 /// Source address: bytes 12..16 of the IPv4 header (RFC 791), 8..24 of the IPv6 header (RFC 8200).
 fn source(family: Family) -> Expr {
+    source_at(family, 0)
+}
+
+fn source_at(family: Family, slot: u32) -> Expr {
     match family {
-        Family::V4 => Expr::ip_saddr(Reg::slot(0)),
-        Family::V6 => Expr::ip6_saddr(Reg::slot(0)),
+        Family::V4 => Expr::ip_saddr(Reg::slot(slot)),
+        Family::V6 => Expr::ip6_saddr(Reg::slot(slot)),
     }
 }
 
@@ -376,6 +367,10 @@ fn l4proto(slot: u32) -> Expr {
 
 fn destination_port(slot: u32) -> Expr {
     Expr::PayloadLoad { base: PayloadBase::Transport, offset: 2, len: 2, dreg: Reg::slot(slot) }
+}
+
+fn source_port(slot: u32) -> Expr {
+    Expr::PayloadLoad { base: PayloadBase::Transport, offset: 0, len: 2, dreg: Reg::slot(slot) }
 }
 
 fn destination_is_local(op: CmpOp) -> [Expr; 2] {
@@ -413,13 +408,47 @@ fn lookup(map: &str, dreg: Reg) -> Expr {
     Expr::map(map, Reg::slot(0), dreg)
 }
 
+/// The key of maps `endpoints` and `member-slots`.
+fn pool_and(slot: Vec<Expr>) -> Vec<Expr> {
+    [vec![load_priority(0), mask(0, POOL_MASK)], slot].concat()
+}
+
+/// The number of a slot, in register slot 1.
+fn number(family: Family, pick: Pick, slots: u32) -> Vec<Expr> {
+    match pick {
+        Pick::Random => vec![numgen(NumgenKind::Random, slots)],
+        Pick::Counter => vec![numgen(NumgenKind::Incremental, slots)],
+        // Both begin at nothing in a new rule and go on together, so the number of packets tells which slot is next.
+        Pick::Ring => vec![Expr::counter(), numgen(NumgenKind::Incremental, slots)],
+        Pick::Hash(key) => hash(family, key, slots),
+    }
+}
+
 fn numgen(kind: NumgenKind, slots: u32) -> Expr {
     Expr::Numgen { kind, modulus: slots, offset: 0, dreg: Reg::slot(1) }
 }
 
+/// What is hashed is loaded behind the pool, where the number takes its place.
+fn hash(family: Family, key: HashKey, slots: u32) -> Vec<Expr> {
+    let addresses = address_slots(family);
+    let mut exprs = vec![match key {
+        HashKey::Source | HashKey::SourcePort => source_at(family, 1),
+        HashKey::Destination => destination_at(family, 1),
+    }];
+    // A port is padded to four bytes, by the kernel as by nft.
+    let mut len = 4 * addresses;
+    if key == HashKey::SourcePort {
+        exprs.push(source_port(1 + addresses));
+        len += 4;
+    }
+    let (sreg, dreg) = (Reg::slot(1), Reg::slot(1));
+    exprs.push(Expr::Jhash { sreg, len, modulus: slots, seed: Some(HASH_SEED), offset: 0, dreg });
+    exprs
+}
+
 /// A constant would do, but nft 1.0.6 cannot print one inside a concatenation; the only number below 1 prints well.
-fn first_slot() -> Expr {
-    numgen(NumgenKind::Random, 1)
+fn first_slot() -> Vec<Expr> {
+    vec![numgen(NumgenKind::Random, 1)]
 }
 
 fn dnat(family: Family) -> Expr {

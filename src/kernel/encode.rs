@@ -89,7 +89,7 @@ impl Encoded {
     }
 
     fn label(mut self, label: &Arc<str>) -> Self {
-        self.label = Some(label.clone());
+        self.label = Some(label.clone()).filter(|label| !label.is_empty());
         self
     }
 }
@@ -377,6 +377,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::schedule::Buckets;
 
     /// Encodes, reads what the kernel would report, decodes.
     fn journey<K: Mapped<V>, V>(family: Family, key: &K, value: &V) -> Option<(K, V)> {
@@ -407,7 +408,8 @@ mod tests {
             let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][protocol];
             let label: Arc<str> = "shop/web:http".into();
             let pool = PoolId::new(pool).expect("in range");
-            let plan = [Plan::Random(7), Plan::Refuse, Plan::Dedicated, Plan::Discard, Plan::SourceRanges, Plan::LocalPolicy][number as usize % 6];
+            let plans = [Plan::Random(7), Plan::Hash(crate::schedule::HashKey::SourcePort, Buckets::new(1024).expect("a size"))];
+            let plan = *plans.iter().chain(&Plan::FIXED).nth(number as usize % 7).expect("seven plans");
             let target = Target { decision: Decision { pool: Some(pool), plan }, label: label.clone() };
             let masquerade = Masquerade { from_host_only: flag, label: label.clone() };
             let slot = Slot { endpoint: SocketAddr::new(address, port), label: label.clone() };

@@ -205,6 +205,13 @@ impl DataPlane {
         Ok(work.end())
     }
 
+    /// How many packets have picked by a ring's chain; its next pick takes the slot of that number, modulo the size of the ring.
+    pub fn picks(&mut self, family: Family, ring: &DedicatedChain) -> Result<u64, KernelError> {
+        let counters = self.connection.counters(nft_family(family), TABLE, &ring.name())?;
+        // There is one: the chain was made by `chains`.
+        Ok(counters.into_iter().next().unwrap_or_default())
+    }
+
     /// Removes our tables. Returns how many there were.
     pub fn remove(&mut self) -> Result<usize, KernelError> {
         let present = self.connection.tables()?;

@@ -67,7 +67,7 @@ pub(super) fn table(
     if self::plans(connection, family, PICKS)? != last {
         return Err(foreign(format!("maps {PLANS} and {PICKS} differ")));
     }
-    let shared = plans.keys().filter(|plan| matches!(plan, Plan::Random(_))).map(|plan| plan.chain());
+    let shared = plans.keys().filter(|plan| plan.is_shared()).map(|plan| plan.chain());
     let dedicated = image.dedicated.values().map(DedicatedChain::name);
     if let Some(missing) = shared.chain(dedicated).find(|name| !structure.chains.contains(name)) {
         return Err(foreign(format!("chain {missing} is missing")));

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::address::{Family, Protocol, parse_address, unusable};
 use super::network::parse_network;
 use super::problem::{Problem, Report};
-use crate::schedule::Scheduler;
+use crate::schedule::{Scheduler, SchedulerError};
 use crate::source::object::{self, labels};
 use crate::source::{Kind, ObjectKey};
 
@@ -332,16 +332,18 @@ fn health_check_port(spec: &object::ServiceSpec, kind: &str, external_local: boo
 
 fn scheduler(service: &object::Service, report: &mut Report) -> Option<Scheduler> {
     let name = service.metadata.annotations.as_ref()?.get(SCHEDULER_ANNOTATION)?;
-    let scheduler = name.trim().parse().ok();
-    if scheduler.is_none() {
-        let known = Scheduler::NAMES.join(", ");
-        report.add(
-            format!("metadata.annotations[{SCHEDULER_ANNOTATION}]"),
-            name,
-            format!("not a scheduler ({known}); the default is used"),
-        );
+    match name.parse() {
+        Ok(scheduler) => Some(scheduler),
+        Err(error) => {
+            let reason = match error {
+                SchedulerError::Unknown { .. } => format!("not a scheduler ({})", Scheduler::NAMES.join(", ")),
+                SchedulerError::Flag { .. } => error.to_string(),
+            };
+            let field = format!("metadata.annotations[{SCHEDULER_ANNOTATION}]");
+            report.add(field, name, format!("{reason}; the default is used"));
+            None
+        }
     }
-    scheduler
 }
 
 /// A port as objects carry it, if it is one.
@@ -421,7 +423,7 @@ mod tests {
         Service shop/web: spec.ports[2].protocol: "QUIC": not TCP, UDP or SCTP; port not served
         Service shop/web: spec.ports[4].port: "80": a second port of that number; port not served
         Service shop/web: spec.ports[5].name: "d": a second port of that name; port not served
-        Service shop/web: metadata.annotations[pointsman.dev/scheduler]: "fastest": not a scheduler (random, rr); the default is used
+        Service shop/web: metadata.annotations[pointsman.dev/scheduler]: "fastest": not a scheduler (random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh); the default is used
         "#);
     }
 

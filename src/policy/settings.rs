@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::model::{AddressRange, Family, Node};
+use crate::schedule::TableSizes;
 
 /// The node-wide decisions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct Settings {
     pub ignore_external_ips: bool,
     /// `--bind-address`: replaces the Node's address of its family, and makes that family the primary one.
     pub bind_address: Option<IpAddr>,
+    /// How large the tables of hashing schedulers are (`--sh-table-size`, `--mh-table-size`).
+    pub tables: TableSizes,
 }
 
 /// What makes a connection one of a local pod's.

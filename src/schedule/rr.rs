@@ -1,8 +1,8 @@
 //! `rr`: each endpoint in turn.
 //!
-//! One slot per endpoint; the kernel counts connections of this Service port and takes the count modulo the number of slots. The
-//! first round begins at an endpoint that depends on node and Service port, so that a thousand nodes that just (re)started do not
-//! all open their first connection to the same endpoint (kubernetes/kubernetes 121591).
+//! One slot per endpoint, whatever its weight; the kernel counts connections of this Service port and takes the count modulo the number
+//! of slots. The first round begins at an endpoint that depends on node and Service port, so that a thousand nodes that just
+//! (re)started do not all open their first connection to the same endpoint (kubernetes/kubernetes 121591).
 
 use super::slots::keep_places;
 use super::{Deal, Hand, Pick};
@@ -15,32 +15,22 @@ pub(super) fn deal(hand: Hand<'_>) -> Deal {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::net::SocketAddr;
 
     use super::*;
-    use crate::schedule::Candidate;
-
-    fn endpoints(n: u8) -> Vec<SocketAddr> {
-        (1..=n).map(|last| SocketAddr::from(([10, 0, 0, last], 80))).collect()
-    }
-
-    fn candidates(n: u8) -> Vec<Candidate> {
-        endpoints(n).into_iter().map(Candidate::equal).collect()
-    }
+    use crate::schedule::testing::{candidates, counts, hand};
 
     #[test]
     fn nodes_begin_at_different_endpoints() {
-        let candidates = candidates(5);
-        let firsts: BTreeSet<_> =
-            (0..20).map(|seed| deal(Hand { candidates: &candidates, previous: &[], seed }).slots[0]).collect();
+        let candidates = candidates(&[1; 5]);
+        let firsts: BTreeSet<_> = (0..20).map(|seed| deal(Hand { seed, ..hand(&candidates) }).slots[0]).collect();
         assert_eq!(firsts.len(), 5);
     }
 
     #[test]
     fn every_endpoint_has_exactly_one_slot() {
-        let deal = deal(Hand { candidates: &candidates(7), previous: &endpoints(3), seed: 4 });
-        let mut slots = deal.slots;
-        slots.sort();
-        assert_eq!(slots, endpoints(7));
+        let previous = deal(hand(&candidates(&[1; 3]))).slots;
+        let weights: Vec<u32> = (1..=7).collect();
+        let deal = deal(Hand { previous: &previous, seed: 4, ..hand(&candidates(&weights)) });
+        assert_eq!(counts(&deal.slots), [1; 7], "weights make no difference");
     }
 }

@@ -7,12 +7,13 @@ use nft::uapi::{NLM_F_DUMP, NLM_F_REQUEST};
 use nix::libc;
 
 use super::table::Filter;
+use crate::conntrack::ledger::Event;
 use crate::conntrack::{Flow, Tuple};
 use crate::model::{Family, Protocol};
 
 // linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h
-const NFNL_SUBSYS_CTNETLINK: u16 = 1;
-const IPCTNL_MSG_CT_NEW: u16 = 0;
+pub(super) const NFNL_SUBSYS_CTNETLINK: u16 = 1;
+pub(super) const IPCTNL_MSG_CT_NEW: u16 = 0;
 const IPCTNL_MSG_CT_GET: u16 = 1;
 const IPCTNL_MSG_CT_DELETE: u16 = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
@@ -40,6 +41,9 @@ const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_F_CTA_IP_DST: u32 = 1 << 1;
 const CTA_FILTER_F_CTA_PROTO_NUM: u32 = 1 << 3;
 const CTA_FILTER_F_CTA_PROTO_DST_PORT: u32 = 1 << 5;
+
+/// `NLM_F_CREATE` (linux/netlink.h): an event of a flow that has just begun.
+pub(super) const NLM_F_CREATE: u16 = 0x400;
 
 /// `struct nfgenmsg` ahead of the attributes.
 const NFGENMSG_LEN: usize = 4;
@@ -90,6 +94,18 @@ pub(super) fn delete(writer: &mut Writer, seq: u32, flow: &Flow) {
 /// Whether a message is an entry of the table.
 pub(super) fn is_entry(message: &Message<'_>) -> bool {
     message.kind == NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
+}
+
+/// What a message of a subscription says happened.
+pub(super) fn event(message: &Message<'_>) -> Option<Event> {
+    const NEW: u16 = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW;
+    const DELETE: u16 = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE;
+    match message.kind {
+        NEW if message.flags & NLM_F_CREATE != 0 => Some(Event::New),
+        NEW => Some(Event::Present),
+        DELETE => Some(Event::End),
+        _ => None,
+    }
 }
 
 /// Reads an entry; `None` if it is of a protocol that Services do not know.
