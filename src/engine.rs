@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use crate::compile::layout::Locality;
-use crate::compile::{Compiler, Counts, Delta, Image, Ring};
+use crate::compile::{Compiler, Delta, Image};
 use crate::conntrack::ledger::Report;
-use crate::conntrack::{FlowBook, Interests, Subject, View, WatchBook};
+use crate::conntrack::{FlowBook, Interests, View, WatchBook};
 use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, ServiceKey, Store};
 use crate::policy::{self, Claims, Context, HealthCheck, ResolvedPort, Settings};
 use crate::schedule::Scheduler;
@@ -215,8 +215,8 @@ impl Engine {
             };
             self.no_local_endpoints.replace(before.unwrap_or_default(), lacking);
             self.flows.update(key, &resolved);
-            self.watch.update(key, &resolved);
             let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
+            self.watch.update(key, &resolved, |subject| self.compiler.rings(&subject.port, subject.family));
             let mut problems: Vec<_> =
                 service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();
             problems.extend(shortages.into_iter().map(|shortage| Problem {
@@ -244,17 +244,10 @@ impl Engine {
         self.watch.take_changed()
     }
 
-    /// The rings that are dealt by the counts of a subject.
-    pub fn rings(&self, subject: &Subject) -> Vec<Ring> {
-        self.compiler.rings(&subject.port, subject.family)
-    }
-
-    /// Deals a ring again, of which so many slots have been picked; what differs is noted in `delta`. No other decision is taken anew.
-    pub fn redeal(&mut self, ring: &Ring, picks: u64, report: &Report, delta: &mut Delta) {
-        let Report { subject, rule, loads, expected } = report;
-        let counts =
-            Counts { port: &subject.port, family: subject.family, rule: *rule, loads, picks, expected: *expected };
-        self.compiler.redeal(ring, &counts, delta);
+    /// Deals the rings of a report again; `picks` says how many picks each has made by now. What differs is noted in `delta`. No other
+    /// decision is taken anew.
+    pub fn redeal(&mut self, report: &Report, picks: &[u64], delta: &mut Delta) {
+        self.compiler.redeal(report, picks, delta);
     }
 
     /// Everything desired now, as a delta to nothing. What has been taken but not compiled is not in it.

@@ -31,4 +31,4 @@ mod skeleton;
 mod write;
 
 pub use error::KernelError;
-pub use plane::{Applied, DataPlane, Found};
+pub use plane::{Applied, DataPlane, Found, PickReader};

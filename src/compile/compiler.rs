@@ -14,9 +14,11 @@ use super::layout::{self, Decision, DedicatedChain, MAX_MEMBERS, MemberId, Plan}
 use super::pool::{self, Members, Pool};
 use super::pools::Pools;
 use super::shared::Shared;
+use crate::conntrack::Subject;
+use crate::conntrack::ledger::Report;
 use crate::model::{AddressRange, Family, PortKey, ServiceKey};
 use crate::policy::{Frontend, NodePort, ResolvedPort, Role, Verdict};
-use crate::schedule::live::{Loads, Redeal, Rule};
+use crate::schedule::live::Redeal;
 use crate::schedule::{Candidate, Hand, Pick, TableSizes};
 
 /// The desired state of the data plane. Owned by the task that owns the model.
@@ -50,23 +52,6 @@ pub struct Ring {
     pub local: bool,
     /// The chain that walks it.
     pub chain: DedicatedChain,
-}
-
-/// What a ring is dealt again by.
-#[derive(Clone, Copy, Debug)]
-pub struct Counts<'a> {
-    /// Whose ring.
-    pub port: &'a PortKey,
-    /// In which family.
-    pub family: Family,
-    /// Who is best.
-    pub rule: Rule,
-    /// Connections of the endpoints.
-    pub loads: &'a Loads,
-    /// Picks made by the chain so far.
-    pub picks: u64,
-    /// Picks to be expected until the next time.
-    pub expected: usize,
 }
 
 /// The elements of one table that belong to no port in particular.
@@ -189,22 +174,41 @@ impl Compiler {
         rings.filter_map(|pool| Some(Ring { local: pool.local, chain: pool.dedicated(port)? })).collect()
     }
 
-    /// Deals one of a Service port's rings again by the connections that its endpoints have, and notes in `delta` which slots
-    /// differ. Nothing else of the port is looked at. Does nothing where there is no such ring any more.
-    pub fn redeal(&mut self, ring: &Ring, counts: &Counts<'_>, delta: &mut Delta) {
-        let Counts { port, family, rule, loads, picks, expected } = *counts;
+    /// Deals the rings of a Service port again by the connections that its endpoints have, and notes in `delta` which slots differ.
+    /// `picks` says how many picks each ring has made by now; those made since the counts were true went where the slots say.
+    /// Nothing else of the port is looked at. Does nothing about a ring that is not there any more.
+    pub fn redeal(&mut self, report: &Report, picks: &[u64], delta: &mut Delta) {
+        let Report { subject: Subject { port, family }, rule, loads, expected, rings } = report;
         let seed = self.seed(port);
         let ports = self.ports.get_mut(&port.service).into_iter().flatten();
-        let Some(compiled) = ports.into_iter().find(|known| known.key == *port && known.family == family) else {
+        let Some(compiled) = ports.into_iter().find(|known| known.key == *port && known.family == *family) else {
             return;
         };
-        let pool = if ring.local { &mut compiled.local } else { &mut compiled.cluster };
-        if pool.dedicated(port).as_ref() != Some(&ring.chain) || pool.candidates.is_empty() {
-            return;
+        let mut loads = loads.clone();
+        let rings: Vec<_> = rings.iter().zip(picks).filter(|((ring, _), _)| compiled.has(ring)).collect();
+        for ((ring, then), now) in &rings {
+            let slots = &compiled.ring(ring).slots;
+            let size = slots.len() as u64;
+            let unheard = then.unwrap_or(**now)..**now;
+            for pick in unheard.take(slots.len()) {
+                loads.entry(slots[usize::try_from(pick % size).expect("below a length")]).or_default().active += 1;
+            }
         }
-        let redeal = Redeal { rule, candidates: &pool.candidates, ring: &pool.slots, picks, loads, expected, seed };
-        let slots = redeal.deal();
-        pool.deal_again(slots, delta.table_mut(family));
+        for ((ring, _), picks) in rings {
+            let (pool, picks) = (compiled.ring(ring), *picks);
+            let redeal = Redeal {
+                rule: *rule,
+                candidates: &pool.candidates,
+                ring: &pool.slots,
+                picks,
+                loads: &loads,
+                expected: *expected,
+                seed,
+            };
+            let slots = redeal.deal();
+            let pool = if ring.local { &mut compiled.local } else { &mut compiled.cluster };
+            pool.deal_again(slots, delta.table_mut(*family));
+        }
     }
 
     fn port(&self, port: &PortKey, family: Family) -> Option<&CompiledPort> {
@@ -410,6 +414,17 @@ impl CompiledPort {
             Some(_) if self.inside != self.outside => Decision { pool: self.cluster.id, plan: Plan::LocalPolicy },
             _ => self.decision(self.outside),
         }
+    }
+
+    /// The pool of a ring.
+    fn ring(&self, ring: &Ring) -> &Pool {
+        if ring.local { &self.local } else { &self.cluster }
+    }
+
+    /// Whether a ring is still the same.
+    fn has(&self, ring: &Ring) -> bool {
+        let pool = self.ring(ring);
+        !pool.candidates.is_empty() && pool.dedicated(&self.key).as_ref() == Some(&ring.chain)
     }
 
     fn pools(&self) -> [&Pool; 2] {

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use super::flow::{Destination, Flow};
 use super::watch::{Interest, Interests, Subject};
+use crate::compile::Ring;
 use crate::model::{Family, Protocol};
 use crate::schedule::live::{Load, Loads, Rule};
 
@@ -58,6 +59,8 @@ pub struct Report {
     pub loads: Loads,
     /// How many connections to expect until the next report.
     pub expected: usize,
+    /// What is to be dealt, and how many picks had been made when these counts were true, if that is known.
+    pub rings: Vec<(Ring, Option<u64>)>,
 }
 
 /// Counts of all subjects.
@@ -126,7 +129,12 @@ impl Ledger {
         });
         let account = self.accounts.entry(number).or_insert_with(|| Account {
             subject,
-            interest: Interest { destinations: Vec::new(), candidates: Vec::new(), rule: interest.rule },
+            interest: Interest {
+                destinations: Vec::new(),
+                candidates: Vec::new(),
+                rule: interest.rule,
+                rings: Vec::new(),
+            },
             endpoints: Vec::new(),
             places: HashMap::new(),
             free: Vec::new(),
@@ -299,6 +307,13 @@ impl Ledger {
         self.dirty.iter().map(|number| wait(number).unwrap_or_default()).min()
     }
 
+    /// The rings of the subjects that are due.
+    pub fn due(&self, now: Instant) -> impl Iterator<Item = (&Subject, &[Ring])> {
+        let accounts = self.dirty.iter().filter_map(|number| self.accounts.get(number));
+        let due = accounts.filter(move |account| account.due().is_none_or(|due| due <= now));
+        due.map(|account| (&account.subject, account.interest.rings.as_slice()))
+    }
+
     /// Hands out the reports that are due; a subject whose report `send` does not take stays due.
     pub fn report(&mut self, now: Instant, mut send: impl FnMut(Report) -> bool) {
         let accounts = &mut self.accounts;
@@ -383,7 +398,8 @@ impl Account {
         let of = |endpoint| Some((endpoint, load(&endpoint)?));
         let loads = self.interest.candidates.iter().filter_map(|candidate| of(candidate.endpoint)).collect();
         let expected = self.arrivals.max(self.expected);
-        Report { subject: self.subject.clone(), rule: self.interest.rule, loads, expected }
+        let rings = self.interest.rings.iter().map(|ring| (ring.clone(), None)).collect();
+        Report { subject: self.subject.clone(), rule: self.interest.rule, loads, expected, rings }
     }
 }
 

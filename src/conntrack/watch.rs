@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use super::flow::Destination;
+use crate::compile::Ring;
 use crate::model::{Family, PortKey, Protocol, ServiceKey};
 use crate::policy::ResolvedPort;
 use crate::schedule::Candidate;
@@ -30,6 +31,8 @@ pub struct Interest {
     pub candidates: Vec<Candidate>,
     /// What the counts are for.
     pub rule: Rule,
+    /// What is dealt by them.
+    pub rings: Vec<Ring>,
 }
 
 /// News about subjects, in the order in which they happened; `None` ends an interest.
@@ -55,8 +58,9 @@ impl Subject {
 
 impl WatchBook {
     /// Takes the new decisions for all ports of a Service; none: the Service is gone.
-    pub fn update(&mut self, service: &ServiceKey, resolved: &[ResolvedPort]) {
-        let now: Vec<_> = resolved.iter().filter_map(interest).collect();
+    /// `rings` knows what they were compiled to.
+    pub fn update(&mut self, service: &ServiceKey, resolved: &[ResolvedPort], rings: impl Fn(&Subject) -> Vec<Ring>) {
+        let now: Vec<_> = resolved.iter().filter_map(|port| interest(port, &rings)).collect();
         let before = if now.is_empty() {
             self.services.remove(service)
         } else {
@@ -78,7 +82,7 @@ impl WatchBook {
 }
 
 /// What is counted for a Service port, if anything.
-fn interest(port: &ResolvedPort) -> Option<(Subject, Interest)> {
+fn interest(port: &ResolvedPort, rings: impl Fn(&Subject) -> Vec<Ring>) -> Option<(Subject, Interest)> {
     let rule = port.scheduler.live()?;
     let addresses = port.frontends.iter().map(|(frontend, _)| SocketAddr::new(frontend.address, frontend.port));
     let node_port = port.node_port.map(|node_port| Destination::NodePort(port.family, node_port.port));
@@ -87,5 +91,6 @@ fn interest(port: &ResolvedPort) -> Option<(Subject, Interest)> {
     candidates.sort();
     candidates.dedup_by_key(|candidate| candidate.endpoint);
     let subject = Subject { port: port.key.clone(), family: port.family };
-    Some((subject, Interest { destinations, candidates, rule }))
+    let rings = rings(&subject);
+    Some((subject, Interest { destinations, candidates, rule, rings }))
 }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
-use crate::compile::Delta;
+use crate::compile::{Delta, Ring};
 use crate::conntrack::ledger::Report;
 use crate::engine::{Engine, Outcome};
 use crate::kernel::conntrack::{Cleaner, Counts, Pass};
@@ -280,11 +280,12 @@ impl Controller {
             if !dealt.insert(report.subject.clone()) {
                 continue;
             }
-            for ring in self.engine.rings(&report.subject) {
-                match self.plane.picks(report.subject.family, &ring.chain) {
-                    Ok(picks) => self.engine.redeal(&ring, picks, &report, &mut delta),
-                    Err(error) => return self.refused(error),
-                }
+            let picks = |(ring, _): &(Ring, _)| self.plane.picks(report.subject.family, &ring.chain);
+            match report.rings.iter().map(picks).collect::<Result<Vec<_>, _>>() {
+                Ok(picks) => self.engine.redeal(&report, &picks, &mut delta),
+                // A ring that has gone since: there will be a report of what is there now.
+                Err(KernelError::Nft(nft::Error::Query { .. })) => {}
+                Err(error) => return self.refused(error),
             }
         }
         match self.plane.apply(&delta) {

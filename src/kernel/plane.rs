@@ -36,6 +36,10 @@ pub struct DataPlane {
     transaction: Transaction,
 }
 
+/// Reads how far rings are, for somebody who does not own the tables.
+#[derive(Debug)]
+pub struct PickReader(Connection);
+
 /// What a start found.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -207,9 +211,7 @@ impl DataPlane {
 
     /// How many packets have picked by a ring's chain; its next pick takes the slot of that number, modulo the size of the ring.
     pub fn picks(&mut self, family: Family, ring: &DedicatedChain) -> Result<u64, KernelError> {
-        let counters = self.connection.counters(nft_family(family), TABLE, &ring.name())?;
-        // There is one: the chain was made by `chains`.
-        Ok(counters.into_iter().next().unwrap_or_default())
+        Ok(picks(&mut self.connection, family, ring)?)
     }
 
     /// Removes our tables. Returns how many there were.
@@ -443,6 +445,26 @@ impl DataPlane {
         work.bytes += self.transaction.len();
         work.transactions += 1;
         Ok(())
+    }
+}
+
+/// What the one rule of a ring's chain that counts has counted.
+fn picks(connection: &mut Connection, family: Family, ring: &DedicatedChain) -> Result<u64, nft::Error> {
+    let counters = connection.counters(nft_family(family), TABLE, &ring.name())?;
+    Ok(counters.into_iter().next().unwrap_or_default())
+}
+
+// === impl PickReader ===
+
+impl PickReader {
+    /// Opens a netlink connection in the calling thread's network namespace.
+    pub fn open() -> Result<Self, KernelError> {
+        Ok(Self(Connection::open()?))
+    }
+
+    /// As [`DataPlane::picks`].
+    pub fn picks(&mut self, family: Family, ring: &DedicatedChain) -> Result<u64, KernelError> {
+        Ok(picks(&mut self.0, family, ring)?)
     }
 }
 

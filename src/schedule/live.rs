@@ -43,6 +43,9 @@ const SLOTS_PER_ENDPOINT: usize = 4;
 /// Picks dealt at least: enough for what arrives until the next deal where little arrives.
 const MIN_HORIZON: usize = 8;
 
+/// The last picks, this part of the ring, are left in their slots.
+const RECENT: usize = 4;
+
 /// Picks dealt for each that is expected until the next deal.
 const HEADROOM: usize = 3;
 
@@ -132,6 +135,10 @@ impl Redeal<'_> {
         let size = self.ring.len();
         let mut ring = in_turn(self.candidates, size, self.rule.heeds_weights(), self.seed);
         let next = usize::try_from(self.picks % size.max(1) as u64).expect("below a length");
+        // What was picked lately stays readable: counts may lag behind.
+        for slot in (0..size / RECENT).map(|back| (next + size - 1 - back) % size) {
+            ring[slot] = self.ring[slot];
+        }
         let last = size.checked_sub(1).map(|last| self.ring[(next + last) % size]);
         for (offset, endpoint) in self.picks(last, self.horizon()).into_iter().enumerate() {
             ring[(next + offset) % size] = endpoint;

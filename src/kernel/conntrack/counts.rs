@@ -11,6 +11,7 @@
 //!
 //! Waking up: at the first event after a quiet time at once; while events keep coming, once per [`PACE`] for all that have come.
 
+use std::collections::BTreeMap;
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -25,8 +26,10 @@ use tracing::{debug, info, warn};
 
 use super::events::{ConntrackEvents, Heard};
 use super::table::{ConntrackError, ConntrackTable, Filter};
+use crate::compile::Ring;
 use crate::conntrack::ledger::Report;
-use crate::conntrack::{Destination, Interests, Ledger};
+use crate::conntrack::{Destination, Interests, Ledger, Subject};
+use crate::kernel::PickReader;
 use crate::model::Protocol;
 
 /// Events are taken so often while they keep coming.
@@ -38,6 +41,9 @@ const SELDOM: Duration = Duration::from_secs(120);
 
 /// The next review comes after so many times what the last one took, at least.
 const REVIEW_SHARE: u32 = 100;
+
+/// How often counts are taken anew because a pick was made meanwhile.
+const CONSISTENT: usize = 3;
 
 /// Pause after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -155,6 +161,7 @@ impl Counts {
             buffer: self.buffer,
             ledger: Ledger::default(),
             events: None,
+            reader: None,
             reviewed: None,
             retry: None,
         };
@@ -190,6 +197,8 @@ struct Counter {
     buffer: usize,
     ledger: Ledger,
     events: Option<ConntrackEvents>,
+    /// Without it rings are dealt a little less exactly.
+    reader: Option<PickReader>,
     /// When the last review ended, and how long it took.
     reviewed: Option<(Instant, Duration)>,
     /// After a failure: not before this time.
@@ -218,7 +227,7 @@ impl Counter {
                 Ok(News::Interests(interests)) => {
                     self.ledger.watch(interests);
                     if self.ledger.is_empty() {
-                        self.events = None;
+                        (self.events, self.reader) = (None, None);
                     } else if let Some(events) = &mut self.events {
                         events.set_destinations(self.ledger.destinations());
                     }
@@ -236,6 +245,7 @@ impl Counter {
         self.retry = None;
         if self.events.is_none() {
             self.events = Some(ConntrackEvents::open(self.ledger.destinations(), self.buffer)?);
+            self.reader = PickReader::open().ok();
             self.ledger.doubt();
         }
         self.hear()?;
@@ -244,9 +254,38 @@ impl Counter {
             self.review()?;
             self.hear()?;
         }
+        self.report()
+    }
+
+    /// Sends what is due, and how far rings were when the counts were true: if no pick was made while events were taken.
+    fn report(&mut self) -> Result<(), ConntrackError> {
+        let now = Instant::now();
+        let mut picks = self.picks(now);
+        if picks.is_empty() {
+            return Ok(());
+        }
+        for _ in 0..CONSISTENT {
+            self.hear()?;
+            let after = self.picks(now);
+            if std::mem::replace(&mut picks, after) == picks {
+                break;
+            }
+        }
         let reports = &self.reports;
-        self.ledger.report(Instant::now(), |report| reports.try_send(report).is_ok());
+        self.ledger.report(now, |mut report| {
+            let Some(known) = picks.get(&report.subject) else { return false };
+            report.rings.iter_mut().zip(known).for_each(|((_, then), picks)| *then = *picks);
+            reports.try_send(report).is_ok()
+        });
         Ok(())
+    }
+
+    /// How far the rings of all subjects that are due are.
+    fn picks(&mut self, now: Instant) -> BTreeMap<Subject, Vec<Option<u64>>> {
+        let (ledger, reader) = (&self.ledger, &mut self.reader);
+        let mut read = |family, ring: &Ring| reader.as_mut()?.picks(family, &ring.chain).ok();
+        let mut of = |subject: &Subject, rings: &[Ring]| rings.iter().map(|ring| read(subject.family, ring)).collect();
+        ledger.due(now).map(|(subject, rings)| (subject.clone(), of(subject, rings))).collect()
     }
 
     fn hear(&mut self) -> Result<(), ConntrackError> {
