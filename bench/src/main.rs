@@ -11,6 +11,7 @@
 
 mod cluster;
 mod first_packet;
+mod live;
 mod load;
 mod report;
 mod stats;
@@ -44,6 +45,10 @@ enum Measurement {
     FirstPacket(first_packet::Options),
     /// Time to program 100,000 endpoints from nothing, against a raw encoder; and the time of a single change
     Load(load::Options),
+    /// Evenness, cost and reaction of least connection on real connections, against an exact simulation and round robin
+    LeastConnections(live::Options),
+    /// Simulation: least connection by each node's own connections, seen from the whole cluster
+    NodeLocal(live::NodesOptions),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -52,5 +57,7 @@ fn main() -> anyhow::Result<()> {
     match cli.measurement {
         Measurement::FirstPacket(options) => first_packet::run(&options, cli.common.out),
         Measurement::Load(options) => load::run(&options, cli.common.out),
+        Measurement::LeastConnections(options) => live::run(&options, cli.common.out),
+        Measurement::NodeLocal(options) => live::run_nodes(&options, cli.common.out),
     }
 }
