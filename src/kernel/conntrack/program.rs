@@ -263,3 +263,121 @@ impl Assembler {
         finished.collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::os::unix::net::UnixDatagram;
+
+    use nft::netlink::Writer;
+    use socket2::SockRef;
+
+    use super::super::wire;
+    use super::*;
+    use crate::conntrack::{Flow, Tuple};
+
+    const NEW: u16 = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW;
+    const DELETE: u16 = NEW + 2;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    /// An event as ctnetlink writes it.
+    fn event(kind: u16, flags: u16, protocol: Protocol, to: &str, state: Option<u8>) -> Vec<u8> {
+        let to = at(to);
+        let client = SocketAddr::new(if to.is_ipv4() { at("10.9.0.1:0") } else { at("[fd00::9]:0") }.ip(), 4000);
+        let tuple = Tuple { source: client, destination: to, zone: None };
+        let flow = Flow { protocol, original: tuple, reply: tuple, zone: None, id: Some(1), state: None };
+        let mut removal = Writer::new();
+        wire::delete(&mut removal, 0, &flow);
+        let mut writer = Writer::new();
+        // Header and original tuple are those of a removal.
+        let message = writer.begin(kind, flags, 0, &removal.as_bytes()[16..]);
+        if let Some(state) = state {
+            let info = writer.begin_nest(CTA_PROTOINFO);
+            let tcp = writer.begin_nest(CTA_PROTOINFO_TCP);
+            writer.attr(CTA_PROTOINFO_STATE, &[state]);
+            writer.end_nest(tcp);
+            writer.end_nest(info);
+        }
+        writer.end(message);
+        writer.as_bytes().to_vec()
+    }
+
+    /// Whether the kernel lets a message through.
+    fn passes(filter: &[SockFilter], message: &[u8]) -> bool {
+        let (from, to) = UnixDatagram::pair().expect("two sockets");
+        SockRef::from(&to).attach_filter(filter).expect("the kernel takes it");
+        to.set_nonblocking(true).expect("an option");
+        // What is filtered out is refused at once.
+        let _ = from.send(message);
+        to.recv(&mut [0; 1024]).is_ok()
+    }
+
+    fn to(texts: &[(Protocol, &str)]) -> Vec<(Protocol, Destination)> {
+        texts.iter().map(|(protocol, text)| (*protocol, Destination::Address(at(text)))).collect()
+    }
+
+    #[test]
+    fn only_flows_to_the_destinations_pass_and_only_what_matters_of_them() {
+        use Protocol::{Sctp, Tcp, Udp};
+        let mut wanted = to(&[
+            (Tcp, "10.96.0.1:80"),
+            (Tcp, "10.96.0.7:80"),
+            (Tcp, "10.96.0.1:443"),
+            (Udp, "10.96.0.1:53"),
+            (Sctp, "10.96.0.1:9"),
+            (Tcp, "[fd00:96::1]:80"),
+            (Tcp, "[fd00:96::7]:80"),
+        ]);
+        wanted.push((Tcp, Destination::NodePort(Family::V4, 30080)));
+        let filter = filter(wanted.into_iter()).expect("short enough");
+        let create = wire::NLM_F_CREATE;
+        let table = [
+            ("a beginning", NEW, create, Tcp, "10.96.0.1:80", None, true),
+            ("another address", NEW, create, Tcp, "10.96.0.7:80", None, true),
+            ("of nobody", NEW, create, Tcp, "10.96.0.2:80", None, false),
+            ("another port", NEW, create, Tcp, "10.96.0.1:443", None, true),
+            ("the other one's port", NEW, create, Tcp, "10.96.0.7:443", None, false),
+            ("UDP", NEW, create, Udp, "10.96.0.1:53", None, true),
+            ("UDP to a TCP port", NEW, create, Udp, "10.96.0.1:80", None, false),
+            ("IPv6", NEW, create, Tcp, "[fd00:96::1]:80", None, true),
+            ("IPv6, the second", NEW, create, Tcp, "[fd00:96::7]:80", None, true),
+            ("IPv6 of nobody", NEW, create, Tcp, "[fd00:96::2]:80", None, false),
+            ("IPv6, only the end is the same", NEW, create, Tcp, "[fd00:97::1]:80", None, false),
+            ("a node port at any address", NEW, create, Tcp, "192.168.0.9:30080", None, true),
+            ("in the other family", NEW, create, Tcp, "[fd00::9]:30080", None, false),
+            ("an end", DELETE, 0, Tcp, "10.96.0.1:80", None, true),
+            ("an end of another", DELETE, 0, Tcp, "10.96.0.2:80", None, false),
+            ("established", NEW, 0, Tcp, "10.96.0.1:80", Some(3), false),
+            ("FIN_WAIT", NEW, 0, Tcp, "10.96.0.1:80", Some(4), true),
+            ("LAST_ACK", NEW, 0, Tcp, "10.96.0.1:80", Some(6), false),
+            ("TIME_WAIT", NEW, 0, Tcp, "10.96.0.1:80", Some(7), true),
+            ("CLOSE", NEW, 0, Tcp, "[fd00:96::7]:80", Some(8), true),
+            ("CLOSE of another", NEW, 0, Tcp, "10.96.0.2:80", Some(8), false),
+            ("an update that says no state", NEW, 0, Tcp, "10.96.0.1:80", None, false),
+        ];
+        for (what, kind, flags, protocol, to, state, want) in table {
+            assert_eq!(passes(&filter, &event(kind, flags, protocol, to, state)), want, "{what}: {protocol} {to}");
+        }
+        // Not of the shape that we know: for others to judge.
+        let mut strange = event(NEW, create, Tcp, "10.96.0.2:80", None);
+        strange[38] = 9;
+        assert!(passes(&filter, &strange));
+    }
+
+    #[test]
+    fn many_destinations_go_by_ports_alone_and_too_many_ports_not_at_all() {
+        let new = |to| event(NEW, wire::NLM_F_CREATE, Protocol::Tcp, to, None);
+        let address = |number: u16| SocketAddr::from(([10, 96, (number >> 8) as u8, number as u8], 80));
+        let many = (0..3000).map(|number| (Protocol::Tcp, Destination::Address(address(number))));
+        let by_port = filter(many).expect("short enough");
+        assert!(passes(&by_port, &new("10.99.0.1:80")) && !passes(&by_port, &new("10.99.0.1:81")));
+        let ports = (1..3000).map(|port| (Protocol::Tcp, Destination::NodePort(Family::V4, port)));
+        assert!(filter(ports).is_none());
+        let some = (0..500).map(|number| (Protocol::Tcp, Destination::Address(address(number))));
+        let exact = filter(some).expect("short enough");
+        assert!(passes(&exact, &new("10.96.1.200:80")) && !passes(&exact, &new("10.96.1.250:80")), "far jumps");
+    }
+}
