@@ -27,7 +27,7 @@ mod pool;
 mod pools;
 mod shared;
 
-pub use compiler::{Compiler, Shortage};
+pub use compiler::{Compiler, Ring, Shortage};
 pub use delta::{Delta, Edit, Edits, Image};
 pub(crate) use elements::each_map;
 pub use elements::{

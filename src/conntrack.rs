@@ -25,9 +25,13 @@
 mod book;
 mod cut;
 mod flow;
+pub mod ledger;
 mod settings;
+mod watch;
 
 pub use book::FlowBook;
 pub use cut::Cut;
 pub use flow::{Destination, Expected, Flow, Judgement, Tuple, View};
+pub use ledger::Ledger;
 pub use settings::{Settings, Sysctl, Write, count_cpus};
+pub use watch::{Interest, Interests, Subject, WatchBook};

@@ -20,7 +20,8 @@ use jiff::Timestamp;
 
 use crate::compile::layout::Locality;
 use crate::compile::{Compiler, Delta, Image};
-use crate::conntrack::{Cut, FlowBook, View};
+use crate::conntrack::ledger::Report;
+use crate::conntrack::{Cut, FlowBook, Interests, View, WatchBook};
 use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, ServiceKey, Store};
 use crate::policy::{self, Claims, Context, HealthCheck, ResolvedPort, Settings};
 use crate::schedule::Scheduler;
@@ -36,6 +37,7 @@ pub struct Engine {
     claims: Claims,
     compiler: Compiler,
     flows: FlowBook,
+    watch: WatchBook,
     settings: Settings,
     scheduler: Scheduler,
     health: BTreeMap<ServiceKey, HealthCheck>,
@@ -121,6 +123,7 @@ impl Engine {
             claims: Claims::default(),
             compiler: Compiler::new(&settings.node).with_tables(settings.tables),
             flows: FlowBook::default(),
+            watch: WatchBook::default(),
             settings,
             scheduler,
             health: BTreeMap::new(),
@@ -259,6 +262,7 @@ impl Engine {
             self.no_local_endpoints.replace(before.unwrap_or_default(), lacking);
             self.flows.update(key, &resolved);
             let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
+            self.watch.update(key, &resolved, |subject| self.compiler.rings(&subject.port, subject.family));
             let mut problems: Vec<_> =
                 service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();
             let tuning = service.map(|service| policy::tuning_problems(service, slices, &resolved, context));
@@ -280,6 +284,18 @@ impl Engine {
     /// was compiled before.
     pub fn take_flow_changes(&mut self) -> View {
         self.flows.take_changed()
+    }
+
+    /// Whose connections are to be counted, where that changed since the last call; to be counted when the kernel has what was
+    /// compiled before.
+    pub fn take_interests(&mut self) -> Interests {
+        self.watch.take_changed()
+    }
+
+    /// Deals the rings of a report again; `picks` says how many picks each has made by now. What differs is noted in `delta`. No other
+    /// decision is taken anew.
+    pub fn redeal(&mut self, report: &Report, picks: &[u64], delta: &mut Delta) {
+        self.compiler.redeal(report, picks, delta);
     }
 
     /// Everything desired now, as a delta to nothing. What has been taken but not compiled is not in it.

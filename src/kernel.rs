@@ -33,4 +33,4 @@ pub mod watch;
 mod write;
 
 pub use error::KernelError;
-pub use plane::{Applied, DataPlane, Found, Ownership};
+pub use plane::{Applied, DataPlane, Found, Ownership, PickReader};

@@ -9,12 +9,13 @@
 //!   slots, one that leaves is replaced by the endpoint of the last slot, one that joins takes a new last slot;
 //! - *tables* (`sh`, `dh`, `mh`): the slots are the buckets of a hash. Who stands where depends on the set of endpoints and their
 //!   weights alone, not on history and not on the node, so all nodes send a client to the same endpoint;
-//! - *fed by live counts* (`lc`, `wlc`, `sed`, `nq`): dealt here as `wrr` would, which is what they are until somebody who counts
-//!   connections deals anew.
+//! - *fed by live counts* (`lc`, `wlc`, `sed`, `nq`): a ring dealt as `wrr` would, and dealt again by whoever counts connections
+//!   (`live`).
 //!
 //! Where things are: `name` how schedulers are written; `share` how weights become numbers of slots; `slots` dealing in turn with few
 //! changes; `table` the sizes of tables and their hash; then one file per scheduler. Each is proven by its own tests.
 
+pub mod live;
 mod maglev;
 mod name;
 mod random;
@@ -71,6 +72,9 @@ pub enum Pick {
     Random,
     /// A counter that belongs to one Service port, modulo the number of slots.
     Counter,
+    /// As [`Pick::Counter`], and the rule counts its packets: which slot is next can be read back, so that slots can be dealt again
+    /// just before they are picked.
+    Ring,
     /// A hash of the packet, modulo the number of slots, which is one of [`Buckets`]; nothing to remember.
     Hash(HashKey),
 }
@@ -155,11 +159,12 @@ impl Scheduler {
     pub fn deal(self, hand: Hand<'_>) -> Deal {
         match self {
             Scheduler::Random => random::deal(hand),
-            Scheduler::RoundRobin | Scheduler::LeastConnection => rr::deal(hand),
-            Scheduler::WeightedRoundRobin
+            Scheduler::RoundRobin => rr::deal(hand),
+            Scheduler::WeightedRoundRobin => wrr::deal(hand),
+            Scheduler::LeastConnection
             | Scheduler::WeightedLeastConnection
             | Scheduler::ShortestExpectedDelay
-            | Scheduler::NeverQueue => wrr::deal(hand),
+            | Scheduler::NeverQueue => live::deal(self, hand),
             Scheduler::SourceHash { port } => rendezvous::deal(hand, HashKey::of_source(port)),
             Scheduler::DestinationHash => rendezvous::deal(hand, HashKey::Destination),
             Scheduler::Maglev { port } => maglev::deal(hand, HashKey::of_source(port)),
@@ -178,7 +183,8 @@ impl Scheduler {
                 format!("{idle} of {all} endpoints get no connections: a table of {buckets} is too small for them, see {flag}")
             });
         }
-        if !self.heeds_weights() || hand.is_equal() {
+        // Rings follow the weights themselves, pick by pick.
+        if !self.heeds_weights() || hand.is_equal() || deal.pick == Pick::Ring {
             return None;
         }
         let error = share(&hand.weights()).error;
@@ -186,6 +192,22 @@ impl Scheduler {
             let (slots, points) = (deal.slots.len(), error * 100.0);
             format!("weights are rounded to {slots} slots: shares are up to {points:.1} percentage points off")
         })
+    }
+
+    /// The rule by which it goes by counts of connections, if it does: see [`live`].
+    pub fn live(self) -> Option<live::Rule> {
+        match self {
+            Scheduler::LeastConnection => Some(live::Rule::LeastConnection),
+            Scheduler::WeightedLeastConnection => Some(live::Rule::WeightedLeastConnection),
+            Scheduler::ShortestExpectedDelay => Some(live::Rule::ShortestExpectedDelay),
+            Scheduler::NeverQueue => Some(live::Rule::NeverQueue),
+            Scheduler::Random
+            | Scheduler::RoundRobin
+            | Scheduler::WeightedRoundRobin
+            | Scheduler::SourceHash { .. }
+            | Scheduler::DestinationHash
+            | Scheduler::Maglev { .. } => None,
+        }
     }
 
     /// Whether an endpoint's weight makes a difference.

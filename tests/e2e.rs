@@ -4,8 +4,8 @@
 //! says on standard error, and what `nft` lists. Every test has a lab of its own, so all of them run at once.
 //!
 //! Where things are: `manifests` a directory as the source; `api` an API server as the source; `flags` what the command line does and how
-//! starts fail; `input` objects that are wrong; `observe` health, metrics and Events; `swap` taking over from another proxy and back; `tuning`
-//! weights, shares, slow start and drain; `daemon` the child process.
+//! starts fail; `input` objects that are wrong; `observe` health, metrics and Events; `swap` taking over from another proxy and back; `live`
+//! schedulers that go by counts of connections; `tuning` weights, shares, slow start and drain; `daemon` the child process.
 
 #[path = "e2e/api.rs"]
 mod api;
@@ -15,6 +15,8 @@ mod daemon;
 mod flags;
 #[path = "e2e/input.rs"]
 mod input;
+#[path = "e2e/live.rs"]
+mod live;
 #[path = "e2e/manifests.rs"]
 mod manifests;
 #[path = "e2e/observe.rs"]

@@ -5,13 +5,14 @@
 //! What each one measures, and how to read it, is in `bench/README.md`.
 //!
 //! Where things are: [`cluster`] makes Kubernetes objects, [`stats`] makes few numbers of many, [`usage`] asks the kernel what
-//! something cost, [`report`] writes tables and files; [`first_packet`], [`load`], [`scale`], [`schedulers`] and
-//! [`split`] are the measurements.
+//! something cost, [`report`] writes tables and files; [`first_packet`], [`load`], [`scale`], [`schedulers`],
+//! [`split`] and [`live`] are the measurements.
 //!
 //! Invariant: speed is printed, never asserted. A run fails only when something could not be measured.
 
 mod cluster;
 mod first_packet;
+mod live;
 mod load;
 mod report;
 mod scale;
@@ -54,6 +55,10 @@ enum Measurement {
     Schedulers(schedulers::Options),
     /// How near a canary comes to its share, beside few and many replicas
     Split(split::Options),
+    /// Evenness, cost and reaction of least connection on real connections, against an exact simulation and round robin
+    LeastConnections(live::Options),
+    /// Simulation: least connection by each node's own connections, seen from the whole cluster
+    NodeLocal(live::NodesOptions),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -65,5 +70,7 @@ fn main() -> anyhow::Result<()> {
         Measurement::Scale(options) => scale::run(&options, cli.common.out),
         Measurement::Schedulers(options) => schedulers::run(&options, cli.common.out),
         Measurement::Split(options) => split::run(&options, cli.common.out),
+        Measurement::LeastConnections(options) => live::run(&options, cli.common.out),
+        Measurement::NodeLocal(options) => live::run_nodes(&options, cli.common.out),
     }
 }

@@ -351,7 +351,7 @@ impl Connection {
     }
 
     /// Whether the answer is consistent.
-    fn question(
+    pub(crate) fn question(
         &mut self,
         object: &Object,
         kind: u16,

@@ -48,6 +48,19 @@ impl Connection {
         Ok(self.collect(RuleInfo::decode).into_iter().filter(|rule| rule.table == table).collect())
     }
 
+    /// What the rules of a chain have counted, in their order, as far as they count. Asks once: the counters may go on meanwhile,
+    /// and a ruleset that changes elsewhere does not matter.
+    pub fn counters(&mut self, family: Family, table: &str, chain: &str) -> Result<Vec<u64>, Error> {
+        let object = Object::new(ObjectKind::Chain, family, table, chain);
+        self.question(&object, uapi::NFT_MSG_GETRULE, uapi::NLM_F_DUMP, family.number(), &|writer: &mut Writer| {
+            writer.attr_str(uapi::NFTA_RULE_TABLE, table);
+            writer.attr_str(uapi::NFTA_RULE_CHAIN, chain);
+        })?;
+        // Kernels filter by chain; should one not, the others' are left out.
+        let rules = self.collect(RuleInfo::decode).into_iter();
+        Ok(rules.filter(|rule| rule.table == table && rule.chain == chain).filter_map(|rule| rule.packets).collect())
+    }
+
     /// Shows each element of a set once.
     pub fn elements<'a>(
         &mut self,

@@ -42,6 +42,8 @@ pub struct RuleInfo {
     pub comment: Option<String>,
     /// The kernel's names of its expressions (`payload`, `cmp`...).
     pub exprs: Vec<String>,
+    /// What its first `counter` has counted, if it has one.
+    pub packets: Option<u64>,
 }
 
 impl Rule {
@@ -82,6 +84,7 @@ impl RuleInfo {
             handle: 0,
             comment: None,
             exprs: Vec::new(),
+            packets: None,
         };
         for attribute in attributes(bytes) {
             match attribute.kind {
@@ -97,10 +100,17 @@ impl RuleInfo {
                         .filter_map(|expr| find(expr.value, uapi::NFTA_EXPR_NAME)?.str())
                         .map(str::to_owned)
                         .collect();
+                    info.packets = attribute.nested().find_map(|expr| packets(expr.value));
                 }
                 _ => {}
             }
         }
         Some(info)
     }
+}
+
+/// The packets of an expression, if it is a counter.
+fn packets(expr: &[u8]) -> Option<u64> {
+    find(expr, uapi::NFTA_EXPR_NAME)?.str().filter(|name| *name == "counter")?;
+    find(find(expr, uapi::NFTA_EXPR_DATA)?.value, uapi::NFTA_COUNTER_PACKETS)?.be64()
 }

@@ -89,6 +89,8 @@ pub const NFTA_RULE_EXPRESSIONS: u16 = 4;
 pub const NFTA_RULE_USERDATA: u16 = 7;
 pub const NFTA_LIST_ELEM: u16 = 1;
 pub const NFTA_EXPR_NAME: u16 = 1;
+pub const NFTA_EXPR_DATA: u16 = 2;
+pub const NFTA_COUNTER_PACKETS: u16 = 2;
 
 // linux/netfilter/nf_tables.h: sets
 pub const NFT_SET_INTERVAL: u32 = 0x4;

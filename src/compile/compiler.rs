@@ -10,13 +10,16 @@ use super::elements::{
     ClusterIp, Hairpin, Hop, Label, Masquerade, NodePortAddress, ServiceNetwork, SlotKey, SourceRange, Stage,
     TableDelta, TableImage, Target,
 };
-use super::layout::{self, Decision, MAX_MEMBERS, MemberId, Plan};
+use super::layout::{self, Decision, DedicatedChain, MAX_MEMBERS, MemberId, Plan};
 use super::pool::{self, Members, Pool};
 use super::pools::Pools;
 use super::shared::Shared;
+use crate::conntrack::Subject;
+use crate::conntrack::ledger::Report;
 use crate::model::{AddressRange, Family, PortKey, ServiceKey};
 use crate::policy::{Frontend, NodePort, ResolvedPort, Role, Verdict};
-use crate::schedule::{Candidate, Hand, TableSizes};
+use crate::schedule::live::Redeal;
+use crate::schedule::{Candidate, Hand, Pick, TableSizes};
 
 /// The desired state of the data plane. Owned by the task that owns the model.
 #[derive(Debug)]
@@ -40,6 +43,15 @@ pub struct Shortage {
     pub port: PortKey,
     /// What is missing and what happens instead.
     pub reason: String,
+}
+
+/// A pool that is dealt again while the kernel walks it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ring {
+    /// Whether it is the one of the endpoints on this node.
+    pub local: bool,
+    /// The chain that walks it.
+    pub chain: DedicatedChain,
 }
 
 /// The elements of one table that belong to no port in particular.
@@ -155,6 +167,59 @@ impl Compiler {
         replace_ranges(known, ranges, |range, before, after| edits.note(range, before, after), ServiceNetwork);
     }
 
+    /// The rings of a Service port, each to be dealt again: their chains, by which the kernel says how far it is.
+    pub fn rings(&self, port: &PortKey, family: Family) -> Vec<Ring> {
+        let Some(compiled) = self.port(port, family) else { return Vec::new() };
+        let rings = compiled.pools().into_iter().filter(|pool| pool.pick == Pick::Ring);
+        rings.filter_map(|pool| Some(Ring { local: pool.local, chain: pool.dedicated(port)? })).collect()
+    }
+
+    /// Deals the rings of a Service port again by the connections that its endpoints have, and notes in `delta` which slots differ.
+    /// `picks` says how many picks each ring has made by now; those made since the counts were true went where the slots say.
+    /// Nothing else of the port is looked at. Does nothing about a ring that is not there any more.
+    pub fn redeal(&mut self, report: &Report, picks: &[u64], delta: &mut Delta) {
+        let Report { subject: Subject { port, family }, rule, loads, expected, rings } = report;
+        let seed = self.seed(port);
+        let ports = self.ports.get_mut(&port.service).into_iter().flatten();
+        let Some(compiled) = ports.into_iter().find(|known| known.key == *port && known.family == *family) else {
+            return;
+        };
+        let mut loads = loads.clone();
+        let rings: Vec<_> = rings.iter().zip(picks).filter(|((ring, _), _)| compiled.has(ring)).collect();
+        for ((ring, then), now) in &rings {
+            let slots = &compiled.ring(ring).slots;
+            let size = slots.len() as u64;
+            let unheard = then.unwrap_or(**now)..**now;
+            for pick in unheard.take(slots.len()) {
+                loads.entry(slots[usize::try_from(pick % size).expect("below a length")]).or_default().active += 1;
+            }
+        }
+        for ((ring, _), picks) in rings {
+            let (pool, picks) = (compiled.ring(ring), *picks);
+            let redeal = Redeal {
+                rule: *rule,
+                candidates: &pool.candidates,
+                ring: &pool.slots,
+                picks,
+                loads: &loads,
+                expected: *expected,
+                seed,
+            };
+            let slots = redeal.deal();
+            let pool = if ring.local { &mut compiled.local } else { &mut compiled.cluster };
+            pool.deal_again(slots, delta.table_mut(*family));
+        }
+    }
+
+    fn port(&self, port: &PortKey, family: Family) -> Option<&CompiledPort> {
+        self.ports.get(&port.service)?.iter().find(|known| known.key == *port && known.family == family)
+    }
+
+    /// Where the first round of a Service port begins.
+    fn seed(&self, port: &PortKey) -> u64 {
+        self.seed ^ hash(port)
+    }
+
     /// Everything desired, as a delta to nothing.
     pub fn everything(&self) -> Delta {
         let mut delta = Delta::default();
@@ -230,16 +295,23 @@ impl Compiler {
             candidates.to_mut().truncate(MAX_MEMBERS);
             shortage = Some("session affinity reaches 4096 endpoints at most; the others are not used".to_owned());
         }
+        pool.candidates.clear();
         if pool.id.is_some() && !candidates.is_empty() {
-            let seed = self.seed ^ hash(&port.key);
+            let seed = self.seed(&port.key);
             let hand = Hand { candidates: &candidates, previous: &previous, seed, tables: self.tables };
             let deal = port.scheduler.deal(hand);
             shortage = port.scheduler.remark(hand, &deal).or(shortage);
             pool.pick = deal.pick;
             pool.slots = deal.slots;
+            if pool.pick == Pick::Ring {
+                pool.candidates = candidates.to_vec();
+            }
         }
         if pool.affinity.is_some() {
-            pool.members.settle(&pool.slots);
+            // A ring may have no slot for one of them at the moment; its clients come back to it all the same.
+            let all = pool.candidates.iter().map(|candidate| candidate.endpoint);
+            let members: Vec<_> = if pool.candidates.is_empty() { pool.slots.clone() } else { all.collect() };
+            pool.members.settle(&members);
         } else {
             pool.members = Members::default();
         }
@@ -342,6 +414,21 @@ impl CompiledPort {
             Some(_) if self.inside != self.outside => Decision { pool: self.cluster.id, plan: Plan::LocalPolicy },
             _ => self.decision(self.outside),
         }
+    }
+
+    /// The pool of a ring.
+    fn ring(&self, ring: &Ring) -> &Pool {
+        if ring.local { &self.local } else { &self.cluster }
+    }
+
+    /// Whether a ring is still the same.
+    fn has(&self, ring: &Ring) -> bool {
+        let pool = self.ring(ring);
+        !pool.candidates.is_empty() && pool.dedicated(&self.key).as_ref() == Some(&ring.chain)
+    }
+
+    fn pools(&self) -> [&Pool; 2] {
+        [&self.cluster, &self.local]
     }
 
     fn target(&self, role: Role) -> Target {

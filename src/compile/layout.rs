@@ -35,6 +35,7 @@
 //!                      otherwise:                     meta priority set (map outside), pick
 //! chain pick:      meta priority & 0xfff  vmap @picks
 //! chain rr-4-shop/web/tcp/http:  like random-4 with numgen inc
+//! chain ring-64-shop/web/tcp/http: the same, its picks counted, for slots that are dealt again while they are walked
 //! chain sticky-4-10800s-shop/web/tcp/http:
 //!                  meta priority set (map affinity)   update @affinity   dnat to (map members)
 //!                  delete @affinity (the member is gone)
@@ -74,8 +75,8 @@
 //! Node port addresses are ranges minus loopback, and `fib daddr type local` says which of them are the host's own at that moment.
 //! The guard of cluster addresses spares what is the host's own, so that a node-local DNS cache keeps the address it borrowed.
 //!
-//! The counter of a chain `rr-...` belongs to `rr` with one slot per endpoint as well as to `wrr` and others that deal a cycle: what the
-//! slots mean is the scheduler's business.
+//! The counter of a chain `rr-...` belongs to `rr` with one slot per endpoint as well as to `wrr`, which deals a cycle: what the slots
+//! mean is the scheduler's business. So it is with `ring-...`, for the schedulers that go by counts of connections.
 //!
 //! Numbers are written with their meaning readable in hexadecimal: `0x00012004` is pool `0x00012`, plan `0x004`: random of 4.
 //! Member `0x00012004` is the fifth member of that pool. (In set `source-ranges` nft 1.0.6 prints the number's bytes in reverse,
@@ -409,6 +410,7 @@ impl DedicatedChain {
         match self.pick {
             Pick::Random => "random",
             Pick::Counter => "rr",
+            Pick::Ring => "ring",
             Pick::Hash(key) => match Buckets::new(self.slots as usize) {
                 Some(buckets) => hash_word(key, buckets),
                 // No table has so many; whoever reads the name finds out.
@@ -422,7 +424,7 @@ impl DedicatedChain {
 fn picks() -> impl Iterator<Item = (&'static str, Pick)> {
     let hashes = ["sh-port", "mh-port", "sh", "mh", "dh"];
     let hashes = hashes.into_iter().filter_map(|word| Some((word, Pick::Hash(hash_key(word)?))));
-    [("random", Pick::Random), ("rr", Pick::Counter)].into_iter().chain(hashes)
+    [("random", Pick::Random), ("rr", Pick::Counter), ("ring", Pick::Ring)].into_iter().chain(hashes)
 }
 
 // === impl Locality ===
@@ -545,6 +547,8 @@ mod tests {
         assert_eq!(chain(Pick::Counter, 3, None, false, &web), "rr-3-shop/web/tcp/http");
         assert_eq!(chain(Pick::Counter, 3, None, true, &web), "local-rr-3-shop/web/tcp/http");
         assert_eq!(chain(Pick::Random, 2000, None, false, &port("shop", "web-2", "")), "random-2000-shop/web-2/tcp");
+        assert_eq!(chain(Pick::Ring, 64, None, false, &web), "ring-64-shop/web/tcp/http");
+        assert_eq!(chain(Pick::Ring, 64, Some(9), true, &web), "local-sticky-ring-64-9s-shop/web/tcp/http");
         assert_eq!(chain(Pick::Random, 3, Some(10800), false, &web), "sticky-3-10800s-shop/web/tcp/http");
         assert_eq!(chain(Pick::Counter, 3, Some(1), true, &web), "local-sticky-rr-3-1s-shop/web/tcp/http");
         let hash = |key| Pick::Hash(key);

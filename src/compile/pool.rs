@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use super::elements::{Slot, SlotKey, TableDelta};
 use super::layout::{Decision, DedicatedChain, MAX_MEMBERS, MAX_SHARED_SLOTS, MemberId, Plan, PoolId};
 use crate::model::PortKey;
-use crate::schedule::{Buckets, Pick};
+use crate::schedule::{Buckets, Candidate, Pick};
 
 /// The endpoints of a Service port in one family, or those of them that are on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub(super) struct Pool {
     /// Seconds of session affinity.
     pub(super) affinity: Option<u32>,
     pub(super) slots: Vec<SocketAddr>,
+    /// Who may stand in the slots, for rings, which are dealt again; empty for all others.
+    pub(super) candidates: Vec<Candidate>,
     pub(super) members: Members,
 }
 
@@ -37,7 +39,7 @@ pub(super) struct Members {
 impl Pool {
     pub(super) fn empty(label: Arc<str>, local: bool) -> Self {
         let (pick, members) = (Pick::Random, Members::default());
-        Self { id: None, label, local, pick, affinity: None, slots: Vec::new(), members }
+        Self { id: None, label, local, pick, affinity: None, slots: Vec::new(), candidates: Vec::new(), members }
     }
 
     /// The decision that leads here; `None` without endpoints.
@@ -48,7 +50,7 @@ impl Pool {
         }
         let plan = match self.pick {
             Pick::Hash(key) => Plan::Hash(key, Buckets::new(self.slots.len())?),
-            Pick::Random | Pick::Counter => {
+            Pick::Random | Pick::Counter | Pick::Ring => {
                 Plan::Random(u16::try_from(self.slots.len()).expect("not dedicated, so at most MAX_SHARED_SLOTS"))
             }
         };
@@ -65,7 +67,7 @@ impl Pool {
     fn is_dedicated(&self) -> bool {
         let needs_its_own = match self.pick {
             Pick::Random => self.slots.len() > MAX_SHARED_SLOTS,
-            Pick::Counter => true,
+            Pick::Counter | Pick::Ring => true,
             Pick::Hash(_) => false,
         };
         needs_its_own || self.affinity.is_some()
@@ -83,6 +85,23 @@ impl Pool {
     fn member(&self, slot: usize) -> Option<MemberId> {
         let endpoint = self.slots.get(slot).filter(|_| self.affinity.is_some())?;
         Some(MemberId { pool: self.id?, index: self.members.index(endpoint)? })
+    }
+
+    /// Takes other endpoints into its slots, of which there are as many as before, and notes those that differ.
+    pub(super) fn deal_again(&mut self, slots: Vec<SocketAddr>, delta: &mut TableDelta) {
+        let Some(pool) = self.id else { return };
+        let differs = |(slot, endpoint): (usize, &SocketAddr)| (self.slots.get(slot) != Some(endpoint)).then_some(slot);
+        let changed: Vec<usize> = slots.iter().enumerate().filter_map(differs).collect();
+        let before: Vec<_> = changed.iter().map(|slot| (self.slot(*slot), self.member(*slot))).collect();
+        self.slots = slots;
+        for (slot, (endpoint, member)) in changed.into_iter().zip(before) {
+            let key = SlotKey { pool, slot: u32::try_from(slot).expect("a ring is small") };
+            if self.affinity.is_some() {
+                delta.member_slots.note(key, member, self.member(slot));
+            } else {
+                delta.endpoints.note(key, endpoint, self.slot(slot));
+            }
+        }
     }
 
     fn members(&self) -> impl Iterator<Item = (MemberId, Slot)> + '_ {

@@ -78,6 +78,7 @@ mod tests {
                 reply: Tuple { source: at(answered_by), destination: at("10.9.0.1:4000"), zone: None },
                 zone: None,
                 id: None,
+                state: None,
             };
             assert_eq!(cut.concerns(&flow(Protocol::Tcp)), want, "{to} {answered_by}");
             assert!(!cut.concerns(&flow(Protocol::Udp)), "another protocol");

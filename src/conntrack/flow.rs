@@ -30,6 +30,9 @@ pub struct Flow {
     pub zone: Option<u16>,
     /// The kernel's number of the entry: another flow with the same tuples has another.
     pub id: Option<u32>,
+    /// TCP and SCTP: where in its life it is, if the kernel says so, as `enum tcp_conntrack` and `enum sctp_conntrack` number it
+    /// (linux/netfilter/nf_conntrack_tcp.h, nf_conntrack_sctp.h).
+    pub state: Option<u8>,
 }
 
 /// Where clients send to, as far as a Service decides it.
@@ -180,6 +183,7 @@ mod tests {
             },
             zone: None,
             id: Some(7),
+            state: None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The controller: the one thread that owns what shall be and what is.
 
+use std::collections::HashSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -7,9 +8,10 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
-use crate::compile::Delta;
+use crate::compile::{Delta, Ring};
+use crate::conntrack::ledger::Report;
 use crate::engine::{Engine, Outcome};
-use crate::kernel::conntrack::{Cleaner, Pass};
+use crate::kernel::conntrack::{Cleaner, Counts, Pass};
 use crate::kernel::{Applied, DataPlane, KernelError};
 use crate::model::{Families, Family};
 use crate::observe::metrics::{self, SyncKind};
@@ -28,6 +30,9 @@ const SETTLE_ROUNDS: usize = 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// Reports of connections that may wait for the controller.
+const REPORTS: usize = 256;
+
 /// Done once, when everything known is programmed for the first time; must not take long.
 pub(super) type AfterFirstLoad = fn();
 
@@ -37,6 +42,9 @@ pub(super) struct Controller {
     plane: DataPlane,
     /// Ends the UDP flows that what is programmed contradicts.
     cleaner: Cleaner,
+    /// Counts the connections of Services whose scheduler goes by counts, and reports them.
+    counts: Counts,
+    reports: mpsc::Receiver<Report>,
     observer: Observer,
     /// The pause between two transactions, if one is configured.
     pause: Option<Duration>,
@@ -102,10 +110,13 @@ impl Controller {
         pause: Option<Duration>,
         after_first_load: Option<AfterFirstLoad>,
     ) -> Self {
+        let (report, reports) = mpsc::channel(REPORTS);
         Self {
             engine,
             plane,
             cleaner: start_cleaner(),
+            counts: Counts::new(report),
+            reports,
             observer,
             pause,
             after_first_load,
@@ -136,10 +147,20 @@ impl Controller {
 
     /// Serves until the source ends or something is hopeless.
     pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> Result<(), KernelError> {
-        let mut batch = Vec::new();
+        let (mut batch, mut reports) = (Vec::new(), Vec::new());
         self.observer.loop_started();
         loop {
-            let wait = changes.recv_many(&mut batch, BATCH);
+            let wait = async {
+                tokio::select! {
+                    // Changes first: after them, other rings may have to be dealt.
+                    biased;
+                    received = changes.recv_many(&mut batch, BATCH) => Some(received),
+                    Some(report) = self.reports.recv() => {
+                        reports.push(report);
+                        None
+                    }
+                }
+            };
             // When to go on though nothing came.
             let wake = match self.trust {
                 _ if !self.awaited.is_empty() => None,
@@ -147,9 +168,16 @@ impl Controller {
                 Trust::Known => self.engine.next_deadline(),
             };
             let received = match wake {
-                Some(at) => tokio::time::timeout_at(at.into(), wait).await.ok(),
-                None => Some(wait.await),
+                Some(at) => tokio::time::timeout_at(at.into(), wait).await.ok().flatten(),
+                None => wait.await,
             };
+            if !reports.is_empty() {
+                self.redeal(&mut reports)?;
+                // Reports may come all the time, and must not keep what is due from being done.
+                if self.engine.next_deadline().is_none_or(|at| at > Instant::now()) {
+                    continue;
+                }
+            }
             if received == Some(0) {
                 return Ok(());
             }
@@ -229,6 +257,7 @@ impl Controller {
                 if matches!(self.trust, Trust::Unknown { .. }) {
                     self.engine.settle();
                     self.trust = Trust::Known;
+                    self.counts.report_all();
                 }
                 self.clean();
                 if let Some(work) = self.after_first_load.take() {
@@ -244,6 +273,46 @@ impl Controller {
     fn clean(&mut self) {
         self.cleaner.programmed();
         self.cleaner.cut(self.engine.take_cuts());
+        self.counts.watch(self.engine.take_interests());
+    }
+
+    /// Deals the rings of those Services again whose connections were counted, all in one transaction.
+    fn redeal(&mut self, reports: &mut Vec<Report>) -> Result<(), KernelError> {
+        while let Ok(report) = self.reports.try_recv() {
+            reports.push(report);
+        }
+        if !matches!(self.trust, Trust::Known) {
+            // They are asked for again when the tables are as they should be.
+            reports.clear();
+            return Ok(());
+        }
+        let mut delta = Delta::default();
+        let mut dealt = HashSet::new();
+        // The newest report of each.
+        for report in reports.drain(..).rev() {
+            if !dealt.insert(report.subject.clone()) {
+                continue;
+            }
+            let picks = |(ring, _): &(Ring, _)| self.plane.picks(report.subject.family, &ring.chain);
+            match report.rings.iter().map(picks).collect::<Result<Vec<_>, _>>() {
+                Ok(picks) => self.engine.redeal(&report, &picks, &mut delta),
+                // A ring that has gone since: there will be a report of what is there now.
+                Err(KernelError::Nft(nft::Error::Query { .. })) => {}
+                Err(error) => return self.refused(error),
+            }
+        }
+        match self.plane.apply(&delta) {
+            Ok(applied) => {
+                debug!(
+                    services = dealt.len(),
+                    elements = applied.elements,
+                    kernel_us = applied.duration.as_micros(),
+                    "dealt again"
+                );
+                Ok(())
+            }
+            Err(error) => self.refused(error),
+        }
     }
 
     /// Plans another attempt, unless that is hopeless.

@@ -7,8 +7,9 @@ use serde_json::json;
 
 use super::*;
 use crate::compile::layout::{Decision, Plan};
-use crate::compile::{Edits, Hop, SlotKey, Stage, TableImage};
+use crate::compile::{Edits, Hop, SlotKey, Stage, TableDelta, TableImage};
 use crate::model::Family;
+use crate::schedule::live::Load;
 use crate::schedule::{Buckets, Pick, TableSizes};
 use crate::source::{Object, ObjectKey};
 
@@ -420,4 +421,62 @@ fn affinity_keeps_members_when_others_come_and_go() {
         (vec![0, 1, 2, 3, 4], vec![5]),
         "a number that was used is used again late"
     );
+}
+
+proptest! {
+    /// Endpoints come and go, weights aside; in between rings are dealt again by any counts at any position. What the kernel was told
+    /// is always what is desired, and no slot names an endpoint that has left.
+    #[test]
+    fn rings_dealt_again_stay_in_step_with_the_kernel(
+        sticky in any::<bool>(),
+        steps in proptest::collection::vec(
+            (proptest::collection::btree_set(1u8..30, 0..20), any::<bool>(), any::<u64>(), 0u32..20, 0usize..40),
+            1..12,
+        ),
+    ) {
+        let mut engine = Engine::new("n1", Scheduler::Random);
+        let mut image = Image::default();
+        let value = json!({
+            "metadata": {"namespace": "ns", "name": "web", "annotations": {"pointsman.dev/scheduler": "wlc"}},
+            "spec": {
+                "clusterIPs": ["10.0.0.1"], "ports": [{"name": "p1", "port": 1}],
+                "internalTrafficPolicy": "Cluster", "externalTrafficPolicy": "Local", "externalIPs": ["192.0.2.1"],
+                "sessionAffinity": if sticky { "ClientIP" } else { "None" },
+            },
+        });
+        engine.take(Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes")))));
+        let mut report = None;
+        for (endpoints, change, picks, load, expected) in steps {
+            if change || report.is_none() {
+                engine.take(slice("s", "web", false, &endpoints));
+                apply(&mut image, &engine.compile().delta);
+                for (subject, interest) in engine.take_interests() {
+                    report = interest.map(|interest| (subject, interest));
+                }
+            }
+            let Some((subject, interest)) = &report else { continue };
+            let counted = interest.candidates.iter().zip(0..);
+            let loads = counted.map(|(one, number)| (one.endpoint, Load { active: load * number % 7, inactive: number }));
+            let report = Report {
+                subject: subject.clone(),
+                rule: interest.rule,
+                loads: loads.collect(),
+                expected,
+                rings: interest.rings.iter().map(|ring| (ring.clone(), Some(picks.saturating_sub(3)))).collect(),
+            };
+            let mut delta = Delta::default();
+            engine.redeal(&report, &vec![picks; report.rings.len()], &mut delta);
+            let TableDelta { endpoints: slots, member_slots, .. } = &delta.v4;
+            prop_assert_eq!(delta.len(), slots.len() + member_slots.len(), "slots and nothing else");
+            apply(&mut image, &delta);
+            let mut desired = Image::default();
+            apply(&mut desired, &engine.everything());
+            prop_assert_eq!(&image, &desired);
+            let present: BTreeSet<_> = interest.candidates.iter().map(|one| one.endpoint).collect();
+            let named = image.v4.endpoints.values().chain(image.v4.members.values()).map(|slot| slot.endpoint);
+            for endpoint in named {
+                prop_assert!(present.contains(&endpoint), "{} has left", endpoint);
+            }
+        }
+    }
 }

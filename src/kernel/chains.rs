@@ -418,6 +418,8 @@ fn number(family: Family, pick: Pick, slots: u32) -> Vec<Expr> {
     match pick {
         Pick::Random => vec![numgen(NumgenKind::Random, slots)],
         Pick::Counter => vec![numgen(NumgenKind::Incremental, slots)],
+        // Both begin at nothing in a new rule and go on together, so the number of packets tells which slot is next.
+        Pick::Ring => vec![Expr::counter(), numgen(NumgenKind::Incremental, slots)],
         Pick::Hash(key) => hash(family, key, slots),
     }
 }

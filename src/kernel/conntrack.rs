@@ -16,11 +16,16 @@
 //! is never collected in memory; the controller never waits for a pass. Proven by `tests/conntrack.rs`.
 
 mod cleaner;
+mod counts;
 mod cutter;
+mod events;
+mod program;
 mod sysctl;
 mod table;
 mod wire;
 
 pub use cleaner::{Cleaner, Pass};
+pub use counts::{Counts, Tally};
+pub use events::{ConntrackEvents, Heard};
 pub use sysctl::{AppliedSysctls, SysctlError, apply_sysctls, online_cpus};
 pub use table::{ConntrackError, ConntrackTable, Deleted, Dump, Filter};

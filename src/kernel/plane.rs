@@ -21,7 +21,7 @@ use super::error::KernelError;
 use super::lock::InstanceLock;
 use super::read;
 use super::write::add_chains;
-use crate::compile::layout::{Locality, TABLE};
+use crate::compile::layout::{DedicatedChain, Locality, TABLE};
 use crate::compile::{Delta, Image};
 use crate::model::Family;
 
@@ -54,6 +54,9 @@ pub enum Ownership {
     /// Anybody, as on older kernels. What somebody else changes is noticed ([`super::watch`]).
     Shared,
 }
+/// Reads how far rings are, for somebody who does not own the tables.
+#[derive(Debug)]
+pub struct PickReader(Connection);
 
 /// What a start found.
 #[derive(Debug, Default)]
@@ -194,6 +197,11 @@ impl DataPlane {
         Ok(work.end())
     }
 
+    /// How many packets have picked by a ring's chain; its next pick takes the slot of that number, modulo the size of the ring.
+    pub fn picks(&mut self, family: Family, ring: &DedicatedChain) -> Result<u64, KernelError> {
+        Ok(picks(&mut self.connection, family, ring)?)
+    }
+
     /// Removes our tables. Returns how many there were.
     pub fn remove(&mut self) -> Result<usize, KernelError> {
         let present = self.connection.tables()?;
@@ -239,6 +247,26 @@ impl DataPlane {
         work.bytes += self.transaction.len();
         work.transactions += 1;
         Ok(())
+    }
+}
+
+/// What the one rule of a ring's chain that counts has counted.
+fn picks(connection: &mut Connection, family: Family, ring: &DedicatedChain) -> Result<u64, nft::Error> {
+    let counters = connection.counters(nft_family(family), TABLE, &ring.name())?;
+    Ok(counters.into_iter().next().unwrap_or_default())
+}
+
+// === impl PickReader ===
+
+impl PickReader {
+    /// Opens a netlink connection in the calling thread's network namespace.
+    pub fn open() -> Result<Self, KernelError> {
+        Ok(Self(Connection::open()?))
+    }
+
+    /// As [`DataPlane::picks`].
+    pub fn picks(&mut self, family: Family, ring: &DedicatedChain) -> Result<u64, KernelError> {
+        Ok(picks(&mut self.0, family, ring)?)
     }
 }
 

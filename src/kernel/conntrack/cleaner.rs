@@ -350,6 +350,7 @@ mod tests {
             reply: Tuple { source: at("10.1.0.2:53"), destination: at("10.9.0.1:4000"), zone: None },
             zone: None,
             id: None,
+            state: None,
         };
         let mut known = Known::default();
         assert!(!known.protects(&flow));

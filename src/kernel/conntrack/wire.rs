@@ -7,16 +7,18 @@ use nft::uapi::{NLM_F_DUMP, NLM_F_REQUEST};
 use nix::libc;
 
 use super::table::Filter;
+use crate::conntrack::ledger::Event;
 use crate::conntrack::{Flow, Tuple};
 use crate::model::{Family, Protocol};
 
 // linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h
-const NFNL_SUBSYS_CTNETLINK: u16 = 1;
-const IPCTNL_MSG_CT_NEW: u16 = 0;
+pub(super) const NFNL_SUBSYS_CTNETLINK: u16 = 1;
+pub(super) const IPCTNL_MSG_CT_NEW: u16 = 0;
 const IPCTNL_MSG_CT_GET: u16 = 1;
 const IPCTNL_MSG_CT_DELETE: u16 = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+pub(super) const CTA_PROTOINFO: u16 = 4;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
@@ -30,11 +32,18 @@ const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
+pub(super) const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_SCTP: u16 = 3;
+// The same number for TCP and SCTP.
+pub(super) const CTA_PROTOINFO_STATE: u16 = 1;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 // net/netfilter/nf_internals.h: which parts of the tuple a dump has to match
 const CTA_FILTER_F_CTA_IP_DST: u32 = 1 << 1;
 const CTA_FILTER_F_CTA_PROTO_NUM: u32 = 1 << 3;
 const CTA_FILTER_F_CTA_PROTO_DST_PORT: u32 = 1 << 5;
+
+/// `NLM_F_CREATE` (linux/netlink.h): an event of a flow that has just begun.
+pub(super) const NLM_F_CREATE: u16 = 0x400;
 
 /// `struct nfgenmsg` ahead of the attributes.
 const NFGENMSG_LEN: usize = 4;
@@ -87,21 +96,40 @@ pub(super) fn is_entry(message: &Message<'_>) -> bool {
     message.kind == NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
 }
 
+/// What a message of a subscription says happened.
+pub(super) fn event(message: &Message<'_>) -> Option<Event> {
+    const NEW: u16 = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW;
+    const DELETE: u16 = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE;
+    match message.kind {
+        NEW if message.flags & NLM_F_CREATE != 0 => Some(Event::New),
+        NEW => Some(Event::Present),
+        DELETE => Some(Event::End),
+        _ => None,
+    }
+}
+
 /// Reads an entry; `None` if it is of a protocol that Services do not know.
 pub(super) fn read(message: &Message<'_>) -> Option<Flow> {
     let attributes_of = message.payload.get(NFGENMSG_LEN..)?;
-    let (mut original, mut reply, mut zone, mut id) = (None, None, None, None);
+    let (mut original, mut reply, mut zone, mut id, mut state) = (None, None, None, None, None);
     for attribute in attributes(attributes_of) {
         match attribute.kind {
             CTA_TUPLE_ORIG => original = read_tuple(attribute.value),
             CTA_TUPLE_REPLY => reply = read_tuple(attribute.value),
             CTA_ZONE => zone = read_be16(attribute.value),
             CTA_ID => id = attribute.be32(),
+            CTA_PROTOINFO => state = read_state(attribute.value),
             _ => {}
         }
     }
     let ((protocol, original), (_, reply)) = (original?, reply?);
-    Some(Flow { protocol, original, reply, zone, id })
+    Some(Flow { protocol, original, reply, zone, id, state })
+}
+
+/// The state in either protocol's attributes.
+fn read_state(bytes: &[u8]) -> Option<u8> {
+    let of = find(bytes, CTA_PROTOINFO_TCP).or_else(|| find(bytes, CTA_PROTOINFO_SCTP))?;
+    find(of.value, CTA_PROTOINFO_STATE)?.value.first().copied()
 }
 
 fn write_tuple(writer: &mut Writer, kind: u16, protocol: Protocol, tuple: &Tuple) {
@@ -182,8 +210,9 @@ mod tests {
     fn any_flow() -> impl Strategy<Value = Flow> {
         let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
         any::<bool>().prop_flat_map(move |v6| {
-            (protocol.clone(), any_tuple(v6), any_tuple(v6), any::<Option<u16>>(), any::<Option<u32>>())
-                .prop_map(|(protocol, original, reply, zone, id)| Flow { protocol, original, reply, zone, id })
+            (protocol.clone(), any_tuple(v6), any_tuple(v6), any::<Option<u16>>(), any::<Option<u32>>()).prop_map(
+                |(protocol, original, reply, zone, id)| Flow { protocol, original, reply, zone, id, state: None },
+            )
         })
     }
 
