@@ -154,7 +154,7 @@ fn assemble(frontends: &Frontends, addresses: bool) -> Vec<SockFilter> {
             program.jump(Label::Drop);
             for (port, destinations) in ports {
                 program.place(Label::Port(*family, *protocol, *port));
-                program.to_one_of(destinations, shape.address, addresses);
+                program.if_one_of(destinations, shape.address, addresses);
             }
         }
     }
@@ -195,7 +195,7 @@ impl Assembler {
     }
 
     /// Goes on to the kind of event if the destination's address is one of these.
-    fn to_one_of(&mut self, destinations: &[Destination], at: u32, addresses: bool) {
+    fn if_one_of(&mut self, destinations: &[Destination], at: u32, addresses: bool) {
         let any = destinations.iter().any(|destination| matches!(destination, Destination::NodePort(..)));
         if any || !addresses {
             return self.jump(Label::Kind);
