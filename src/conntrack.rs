@@ -18,6 +18,9 @@
 //! - destination no longer served: stale if it was translated (k/k 141371). An untranslated flow is what a new one would be, too;
 //! - anything else, TCP and SCTP always: not ours.
 //!
+//! A second matter is how many connections each endpoint has, for schedulers that go by counts: [`WatchBook`] says whose
+//! connections are counted, [`Ledger`] counts them.
+//!
 //! Invariants: no I/O; a Service without UDP ports costs nothing; only destinations whose expectation changed are looked at, so a
 //! restart removes no flow that is fine (k/k 122740). Tables in `flow.rs`, `book.rs` and `settings.rs`; on the real kernel
 //! `tests/conntrack.rs`.

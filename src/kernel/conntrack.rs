@@ -4,6 +4,9 @@
 //! flows which the data plane contradicts; what contradicts it is decided in [`crate::conntrack`]. [`apply_sysctls`] writes kernel
 //! parameters.
 //!
+//! [`Counts`] is the thread that counts connections for schedulers that go by counts; `events` hears of them, `program` is the filter
+//! that spares us those of other Services.
+//!
 //! Reading little: the table of a busy node has hundreds of thousands of entries, nearly all TCP. The kernel walks all of them for
 //! any dump, but hands out only what a filter lets through (kernel 5.8 on), so a filter on protocol and destination spares
 //! nearly all of the work ([`Filter::to`] on what IPv6 lacks). Kernels that do not know the filter ignore it in silence; that shows in the first entry that does not

@@ -263,10 +263,10 @@ fn objects(lab: &Lab, name: &str, ip: Ipv4Addr, scheduler: &str, endpoints: usiz
     let endpoints: Vec<_> = (0..endpoints).map(address).collect();
     format!(
         r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"namespace":"bench","name":"{name}","annotations":{{"pointsman.dev/scheduler":"{scheduler}"}}}},
-        "spec":{{"clusterIP":"{ip}","clusterIPs":["{ip}"],"ipFamilies":["IPv4"],"ports":[{{"port":{PORT}}}]}}}},
+        "spec":{{"clusterIP":"{ip}","clusterIPs":["{ip}"],"ipFamilies":["IPv4"],"ports":[{{"name":"","port":{PORT}}}]}}}},
         {{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","addressType":"IPv4",
         "metadata":{{"namespace":"bench","name":"{name}-1","labels":{{"kubernetes.io/service-name":"{name}"}}}},
-        "ports":[{{"port":{TARGET}}}],"endpoints":[{}]}}"#,
+        "ports":[{{"name":"","port":{TARGET}}}],"endpoints":[{}]}}"#,
         endpoints.join(",")
     )
 }

@@ -27,8 +27,8 @@ use super::wire::{CTA_PROTOINFO, CTA_PROTOINFO_STATE, CTA_PROTOINFO_TCP, IPCTNL_
 use crate::conntrack::Destination;
 use crate::model::{Family, Protocol};
 
-/// Instructions that a filter may have: half of `BPF_MAXINSNS` (linux/bpf_common.h), and within the 20 KiB that a socket's options could
-/// take before Linux 6.?: see `net.core.optmem_max`.
+/// Instructions that a filter may have: half of `BPF_MAXINSNS` (linux/bpf_common.h), and 16 KiB, which fits into what options of a
+/// socket may take by default (`net.core.optmem_max`: 20 KiB on older kernels).
 const LONGEST: usize = 2048;
 
 // linux/bpf_common.h and linux/filter.h
@@ -154,7 +154,7 @@ fn assemble(frontends: &Frontends, addresses: bool) -> Vec<SockFilter> {
             program.jump(Label::Drop);
             for (port, destinations) in ports {
                 program.place(Label::Port(*family, *protocol, *port));
-                program.to_one_of(destinations, shape.address, addresses);
+                program.if_one_of(destinations, shape.address, addresses);
             }
         }
     }
@@ -195,7 +195,7 @@ impl Assembler {
     }
 
     /// Goes on to the kind of event if the destination's address is one of these.
-    fn to_one_of(&mut self, destinations: &[Destination], at: u32, addresses: bool) {
+    fn if_one_of(&mut self, destinations: &[Destination], at: u32, addresses: bool) {
         let any = destinations.iter().any(|destination| matches!(destination, Destination::NodePort(..)));
         if any || !addresses {
             return self.jump(Label::Kind);
