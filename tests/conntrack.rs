@@ -79,7 +79,8 @@ fn scaled_to_zero_a_client_is_refused_and_scaled_up_it_is_served() {
         let to = vip(VIP, family, 53);
         let client = Client::new(lab.client(0), to);
         assert_eq!(client.ask(), "a");
-        assert_eq!(lab.node().run(|| listed(to)).len(), 1);
+        let flows = lab.node().run(|| listed(to));
+        assert_eq!(flows.len(), 1, "{flows:#?}");
         proxy.apply([slice("dns", family, &[])]);
         assert_eq!(lab.node().run(|| listed(to)), [""; 0]);
         let refused = client.ask_within(PATIENCE).expect_err("nobody");
