@@ -165,8 +165,12 @@ fn after_first_load(source: &SourceConfig) -> Option<AfterFirstLoad> {
 /// On a thread of its own: a large iptables ruleset takes its time, and Services go on changing.
 fn remove_leftovers() {
     let remove = || {
-        for error in cleanup::remove_leftovers(Asked::ByStart) {
+        let errors = cleanup::remove_leftovers(Asked::ByStart);
+        for error in &errors {
             warn!(%error, "something that kube-proxy left could not be removed; --cleanup tries again");
+        }
+        if errors.is_empty() {
+            info!("of kube-proxy's leftovers none is there");
         }
     };
     if let Err(error) = thread::Builder::new().name("leftovers".to_owned()).spawn(remove) {

@@ -17,7 +17,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 repository=$PWD
 
-default=(nft/kernel kernel conntrack services lab cleanup e2e stress)
+default=(nft/kernel kernel conntrack services lab cleanup 'leftovers --ignored' e2e stress)
 
 need=()
 for package in qemu-system-x86 busybox-static cpio kmod xz-utils zstd nftables iptables ipset ipvsadm; do
@@ -97,7 +97,7 @@ else
             grep -F "\"name\":\"$test\"" | grep -oE '"executable":"[^"]+"' | cut -d'"' -f4 | head -n 1)
         [ -n "$binary" ] || { echo "$name: no such test" >&2; exit 2; }
         take "$binary" "/test/$package-$test"
-        plan+=("$name /test/$package-$test ${arguments:---test-threads=${VM_CPUS:-2}}")
+        plan+=("$name /test/$package-$test --test-threads=${VM_CPUS:-2} $arguments")
     done
     for program in kube-proxy pointsman; do take "target/debug/$program" "$repository/target/debug/$program"; done
 fi
