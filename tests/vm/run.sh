@@ -53,7 +53,7 @@ take() {
     local from=$1 to=$2
     install -D "$from" "$root$to"
     strip --strip-debug "$root$to" 2>/dev/null || true
-    { ldd "$from" 2>/dev/null | grep -oE '/[^ ]+' || true; } | while read -r library; do
+    { ldd "$from" 2>/dev/null | grep -aoE '/[^ ]+' || true; } | while read -r library; do
         [ -e "$root$library" ] || install -D "$(readlink -f "$library")" "$root$library"
     done
 }
@@ -94,7 +94,7 @@ else
         package=pointsman test=$name
         case $name in */*) package=${name%/*} test=${name#*/} ;; esac
         binary=$(cargo test --no-run -p "$package" --test "$test" --message-format=json-render-diagnostics |
-            grep -F "\"name\":\"$test\"" | grep -oE '"executable":"[^"]+"' | cut -d'"' -f4 | head -n 1)
+            grep -F "\"name\":\"$test\"" | grep -aoE '"executable":"[^"]+"' | cut -d'"' -f4 | head -n 1)
         [ -n "$binary" ] || { echo "$name: no such test" >&2; exit 2; }
         take "$binary" "/test/$package-$test"
         plan+=("$name /test/$package-$test --test-threads=${VM_CPUS:-2} $arguments")
@@ -119,7 +119,7 @@ chmod +x "$root/init"
 (cd "$root" && find . | cpio --quiet -o -H newc | gzip -1) >"$root.img"
 timeout "${VM_TIMEOUT:-5400}" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp "${VM_CPUS:-2}" -m "${VM_MEMORY:-3072}" -nographic \
     -no-reboot -kernel "$kernel" -initrd "$root.img" \
-    -append "console=ttyS0 quiet loglevel=3 panic=-1 random.trust_cpu=on mitigations=off" </dev/null | tr -d '\r' | tee "$log" || true
+    -append "console=ttyS0 quiet loglevel=3 panic=-1 random.trust_cpu=on mitigations=off" </dev/null | stdbuf -oL tr -d '\r' | tee "$log" || true
 
 # The report, from what was printed: the serial line is the only way out.
 status=0
@@ -128,14 +128,14 @@ echo "Kernel: $(sed -n 's/.*vm kernel //p' "$log")"
 for line in "${plan[@]}"; do
     name=${line%% *}
     part=$(sed -n "/vm begins ${name//\//\\/}\$/,/vm ended ${name//\//\\/} /p" "$log")
-    exit_status=$(grep -oE "vm ended $name [0-9]+" <<<"$part" | grep -oE '[0-9]+$' || echo none)
-    result=$(grep -oE 'test result: .*' <<<"$part" | cut -d' ' -f3- || true)
+    exit_status=$(grep -aoE "vm ended $name [0-9]+" <<<"$part" | grep -aoE '[0-9]+$' || echo none)
+    result=$(grep -aoE 'test result: .*' <<<"$part" | cut -d' ' -f3- || true)
     case $exit_status in
         0) ;;
         none) status=1 result="did not end: the VM stopped, or ran out of time, in it" ;;
         *) status=1 ;;
     esac
     printf '  %-12s %s\n' "$name" "${result:-exit status $exit_status}"
-    { grep -oE '^test .* \.\.\. FAILED' <<<"$part" || true; } | sed -E 's/^test (.*) \.\.\. FAILED/               failed: \1/'
+    { grep -aoE '^test .* \.\.\. FAILED' <<<"$part" || true; } | sed -E 's/^test (.*) \.\.\. FAILED/               failed: \1/'
 done
 exit "$status"
