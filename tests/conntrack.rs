@@ -348,12 +348,14 @@ fn kernel_parameters_are_set_inside_the_namespace() {
         let liberal_once = Settings { tcp_be_liberal: false, ..settings.clone() };
         assert_eq!(apply_sysctls(&liberal_once.sysctls(2)).expect("set").written.len(), 0, "never reset");
         // The size of the table is the machine's: from here nobody can change it, which is said and no error.
-        let max = Settings { max_per_core: 77_777, min: 0, ..settings.clone() };
+        let hash_size = std::fs::read_to_string("/sys/module/nf_conntrack/parameters/hashsize").expect("readable");
+        let hash_size: u32 = hash_size.trim().parse().expect("a number");
+        let max = Settings { max_per_core: 1, min: 8 * hash_size, ..settings.clone() };
         let fixed = apply_sysctls(&max.sysctls(1)).expect("left alone").fixed;
-        assert!(
-            fixed.iter().any(|sysctl| sysctl.path.ends_with("nf_conntrack_max") && sysctl.value == 77_777),
-            "{fixed:?}"
-        );
+        let fixed: Vec<_> =
+            fixed.iter().map(|sysctl| (sysctl.path.file_name().expect("a name"), sysctl.value)).collect();
+        let wanted = [("nf_conntrack_max", 8 * hash_size), ("hashsize", 2 * hash_size)];
+        assert_eq!(fixed, wanted.map(|(name, value)| (name.as_ref(), value.into())));
     });
     assert_eq!(read("nf_conntrack_tcp_timeout_established"), outside);
 }
