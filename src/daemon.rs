@@ -41,7 +41,7 @@ use crate::logging::Verbosity;
 use crate::model::Families;
 use crate::observe;
 use crate::source::Change;
-use crate::source::api::{ApiConfig, ApiSource, Clients};
+use crate::source::api::{ApiConfig, ApiSource, Clients, Rate};
 use crate::source::manifests::ManifestSource;
 use controller::{AfterFirstLoad, Controller};
 
@@ -190,6 +190,7 @@ fn make_source(config: &Config) -> anyhow::Result<Source> {
             kubeconfig: kubeconfig.clone(),
             master: master.clone(),
             node_name: config.node.clone(),
+            rate: Some(Rate { per_second: config.client.qps, burst: config.client.burst }),
             ..ApiConfig::default()
         })?)),
     })
