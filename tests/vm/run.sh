@@ -21,7 +21,7 @@ repository=$PWD
 default=(e2e nft/kernel kernel conntrack services lab cleanup 'leftovers --ignored' stress)
 
 need=()
-for package in qemu-system-x86 busybox-static cpio kmod xz-utils zstd nftables iptables ipset ipvsadm strace; do
+for package in qemu-system-x86 busybox-static cpio kmod xz-utils zstd nftables iptables ipset ipvsadm; do
     dpkg -s "$package" >/dev/null 2>&1 || need+=("$package")
 done
 if [ ${#need[@]} -gt 0 ]; then
@@ -62,7 +62,7 @@ take() {
 take /bin/busybox /bin/busybox
 for name in $(busybox --list | grep -vx busybox); do ln -sf busybox "$root/bin/$name"; done
 for name in modprobe insmod; do ln -sf ../bin/busybox "$root/sbin/$name"; done
-for name in nft ipset ipvsadm strace xtables-nft-multi xtables-legacy-multi; do take "$(command -v "$name")" "/usr/sbin/$name"; done
+for name in nft ipset ipvsadm xtables-nft-multi xtables-legacy-multi; do take "$(command -v "$name")" "/usr/sbin/$name"; done
 for family in iptables ip6tables; do
     for does in "" -save -restore; do
         for kind in nft legacy; do ln -s "xtables-$kind-multi" "$root/usr/sbin/$family-$kind$does"; done
