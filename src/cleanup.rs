@@ -8,14 +8,15 @@
 //! there is no moment without rules. kube-proxy must not run at the same time: it would put back what is removed, and the two would
 //! take turns.
 //!
-//! What there is a kernel interface for is done through it (nf_tables, interfaces). iptables, ipsets and virtual servers are
-//! reached by the programs that manage them, if these are installed; a program that is not there is no error.
+//! nf_tables, interfaces and virtual servers are reached through netlink. iptables and ipsets are reached by the programs that manage
+//! them, if these are installed; a program that is not there is no error.
 //!
 //! Invariants: what is not kube-proxy's stays, in particular kubelet's chains; one thing that fails keeps no other from being
 //! removed; where there is nothing to remove, nothing is changed. `KUBE-FIREWALL`, kernel parameters and connection tracking entries
 //! stay.
 //!
-//! Proven by the tables in `iptables` and `ipvs`, and by `tests/cleanup.rs` on a real kernel.
+//! Proven by the tables in `iptables` and `ipvs`, by `tests/cleanup.rs` on a real kernel, and by `tests/leftovers.rs` on one that has
+//! IPVS and the older ip_tables.
 
 mod iptables;
 mod ipvs;
@@ -49,6 +50,9 @@ pub enum CleanupError {
     /// Its interface.
     #[error(transparent)]
     Interface(#[from] LabError),
+    /// IPVS virtual servers.
+    #[error("IPVS virtual servers: {0}")]
+    Servers(std::io::Error),
     /// What a program was to remove.
     #[error(transparent)]
     Program(#[from] ProgramError),

@@ -92,7 +92,7 @@ pub struct Config {
     pub ipvs: IpvsConfig,
     /// `/proc/self/oom_score_adj`: from -1000 to 1000.
     pub oom_score_adj: i32,
-    /// How often everything known from the API server is looked at again.
+    /// How often kube-proxy looks again at everything known from the API server; without effect here.
     pub config_sync_period: Duration,
     /// Feature gates.
     pub gates: FeatureGates,
@@ -136,13 +136,13 @@ pub enum SourceConfig {
 /// How an API server is asked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClientConfig {
-    /// Requests per second; negative means any number.
+    /// Requests per second in the long run; negative means any number.
     pub qps: f32,
     /// Requests that may come at once.
     pub burst: u32,
-    /// Content type of requests.
+    /// Content type of requests; without effect, they are JSON.
     pub content_type: String,
-    /// What is accepted as answer, if not that.
+    /// What is accepted as answer, if not that; without effect.
     pub accept_content_types: String,
 }
 

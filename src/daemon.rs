@@ -41,7 +41,7 @@ use crate::logging::Verbosity;
 use crate::model::Families;
 use crate::observe;
 use crate::source::Change;
-use crate::source::api::{ApiConfig, ApiSource, Clients};
+use crate::source::api::{ApiConfig, ApiSource, Clients, Rate};
 use crate::source::manifests::ManifestSource;
 use controller::{AfterFirstLoad, Controller};
 
@@ -165,8 +165,12 @@ fn after_first_load(source: &SourceConfig) -> Option<AfterFirstLoad> {
 /// On a thread of its own: a large iptables ruleset takes its time, and Services go on changing.
 fn remove_leftovers() {
     let remove = || {
-        for error in cleanup::remove_leftovers(Asked::ByStart) {
+        let errors = cleanup::remove_leftovers(Asked::ByStart);
+        for error in &errors {
             warn!(%error, "something that kube-proxy left could not be removed; --cleanup tries again");
+        }
+        if errors.is_empty() {
+            info!("of kube-proxy's leftovers none is there");
         }
     };
     if let Err(error) = thread::Builder::new().name("leftovers".to_owned()).spawn(remove) {
@@ -186,6 +190,7 @@ fn make_source(config: &Config) -> anyhow::Result<Source> {
             kubeconfig: kubeconfig.clone(),
             master: master.clone(),
             node_name: config.node.clone(),
+            rate: Some(Rate { per_second: config.client.qps, burst: config.client.burst }),
             ..ApiConfig::default()
         })?)),
     })

@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use api_double::{ApiDouble, GoneStyle, StreamingLists, node, service};
-use pointsman::source::api::{ApiConfig, ApiSource, Timing};
+use pointsman::source::api::{ApiConfig, ApiSource, Rate, Timing};
 use pointsman::source::{Kind, Object};
 use serde_json::json;
 use support::*;
@@ -484,4 +484,17 @@ fn a_configuration_that_leads_nowhere_is_refused_at_once() {
         let error = ApiSource::new(ApiConfig::default()).unwrap_err().to_string();
         assert!(error.contains("--kubeconfig") && error.contains("--master"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn requests_are_limited_as_configured() {
+    let double = shop();
+    let begin = std::time::Instant::now();
+    let rate = Some(Rate { per_second: 4.0, burst: 1 });
+    let mut run = start_with(ApiConfig { master: Some(double.url()), timing: short(), rate, ..ApiConfig::default() });
+    run.until("every kind to be asked for", |_| double.requests().len() >= 4).await;
+    // One at once and three that had to wait for a quarter of a second each.
+    assert!(begin.elapsed() >= Duration::from_millis(750), "{:?}", begin.elapsed());
+    run.synced().await;
+    assert_eq!(run.names(), ["default/web", "default/web-1", "node-1"]);
 }

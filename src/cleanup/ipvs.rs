@@ -5,11 +5,13 @@
 //!
 //! ipsets are known by kube-proxy's whole names and not by the prefix: kube-router's are called `KUBE-SRC-...` and `KUBE-DST-...`.
 
+mod flush;
+
 use std::fs;
 use std::io;
 
 use nix::libc;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::CleanupError;
 use super::program::{ProgramError, run};
@@ -53,7 +55,7 @@ pub(super) fn remove_servers(all: bool, errors: &mut Vec<CleanupError>) {
     if (all || present)
         && let Err(error) = clear_servers()
     {
-        errors.push(error.into());
+        errors.push(error);
     }
     if present {
         match rtnl.delete_link(INTERFACE) {
@@ -71,18 +73,15 @@ fn has_interface(rtnl: &mut Rtnl) -> Result<bool, crate::lab::LabError> {
     }
 }
 
-fn clear_servers() -> Result<(), ProgramError> {
+fn clear_servers() -> Result<(), CleanupError> {
     let servers = match fs::read_to_string(SERVERS) {
         Ok(text) => count_servers(&text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(ProgramError::Run(format!("read {SERVERS}"), error)),
+        Err(error) => return Err(CleanupError::Servers(error)),
     };
-    if servers == 0 {
-        return Ok(());
-    }
-    match run("ipvsadm", &["-C"], "")? {
-        Some(_) => info!(servers, "removed IPVS virtual servers"),
-        None => warn!(servers, "IPVS virtual servers stay: there is no ipvsadm here"),
+    if servers > 0 {
+        flush::flush().map_err(CleanupError::Servers)?;
+        info!(servers, "removed IPVS virtual servers");
     }
     Ok(())
 }

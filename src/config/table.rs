@@ -151,7 +151,13 @@ const API: &[Flag] = &[
         "Kubeconfig file that says where the API server is and how to log in. Without it and without --master, the in-cluster configuration of a pod is used",
     ),
     flag("master", Text, "", "Address of the API server, overriding every other source of it"),
-    of_file("kube-api-qps", Float32, "5", "clientConnection.qps", "Requests per second to the API server"),
+    of_file(
+        "kube-api-qps",
+        Float32,
+        "5",
+        "clientConnection.qps",
+        "Requests per second to the API server in the long run; negative: no limit",
+    ),
     of_file(
         "kube-api-burst",
         Int32,
@@ -164,14 +170,14 @@ const API: &[Flag] = &[
         Text,
         "application/vnd.kubernetes.protobuf",
         "clientConnection.contentType",
-        "Content type of requests to the API server",
+        "Accepted, without effect: objects are asked for as JSON",
     ),
     of_file(
         "config-sync-period",
         Duration,
         "15m0s",
         "configSyncPeriod",
-        "How often everything known from the API server is looked at again",
+        "Accepted, without effect: what is known already is never looked at again",
     ),
 ];
 

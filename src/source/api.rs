@@ -4,6 +4,7 @@
 //! access     which server, which credentials, which connection      -> a client
 //! watch      list or stream, then follow; one task per kind         -> events
 //! decode     events and pages, forgiving about single objects       -> lean objects
+//! limit      how many requests at most
 //! ledger     who was told about, so that the vanished are reported   -> Change
 //! trouble    what goes wrong, how long to wait, saying it once
 //! ```
@@ -24,6 +25,7 @@
 mod access;
 mod decode;
 mod ledger;
+mod limit;
 mod trouble;
 mod watch;
 
@@ -40,6 +42,8 @@ use super::{Change, Kind, Object, ObjectKey};
 use access::Access;
 pub use access::AccessError;
 use ledger::Watched;
+use limit::Limiter;
+pub use limit::Rate;
 use watch::{Selection, Watch};
 
 /// Services another proxy is responsible for carry this label.
@@ -60,6 +64,8 @@ pub struct ApiConfig {
     pub node_name: String,
     /// The version in the User-Agent, `v1.2.3`; the crate's own when absent.
     pub version: Option<String>,
+    /// How many requests at most; any number when absent.
+    pub rate: Option<Rate>,
     /// Time constants.
     pub timing: Timing,
 }
@@ -94,12 +100,16 @@ pub struct Timing {
 pub struct ApiSource {
     access: Arc<Access>,
     node_name: String,
+    rate: Option<Rate>,
     timing: Timing,
 }
 
-/// Makes clients of the API server that a source watches, for whoever has to write to it.
+/// Makes clients of the API server that a source watches, for whoever has to write to it. Their requests have a limit of their own.
 #[derive(Clone, Debug)]
-pub struct Clients(Arc<Access>);
+pub struct Clients {
+    access: Arc<Access>,
+    limiter: Option<Arc<Limiter>>,
+}
 
 // === impl Timing ===
 
@@ -135,12 +145,12 @@ impl ApiSource {
             connect_timeout: config.timing.connect,
         };
         access.config()?;
-        Ok(Self { access: Arc::new(access), node_name: config.node_name, timing: config.timing })
+        Ok(Self { access: Arc::new(access), node_name: config.node_name, rate: config.rate, timing: config.timing })
     }
 
     /// For those who write to the same API server.
     pub fn clients(&self) -> Clients {
-        Clients(self.access.clone())
+        Clients { access: self.access.clone(), limiter: self.limiter() }
     }
 
     /// Sends changes until `shutdown` is cancelled or the receiver is dropped.
@@ -148,11 +158,13 @@ impl ApiSource {
         let services = Selection { labels: Some(SERVICE_LABELS), fields: Some(SERVICE_FIELDS.to_owned()) };
         let slices = Selection { labels: Some(SLICE_LABELS), fields: None };
         let node = Selection { labels: None, fields: Some(format!("metadata.name={}", self.node_name)) };
+        let networks = Selection { labels: None, fields: None };
+        let limiter = self.limiter();
         let mut watches = JoinSet::new();
-        watches.spawn(self.watch::<Service>(services, &changes).run());
-        watches.spawn(self.watch::<EndpointSlice>(slices, &changes).run());
-        watches.spawn(self.watch::<Node>(node, &changes).run());
-        watches.spawn(self.watch::<ServiceCIDR>(Selection { labels: None, fields: None }, &changes).run());
+        watches.spawn(self.watch::<Service>(services, &limiter, &changes).run());
+        watches.spawn(self.watch::<EndpointSlice>(slices, &limiter, &changes).run());
+        watches.spawn(self.watch::<Node>(node, &limiter, &changes).run());
+        watches.spawn(self.watch::<ServiceCIDR>(networks, &limiter, &changes).run());
         // Leaving drops the set, which ends the watches wherever they are: there is nothing of theirs to finish.
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -165,8 +177,17 @@ impl ApiSource {
         }
     }
 
-    fn watch<K: Watched>(&self, selection: Selection, changes: &mpsc::Sender<Change>) -> Watch<K> {
-        Watch::new(self.access.clone(), self.timing.clone(), selection, changes.clone())
+    fn watch<K: Watched>(
+        &self,
+        selection: Selection,
+        limiter: &Option<Arc<Limiter>>,
+        changes: &mpsc::Sender<Change>,
+    ) -> Watch<K> {
+        Watch::new(self.access.clone(), limiter.clone(), self.timing.clone(), selection, changes.clone())
+    }
+
+    fn limiter(&self) -> Option<Arc<Limiter>> {
+        self.rate.and_then(Limiter::new).map(Arc::new)
     }
 }
 
@@ -178,7 +199,14 @@ impl Clients {
     /// # Errors
     /// When what names the server cannot be read any more.
     pub fn client(&self) -> Result<kube::Client, AccessError> {
-        self.0.client()
+        self.access.client()
+    }
+
+    /// Waits until another request may be made; to be awaited before each.
+    pub async fn ready(&self) {
+        if let Some(limiter) = &self.limiter {
+            limiter.ready().await;
+        }
     }
 }
 

@@ -121,6 +121,16 @@ impl ManifestSource {
     }
 }
 
+/// Sends what one scan found, as far as the channel's room goes in one go: who waits for the first change finds the others, too.
+async fn send(changes: &mpsc::Sender<Change>, found: Vec<Change>) -> Result<(), mpsc::error::SendError<()>> {
+    let mut found = found.into_iter();
+    while found.len() > 0 {
+        let room = found.len().min(changes.max_capacity());
+        changes.reserve_many(room).await?.zip(found.by_ref()).for_each(|(place, change)| place.send(change));
+    }
+    Ok(())
+}
+
 // === impl Follower ===
 
 impl Follower {
@@ -137,18 +147,13 @@ impl Follower {
             for problem in outcome.problems {
                 self.report(problem);
             }
-            for change in outcome.changes {
-                if changes.send(change).await.is_err() {
-                    return;
-                }
-            }
+            let mut found = outcome.changes;
             if outcome.complete && !self.synced {
                 self.synced = true;
-                for kind in [Kind::Node, Kind::ServiceCIDR, Kind::EndpointSlice, Kind::Service] {
-                    if changes.send(Change::Synced(kind)).await.is_err() {
-                        return;
-                    }
-                }
+                found.extend([Kind::Node, Kind::ServiceCIDR, Kind::EndpointSlice, Kind::Service].map(Change::Synced));
+            }
+            if send(&changes, found).await.is_err() {
+                return;
             }
             self.rest(again.unwrap_or(self.rescan)).await;
         }

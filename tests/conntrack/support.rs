@@ -20,7 +20,7 @@ use pointsman::source::{Change, Kind, Object, ObjectKey};
 use serde_json::json;
 
 /// Generous: nothing here waits for it unless something is broken.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// For answers that are not meant to come.
 pub const SHORT: Duration = Duration::from_millis(200);
 
@@ -161,8 +161,9 @@ pub fn flows(table: &mut ConntrackTable, family: Family) -> Vec<Flow> {
     all
 }
 
-/// The kernel's own listing of the calling thread's namespace: UDP entries that name this original destination.
-pub fn listed(to: SocketAddr) -> Vec<String> {
+/// The kernel's own listing of the calling thread's namespace: UDP entries that name this original destination. Each is listed once
+/// here: a kernel (6.1) that walks its one hash table while others change it may come by an entry several times.
+pub fn listed(to: SocketAddr) -> BTreeSet<String> {
     let listing = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").expect("a listing");
     let address = match to.ip() {
         IpAddr::V4(address) => address.to_string(),
@@ -174,7 +175,8 @@ pub fn listed(to: SocketAddr) -> Vec<String> {
             && original.next() == Some(&format!("dst={address}"))
             && original.find(|word| word.starts_with("dport=")) == Some(&format!("dport={}", to.port()))
     };
-    listing.lines().filter(is_to).map(str::to_owned).collect()
+    let entry = |line: &str| line.find("src=").map(|at| line[at..].to_owned());
+    listing.lines().filter(is_to).filter_map(entry).collect()
 }
 
 /// An entry to be made up: who answers decides whether it is stale.

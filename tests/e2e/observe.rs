@@ -5,13 +5,16 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use api_double::{ApiDouble, node};
+use nft::Connection;
 use pointsman::lab::Lab;
 use serde_json::{Value, json};
 
 use super::daemon::{Daemon, Manifests};
 use super::support::beds::{bed, pods};
 use super::support::eventually;
-use super::support::objects::{shop, slices};
+use super::support::objects::{frontends, scheduled, shop, slices};
+use super::support::oracle::{chains, nft, try_nft};
+use super::support::traffic::tally;
 
 const HEALTH: u16 = 10256;
 const METRICS: u16 = 10249;
@@ -113,4 +116,46 @@ fn a_port_that_is_taken_keeps_nothing_else_from_working() {
     drop(holder);
     daemon.hear(&["the port is open now"]);
     assert_eq!(get(&lab, local(HEALTH), "/healthz").0, 200, "without an API server there is no Node to wait for");
+}
+
+/// A chain that cannot be deleted, because somebody else's rule leads to it, is counted, keeps nothing else from working, and goes when it
+/// can. Where tables are owned, nobody else can make such a rule.
+#[test]
+fn a_clean_up_that_fails_is_counted_and_made_up_for() {
+    let lab = bed(4);
+    let inside = lab.node().namespace();
+    let owned = inside.run(|| Connection::open().and_then(|mut open| open.probe())).expect("answers").owner_persist;
+    let web = |endpoints| {
+        let mut objects = shop("web", 1, &pods(1..=endpoints));
+        objects[0] = scheduled(objects[0].take(), "rr");
+        objects
+    };
+    let manifests = Manifests::of(&web(2));
+    let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
+    daemon.programmed();
+    let scaled_to = |endpoints: usize| {
+        manifests.write("all.json", &web(endpoints));
+        eventually("the new endpoints", || tally(lab.client(0), frontends(1, 80)[0], 2 * endpoints).len() == endpoints);
+    };
+    let chain = |endpoints: usize| {
+        let prefix = format!("rr-{endpoints}-shop/web/tcp/http");
+        chains(inside, "ip").into_iter().find(|chain| chain.starts_with(&prefix))
+    };
+    let kept = chain(2).expect("a chain of two");
+    let failures = "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total{ip_family=\"IPv4\"}";
+    let foreign = try_nft(inside, &["add", "chain", "ip", "pointsman", "foreign"]).status.success()
+        && try_nft(inside, &["add", "rule", "ip", "pointsman", "foreign", "goto", &kept]).status.success();
+    assert_eq!(foreign, !owned, "whether others can change our tables");
+    scaled_to(3);
+    if owned {
+        eventually("the chain of two to go", || chain(2).is_none());
+        assert_eq!(metric(&lab, failures), 0.0);
+        return;
+    }
+    eventually("a failure to be counted", || metric(&lab, failures) >= 1.0);
+    assert!(chain(2).is_some() && chain(3).is_some(), "{:?}", chains(inside, "ip"));
+    nft(inside, &["delete", "chain", "ip", "pointsman", "foreign"]);
+    scaled_to(4);
+    eventually("both chains to go", || chain(2).is_none() && chain(3).is_none());
+    assert_eq!(daemon.count(&["WARN"]) + daemon.count(&["ERROR"]), 0, "{:#?}", daemon.said());
 }

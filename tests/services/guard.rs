@@ -153,6 +153,10 @@ fn in_order(listing: &str) -> String {
         rest = after;
     }
     text.push_str(rest);
-    let lines = text.lines().map(|line| line.split(" # progname").next().unwrap_or_default().replace('\t', "  "));
+    // Of the lines at a table's head: the flags, which it has where it can be owned, and the empty line behind them.
+    let depends = |line: &&str| !line.is_empty() && !line.starts_with("\tflags ");
+    let head = text.lines().take_while(|line| !line.starts_with("\tmap ")).filter(depends);
+    let body = text.lines().skip_while(|line| !line.starts_with("\tmap "));
+    let lines = head.chain(body).map(|line| line.split(" # progname").next().unwrap_or_default().replace('\t', "  "));
     lines.collect::<Vec<_>>().join("\n")
 }

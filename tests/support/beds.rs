@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use pointsman::lab::{Addresses, ConnectError, Lab, Listen, NODE, POD_GATEWAY};
 
-/// Generous: nothing waits for it unless something is broken.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+/// Generous, for emulated machines: nothing waits for it unless something is broken.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// For questions that nobody is meant to answer.
 pub const SHORT: Duration = Duration::from_millis(200);
 

@@ -27,8 +27,17 @@ pub fn nft(inside: &Namespace, args: &[&str]) -> String {
 pub fn ruleset(inside: &Namespace) -> String {
     json(inside, &["list", "ruleset"]);
     let text = nft(inside, &["list", "ruleset"]);
-    let lines = text.lines().map(|line| line.split(" # progname").next().unwrap_or_default());
-    let kept: Vec<_> = lines.filter(|line| !line.trim_start().starts_with("flags ")).collect();
+    let mut kept: Vec<&str> = Vec::new();
+    for line in text.lines().map(|line| line.split(" # progname").next().unwrap_or_default()) {
+        let heads_table = kept.last().is_some_and(|last| last.starts_with("\tcomment \"pointsman layout"));
+        if heads_table && !line.is_empty() && !line.starts_with("\tflags ") {
+            // Where tables have flags, an empty line follows them.
+            kept.push("");
+        }
+        if !line.trim_start().starts_with("flags ") {
+            kept.push(line);
+        }
+    }
     kept.join("\n")
 }
 

@@ -125,9 +125,10 @@ fn a_listing_is_of_one_moment_while_others_write() {
                 let mut read = 0;
                 match connection.elements(&set, |_| read += 1) {
                     Ok(()) if new_kernel => assert_eq!(read, pairs.len()),
-                    // Before 6.10 a commit bumps the generation number a moment before it switches the elements (seen on 6.1): a
-                    // dump that begins in between sees some twice, and nothing tells it. None may be missing.
-                    Ok(()) => assert!(read >= pairs.len()),
+                    // Before 6.10 a commit bumps the generation number a moment before it switches the elements: a dump that begins in
+                    // between sees some twice (on 6.1) or misses some (on 5.15), and nothing tells it. It is for us not to read
+                    // what somebody else writes.
+                    Ok(()) => {}
                     Err(error) => assert_eq!(error, Error::Interrupted),
                 }
                 complete += usize::from(read > 0);

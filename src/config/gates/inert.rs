@@ -1,7 +1,9 @@
 //! Names of feature gates of Kubernetes up to 1.36 that change nothing in a kube-proxy on Linux.
 //!
-//! Kubernetes publishes no list per component; these are from the documentation of its feature gates. A name that is missing here
-//! is refused, so when in doubt it belongs in.
+//! A kube-proxy knows the gates of all components. These are from the documentation of feature gates, compared with the list that
+//! Kubernetes generates of its own source (`versioned_feature_list.yaml`, as of 1.36), which lacks those of client-go. Gates that 1.36 has
+//! removed stay, so that the configuration of an older kube-proxy still starts us. A name that is missing here is refused, so when in doubt
+//! it belongs in.
 
 /// Sorted.
 pub const NAMES: &[&str] = &[
@@ -9,6 +11,7 @@ pub const NAMES: &[&str] = &[
     "APIServerIdentity",
     "APIServerTracing",
     "APIServingWithRoutine",
+    "AggregatedDiscoveryRemoveBetaType",
     "AllowDNSOnlyNodeCSR",
     "AllowInsecureKubeletCertificateSigningRequests",
     "AllowOverwriteTerminationGracePeriodSeconds",
@@ -30,9 +33,11 @@ pub const NAMES: &[&str] = &[
     "CPUManagerPolicyOptions",
     "CRDObservedGenerationTracking",
     "CRDValidationRatcheting",
+    "CRIListStreaming",
     "CSIMigrationPortworx",
     "CSIServiceAccountTokenSecrets",
     "CSIVolumeHealth",
+    "ChangeContainerStatusOnKubeletRestart",
     "ClearingNominatedNodeNameAfterBinding",
     "ClientsAllowCBOR",
     "ClientsPreferCBOR",
@@ -48,6 +53,7 @@ pub const NAMES: &[&str] = &[
     "ContainerCheckpoint",
     "ContainerRestartRules",
     "ContainerStopSignals",
+    "ControllerManagerReleaseLeaderElectionLockOnExit",
     "CoordinatedLeaderElection",
     "CronJobsScheduledAnnotation",
     "CrossNamespaceVolumeDataSource",
@@ -85,6 +91,7 @@ pub const NAMES: &[&str] = &[
     "EnvFiles",
     "EventedPLEG",
     "ExecProbeTimeout",
+    "ExtendWebSocketsToKubelet",
     "ExternalServiceAccountTokenSigner",
     "GangScheduling",
     "GenericWorkload",
@@ -124,6 +131,7 @@ pub const NAMES: &[&str] = &[
     "KubeletPSI",
     "KubeletPodResourcesDynamicResources",
     "KubeletPodResourcesGet",
+    "KubeletPodResourcesListUseActivePods",
     "KubeletRegistrationGetOnExistsOnly",
     "KubeletSeparateDiskGC",
     "KubeletServiceAccountTokenForCredentialProviders",
@@ -140,6 +148,7 @@ pub const NAMES: &[&str] = &[
     "MemoryManager",
     "MemoryQoS",
     "MutableCSINodeAllocatableCount",
+    "MutablePVNodeAffinity",
     "MutablePersistentVolumeNodeAffinity",
     "MutablePodResourcesForSuspendedJobs",
     "MutableSchedulingDirectivesForSuspendedJobs",
@@ -178,6 +187,7 @@ pub const NAMES: &[&str] = &[
     "QOSReserved",
     "RecoverVolumeExpansionFailure",
     "RecursiveReadOnlyMounts",
+    "ReduceDefaultCrashLoopBackOffDecay",
     "RelaxedDNSSearchValidation",
     "RelaxedEnvironmentVariableValidation",
     "RelaxedServiceNameValidation",
@@ -186,6 +196,7 @@ pub const NAMES: &[&str] = &[
     "RemoteRequestHeaderUID",
     "ResilientWatchCacheInitialization",
     "ResourceHealthStatus",
+    "ResourceHealthStatusMessage",
     "RestartAllContainersOnContainerExits",
     "RetryGenerateName",
     "RotateKubeletServerCertificate",

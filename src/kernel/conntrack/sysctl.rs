@@ -1,15 +1,23 @@
 //! Writing kernel parameters.
+//!
+//! As in kube-proxy a parameter that cannot be set ends the start. The exception is ours: `nf_conntrack_max` and `hashsize` belong to the
+//! machine and can be set from its first network namespace only, so anywhere else they are left alone and named.
+//!
+//! Proven by the tests here and by `kernel_parameters_*` in `tests/conntrack.rs`.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use nix::libc;
+
+use super::ConntrackTable;
 use crate::conntrack::{Sysctl, Write, count_cpus};
 
 /// A kernel parameter that could not be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {path}{}: {source}", .value.map(|value| format!(" = {value}")).unwrap_or_default())]
+#[error("cannot {action} {path}{}", .value.map(|value| format!(" = {value}")).unwrap_or_default())]
 pub struct SysctlError {
     /// `read` or `set`.
     pub action: &'static str,
@@ -31,12 +39,18 @@ pub struct AppliedSysctls {
     pub fixed: Vec<Sysctl>,
 }
 
-/// Sets kernel parameters of the calling thread's network namespace, where they differ.
+/// Sets kernel parameters of the calling thread's network namespace, where they differ. Connection tracking is loaded if it is a module
+/// that nobody has needed since the machine started.
 ///
 /// # Errors
 /// The first one that could not be set; those before it are set.
 pub fn apply_sysctls(sysctls: &[Sysctl]) -> Result<AppliedSysctls, SysctlError> {
     let mut applied = AppliedSysctls::default();
+    if sysctls.iter().any(|sysctl| !sysctl.path.exists())
+        && let Err(error) = ConntrackTable::open().and_then(|mut table| table.load_module())
+    {
+        tracing::warn!(%error, "the kernel does not load its connection tracking");
+    }
     for sysctl in sysctls {
         let due = match (read(&sysctl.path), sysctl.write) {
             (Ok(current), Write::IfDifferent) => current != sysctl.value,
@@ -51,13 +65,15 @@ pub fn apply_sysctls(sysctls: &[Sysctl]) -> Result<AppliedSysctls, SysctlError> 
         if due && fs::metadata(&sysctl.path).is_ok_and(|file| file.permissions().readonly()) {
             applied.fixed.push(sysctl.clone());
         } else if due {
-            fs::write(&sysctl.path, sysctl.value.to_string()).map_err(|source| SysctlError {
-                action: "set",
-                path: sysctl.path.clone(),
-                value: Some(sysctl.value),
-                source,
-            })?;
-            applied.written.push(sysctl.clone());
+            match fs::write(&sysctl.path, sysctl.value.to_string()) {
+                Ok(()) => applied.written.push(sysctl.clone()),
+                // What `hashsize` answers there, whose file can be written (`nf_conntrack_set_hashsize`).
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => applied.fixed.push(sysctl.clone()),
+                Err(source) => {
+                    let (path, value) = (sysctl.path.clone(), Some(sysctl.value));
+                    return Err(SysctlError { action: "set", path, value, source });
+                }
+            }
         }
     }
     Ok(applied)
@@ -109,8 +125,8 @@ mod tests {
     fn an_error_names_parameter_and_value() {
         let absent = Path::new("/proc/sys/net/netfilter/no_such_parameter");
         let error = apply_sysctls(&[sysctl(absent, 7, Write::IfDifferent)]).expect_err("absent").to_string();
-        assert!(error.starts_with("cannot set /proc/sys/net/netfilter/no_such_parameter = 7: "), "{error}");
+        assert_eq!(error, "cannot set /proc/sys/net/netfilter/no_such_parameter = 7");
         let error = apply_sysctls(&[sysctl(absent, 7, Write::IfSmaller)]).expect_err("absent").to_string();
-        assert!(error.starts_with("cannot read /proc/sys/net/netfilter/no_such_parameter: "), "{error}");
+        assert_eq!(error, "cannot read /proc/sys/net/netfilter/no_such_parameter");
     }
 }

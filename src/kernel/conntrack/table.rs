@@ -93,6 +93,24 @@ impl ConntrackTable {
         Ok(Self { fd, receive: vec![0; RECEIVE_LEN], flows: Vec::new(), seq: 0, filters: true })
     }
 
+    /// Has the kernel load its connection tracking, where that is a module that nobody has needed so far: `/proc/sys/net/netfilter` is
+    /// filled by it. It does so for any request, also from a container without modules of its own.
+    ///
+    /// # Errors
+    /// Whatever the kernel answers; `EINVAL` if it has no such module.
+    pub fn load_module(&mut self) -> Result<(), ConntrackError> {
+        const LOAD: &str = "load";
+        self.seq = self.seq.wrapping_add(1);
+        let mut request = Writer::new();
+        wire::count(&mut request, self.seq);
+        self.send(&request, LOAD)?;
+        let Some(len) = self.receive(LOAD)? else { return Err(ConntrackError { action: LOAD, errno: Errno::EAGAIN }) };
+        match messages(&self.receive[..len]).find_map(|message| status(&message)) {
+            None | Some(0) => Ok(()),
+            Some(errno) => Err(ConntrackError { action: LOAD, errno: Errno::from_raw(errno) }),
+        }
+    }
+
     /// Whether the kernel has not been seen ignoring or refusing a filter.
     pub fn filters(&self) -> bool {
         self.filters

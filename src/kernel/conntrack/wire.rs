@@ -16,6 +16,7 @@ pub(super) const NFNL_SUBSYS_CTNETLINK: u16 = 1;
 pub(super) const IPCTNL_MSG_CT_NEW: u16 = 0;
 const IPCTNL_MSG_CT_GET: u16 = 1;
 const IPCTNL_MSG_CT_DELETE: u16 = 2;
+const IPCTNL_MSG_CT_GET_STATS: u16 = 5;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 pub(super) const CTA_PROTOINFO: u16 = 4;
@@ -73,6 +74,13 @@ pub(super) fn dump(writer: &mut Writer, seq: u32, filter: &Filter, filtered: boo
         writer.attr_ne32(CTA_FILTER_ORIG_FLAGS, flags);
         writer.end_nest(nest);
     }
+    writer.end(message);
+}
+
+/// Writes a request for the number of entries.
+pub(super) fn count(writer: &mut Writer, seq: u32) {
+    let kind = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET_STATS;
+    let message = writer.begin(kind, NLM_F_REQUEST, seq, &[0; NFGENMSG_LEN]);
     writer.end(message);
 }
 

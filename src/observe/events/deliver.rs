@@ -111,6 +111,7 @@ impl Courier {
                 }
             }
         };
+        self.clients.ready().await;
         let answer = timeout(self.delivery.answer, answer).await;
         let answer = answer.map_err(|_| Failure::Passing("no answer in time".to_owned()))?;
         answer.map_err(|error| match (code(&error), write) {

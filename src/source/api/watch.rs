@@ -33,6 +33,7 @@ use tracing::{debug, info};
 use super::access::Access;
 use super::decode::{self, Decoded};
 use super::ledger::{Ledger, Watched, key_of};
+use super::limit::Limiter;
 use super::trouble::{Backoff, Failure, Trouble};
 use super::{Change, Timing};
 
@@ -51,6 +52,7 @@ pub(super) struct Selection {
 /// Follows one kind.
 pub(super) struct Watch<K> {
     access: Arc<Access>,
+    limiter: Option<Arc<Limiter>>,
     timing: Timing,
     selection: Selection,
     client: Option<Client>,
@@ -86,12 +88,14 @@ type Events = Lines<std::pin::Pin<Box<dyn AsyncBufRead + Send>>>;
 impl<K: Watched> Watch<K> {
     pub(super) fn new(
         access: Arc<Access>,
+        limiter: Option<Arc<Limiter>>,
         timing: Timing,
         selection: Selection,
         changes: mpsc::Sender<Change>,
     ) -> Self {
         Self {
             access,
+            limiter,
             selection,
             client: None,
             ledger: Ledger::new(K::KIND, changes),
@@ -329,14 +333,23 @@ impl<K: Watched> Watch<K> {
             send_initial_events: initial_events,
         };
         let request = Request::new(K::url_path(&(), None)).watch(&params, version).map_err(invalid)?;
+        self.ready().await;
         let reader = self.in_time(client.request_stream(request)).await?;
         let reader = reader.map_err(if initial_events { Failure::of_streaming } else { Failure::of })?;
         let reader: std::pin::Pin<Box<dyn AsyncBufRead + Send>> = Box::pin(reader);
         Ok((reader.lines(), Instant::now() + Duration::from_secs(seconds) + self.timing.slack))
     }
 
+    /// Waits until another request may be made. No time limit counts this.
+    async fn ready(&self) {
+        if let Some(limiter) = &self.limiter {
+            limiter.ready().await;
+        }
+    }
+
     /// Reads a whole answer. It may be long, and the line thin, so the time limit is for each part of it.
     async fn read(&self, client: &Client, request: hyper::Request<Vec<u8>>) -> Result<String, Failure> {
+        self.ready().await;
         let reader = self.in_time(client.request_stream(request)).await?.map_err(Failure::of)?;
         let mut reader = std::pin::pin!(reader);
         let mut bytes = Vec::new();
