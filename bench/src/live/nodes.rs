@@ -64,7 +64,7 @@ pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
                             results.push(cv);
                         }
                     }
-                    let [random, rr, lc] = results.map(|all| Spread::of(all));
+                    let [random, rr, lc] = results.map(Spread::of);
                     let gain = format!("{:.1}", rr.median / lc.median);
                     let cell = |spread: Spread| format!("{spread:.4}");
                     table.row(&[&holding.name(), rate, nodes, &placement, &cell(random), &cell(rr), &cell(lc), &gain]);
