@@ -17,12 +17,14 @@ pub(super) struct Affinity {
     kept: HashMap<IpAddr, (SocketAddr, Instant)>,
     /// When the map has grown to this size, it is time to look for clients that have been away too long.
     clean_at: usize,
+    /// When it is full, looking costs as much and finds little: not before this time.
+    clean_after: Option<Instant>,
 }
 
 impl Affinity {
     /// Of this duration.
     pub fn new(timeout: Duration) -> Self {
-        Self { timeout, kept: HashMap::new(), clean_at: 1024 }
+        Self { timeout, kept: HashMap::new(), clean_at: 1024, clean_after: None }
     }
 
     /// From now on of this duration.
@@ -38,9 +40,10 @@ impl Affinity {
 
     /// This client has got this endpoint now.
     pub fn keep(&mut self, client: IpAddr, endpoint: SocketAddr, now: Instant) {
-        if self.kept.len() >= self.clean_at {
+        if self.kept.len() >= self.clean_at && self.clean_after.is_none_or(|after| now >= after) {
             self.kept.retain(|_, (_, since)| now.saturating_duration_since(*since) < self.timeout);
             self.clean_at = (self.kept.len() * 2).clamp(1024, CLIENTS);
+            self.clean_after = (self.kept.len() > CLIENTS / 2).then(|| now + self.timeout / 8);
         }
         if self.kept.len() < CLIENTS || self.kept.contains_key(&client) {
             self.kept.insert(client, (endpoint, now));
