@@ -7,8 +7,10 @@
 //! | Where | What |
 //! |---|---|
 //! | `route` | what the forwarder is told about one pool: candidates, method, options |
-//! | `pool`, `balance`, `affinity` | which endpoint a connection gets, and what happened there |
+//! | [`balance`] | which endpoint a connection gets; pure |
+//! | `pool` | the same under a lock, with session affinity and counters |
 //! | `tcp/` | listeners, connecting with failover, PROXY protocol, relays |
+//! | [`udp`] | datagrams: flows with sockets of their own; for now with an owner of its own, [`udp::UdpForwarder`] |
 //! | `splice`, `pipes` | moving bytes uncopied |
 //! | `workers`, `limits`, `status` | threads; connections and descriptors; counters |
 //!
@@ -23,8 +25,7 @@
 //!
 //! Proven by `tests/forward.rs`, which needs root; measured by `bench forward`.
 
-mod affinity;
-mod balance;
+pub mod balance;
 mod limits;
 mod pipes;
 mod pool;
@@ -32,6 +33,7 @@ mod route;
 mod splice;
 mod status;
 mod tcp;
+pub mod udp;
 mod workers;
 
 use std::collections::BTreeMap;

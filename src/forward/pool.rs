@@ -11,10 +11,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::affinity::Affinity;
-use super::balance::{Balancer, Method};
+use super::balance::{Arrival, Balancer, Sticky};
 use super::route::Route;
 use super::status::{EndpointCounters, EndpointStatus, RouteCounters};
+
+/// Clients remembered for session affinity per route: some 10 MiB at most.
+const CLIENTS: usize = 1 << 17;
 
 /// See the module.
 #[derive(Debug)]
@@ -26,10 +28,8 @@ pub(super) struct Pool {
 
 #[derive(Debug)]
 struct Chooser {
-    method: Method,
-    seed: u64,
     balancer: Balancer,
-    affinity: Option<Affinity>,
+    sticky: Option<Sticky>,
     endpoints: HashMap<SocketAddr, Arc<EndpointCounters>>,
 }
 
@@ -47,10 +47,8 @@ impl Pool {
     /// Of a new route.
     pub fn new(route: &Route, seed: u64) -> Self {
         let chooser = Chooser {
-            method: route.method,
-            seed,
             balancer: Balancer::new(route.method, &route.candidates, seed),
-            affinity: route.affinity.map(Affinity::new),
+            sticky: None,
             endpoints: HashMap::new(),
         };
         let pool = Self { chooser: Mutex::new(chooser), counters: RouteCounters::default() };
@@ -61,19 +59,16 @@ impl Pool {
     /// Takes over what the route is now. Connections stay where they are.
     pub fn set(&self, route: &Route) {
         let mut chooser = self.choosing();
-        if chooser.method == route.method {
-            chooser.balancer.update(&route.candidates);
-        } else {
-            chooser.change_method(route);
-        }
+        chooser.balancer.update(&route.candidates);
+        chooser.balancer.set_method(route.method);
         chooser.note(route);
     }
 
-    /// An endpoint for this client, but none of these.
-    pub fn pick(self: &Arc<Self>, client: SocketAddr, excluded: &[SocketAddr]) -> Option<Pick> {
+    /// An endpoint for this connection, but none of these.
+    pub fn pick(self: &Arc<Self>, arrival: &Arrival, excluded: &[SocketAddr]) -> Option<Pick> {
         let now = Instant::now();
         let mut chooser = self.choosing();
-        let endpoint = chooser.pick(client, now, excluded)?;
+        let endpoint = chooser.pick(arrival, now, excluded)?;
         chooser.balancer.opened(endpoint);
         let counters = chooser.endpoints.entry(endpoint).or_default().clone();
         counters.active.fetch_add(1, Ordering::Relaxed);
@@ -83,8 +78,11 @@ impl Pool {
 
     /// What happened at each endpoint.
     pub fn endpoints(&self) -> BTreeMap<SocketAddr, EndpointStatus> {
-        let chooser = self.choosing();
-        chooser.endpoints.iter().map(|(endpoint, counters)| (*endpoint, counters.status(false))).collect()
+        let (chooser, now) = (self.choosing(), Instant::now());
+        let status = |(endpoint, counters): (&SocketAddr, &Arc<EndpointCounters>)| {
+            (*endpoint, counters.status(chooser.balancer.is_set_aside(*endpoint, now)))
+        };
+        chooser.endpoints.iter().map(status).collect()
     }
 
     fn choosing(&self) -> MutexGuard<'_, Chooser> {
@@ -95,45 +93,31 @@ impl Pool {
 // === impl Chooser ===
 
 impl Chooser {
-    fn pick(&mut self, client: SocketAddr, now: Instant, excluded: &[SocketAddr]) -> Option<SocketAddr> {
-        let kept = self.affinity.as_ref().and_then(|affinity| affinity.endpoint(client.ip(), now));
-        let endpoint = match kept.filter(|kept| !excluded.contains(kept)) {
-            Some(kept) => kept,
-            None => self.balancer.pick(client, now, excluded)?,
-        };
-        if let Some(affinity) = &mut self.affinity {
-            affinity.keep(client.ip(), endpoint, now);
+    fn pick(&mut self, arrival: &Arrival, now: Instant, excluded: &[SocketAddr]) -> Option<SocketAddr> {
+        let Self { balancer, sticky, .. } = self;
+        let Some(sticky) = sticky else { return balancer.pick(arrival, now, excluded) };
+        let usable = |endpoint| balancer.is_candidate(endpoint) && !excluded.contains(&endpoint);
+        let client = arrival.client.ip();
+        if let Some(kept) = sticky.renew(client, now, usable) {
+            return Some(kept);
         }
+        let endpoint = balancer.pick(arrival, now, excluded)?;
+        sticky.remember(client, endpoint, now);
         Some(endpoint)
-    }
-
-    /// A new balancer has to be told of the connections there are.
-    fn change_method(&mut self, route: &Route) {
-        self.method = route.method;
-        self.balancer = Balancer::new(route.method, &route.candidates, self.seed);
-        for (endpoint, counters) in &self.endpoints {
-            for _ in 0..counters.active.load(Ordering::Relaxed) {
-                self.balancer.opened(*endpoint);
-            }
-        }
     }
 
     /// Remembers who are endpoints now, and forgets who are not and have no connections.
     fn note(&mut self, route: &Route) {
-        let is_candidate = |endpoint: SocketAddr| {
-            route.candidates.binary_search_by_key(&endpoint, |candidate| candidate.endpoint).is_ok()
-        };
-        self.endpoints
-            .retain(|endpoint, counters| is_candidate(*endpoint) || counters.active.load(Ordering::Relaxed) > 0);
+        let Self { balancer, sticky, endpoints } = self;
+        endpoints.retain(|endpoint, counters| {
+            balancer.is_candidate(*endpoint) || counters.active.load(Ordering::Relaxed) > 0
+        });
         for candidate in &route.candidates {
-            self.endpoints.entry(candidate.endpoint).or_default();
+            endpoints.entry(candidate.endpoint).or_default();
         }
-        match (&mut self.affinity, route.affinity) {
-            (Some(affinity), Some(timeout)) => {
-                affinity.set_timeout(timeout);
-                affinity.retain(is_candidate);
-            }
-            (affinity, timeout) => *affinity = timeout.map(Affinity::new),
+        match (sticky, route.affinity) {
+            (Some(sticky), Some(timeout)) => sticky.set_timeout(timeout),
+            (sticky, timeout) => *sticky = timeout.map(|timeout| Sticky::new(timeout, CLIENTS)),
         }
     }
 }
@@ -180,6 +164,7 @@ impl Drop for Pick {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forward::balance::Method;
     use crate::forward::route::Options;
     use crate::schedule::Candidate;
 
@@ -189,19 +174,19 @@ mod tests {
 
     fn route(ports: &[u16], affinity: Option<Duration>) -> Route {
         let candidates = ports.iter().map(|port| Candidate::equal(endpoint(*port))).collect();
-        Route { candidates, method: Method::default(), affinity, options: Options::default() }
+        Route { candidates, method: Method::RoundRobin, affinity, options: Options::default() }
     }
 
-    fn client(number: u8) -> SocketAddr {
-        ([192, 168, 50, number], 40000).into()
+    fn client(number: u8) -> Arrival {
+        Arrival { client: ([192, 168, 50, number], 40000).into(), frontend: ([10, 96, 0, 1], 80).into() }
     }
 
     #[test]
     fn a_client_with_affinity_keeps_its_endpoint_until_that_fails_or_goes() {
         let sticky = Some(Duration::from_secs(3600));
         let pool = Arc::new(Pool::new(&route(&[1, 2, 3], sticky), 0));
-        let first = pool.pick(client(1), &[]).expect("one of three").endpoint();
-        let again = |excluded: &[SocketAddr]| pool.pick(client(1), excluded).expect("another").endpoint();
+        let first = pool.pick(&client(1), &[]).expect("one of three").endpoint();
+        let again = |excluded: &[SocketAddr]| pool.pick(&client(1), excluded).expect("another").endpoint();
         assert!((0..9).all(|_| again(&[]) == first));
         let second = again(&[first]);
         assert_ne!(second, first, "it did not answer");
@@ -214,7 +199,7 @@ mod tests {
     #[test]
     fn endpoints_are_remembered_as_long_as_they_have_connections() {
         let pool = Arc::new(Pool::new(&route(&[1], None), 0));
-        let held = pool.pick(client(1), &[]).expect("the only one");
+        let held = pool.pick(&client(1), &[]).expect("the only one");
         held.connected(Duration::from_millis(1));
         held.count(3, 4);
         pool.set(&route(&[2], None));
@@ -224,6 +209,6 @@ mod tests {
         drop(held);
         pool.set(&route(&[], None));
         assert_eq!(pool.endpoints().len(), 0);
-        assert!(pool.pick(client(1), &[]).is_none());
+        assert!(pool.pick(&client(1), &[]).is_none());
     }
 }

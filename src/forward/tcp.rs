@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Shared;
+use super::balance::Arrival;
 use super::limits::Occasionally;
 use super::pipes;
 use super::pool::Pool;
@@ -258,7 +259,8 @@ async fn connect(
             return None;
         }
     };
-    let (server, pick) = match dial::dial(&state.pool, client, Timeouts(options.clone())).await {
+    let arrival = Arrival { client, frontend: destination };
+    let (server, pick) = match dial::dial(&state.pool, &arrival, Timeouts(options.clone())).await {
         Ok(connected) => connected,
         Err(reason) => {
             state.refuse(&socket, reason);

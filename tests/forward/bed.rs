@@ -119,7 +119,7 @@ pub fn id(family: Family) -> RouteId {
 pub fn route(endpoints: &[SocketAddr], options: Options) -> Route {
     let mut candidates: Vec<_> = endpoints.iter().map(|endpoint| Candidate::equal(*endpoint)).collect();
     candidates.sort();
-    Route { candidates, method: Method::default(), affinity: None, options }
+    Route { candidates, method: Method::RoundRobin, affinity: None, options }
 }
 
 pub fn endpoint(lab: &Lab, pod: usize, family: Family) -> SocketAddr {

@@ -16,6 +16,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::Timeouts;
+use crate::forward::balance::Arrival;
 use crate::forward::pool::{Pick, Pool};
 use crate::forward::status::Refusal;
 
@@ -29,13 +30,13 @@ pub(super) fn keepalive() -> TcpKeepalive {
 /// A connection to one of the pool's endpoints.
 pub(super) async fn dial(
     pool: &Arc<Pool>,
-    client: SocketAddr,
+    arrival: &Arrival,
     timeouts: Timeouts,
 ) -> Result<(TcpStream, Pick), Refusal> {
     let mut tried = Vec::new();
     let (mut silences, mut silences_before) = (0, 0);
     loop {
-        let Some(pick) = pool.pick(client, &tried) else {
+        let Some(pick) = pool.pick(arrival, &tried) else {
             if tried.is_empty() {
                 return Err(Refusal::NoEndpoints);
             }
