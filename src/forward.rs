@@ -44,7 +44,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use balance::Method;
-pub use route::{ClientAddress, Options, ProxyProtocol, Route, RouteId};
+pub use route::{Options, ProxyProtocol, Route, RouteId};
 pub use status::{EndpointStatus, Refusal, RouteStatus};
 
 use crate::model::{Family, Protocol};

@@ -4,7 +4,7 @@
 //! connections that move bytes at this moment, and a connection finds one without a system call in its thread's *pool*. A pool
 //! keeps [`KEPT`] pipes and closes the rest. A pipe in a pool is empty.
 //!
-//! Proven by the tests below and, from outside, by `tests/forward/memory.rs`.
+//! Proven by the tests below; `bench forward` counts the pipes that idle connections hold.
 
 use std::cell::RefCell;
 use std::io;

@@ -37,9 +37,7 @@ pub struct Route {
 /// How connections of a route are made and kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Whose address the endpoint sees.
-    pub client_address: ClientAddress,
-    /// Whether the endpoint is told the client's address in front of the first byte.
+    /// Whether the endpoint is told the client's address in front of the first byte; what it sees is the node's.
     pub proxy_protocol: Option<ProxyProtocol>,
     /// How long the first, second... attempt to connect may take. After the last one the client is refused. Attempts that are
     /// refused take no time and use none of these up.
@@ -50,16 +48,6 @@ pub struct Options {
     pub half_closed_timeout: Option<Duration>,
     /// How many connections this route may have at once; none: only the process has a limit.
     pub max_connections: Option<usize>,
-}
-
-/// Whose address an endpoint sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ClientAddress {
-    /// The node's: an ordinary connection.
-    #[default]
-    Hidden,
-    /// The client's own. Its answers must pass this node: true for endpoints of the node itself.
-    Preserved,
 }
 
 /// The version of the PROXY protocol (haproxy.org, `proxy-protocol.txt`).
@@ -87,7 +75,6 @@ impl Default for Options {
     /// either; nginx cuts after ten minutes.
     fn default() -> Self {
         Self {
-            client_address: ClientAddress::Hidden,
             proxy_protocol: None,
             connect_timeouts: Self::CONNECT_TIMEOUTS.to_vec(),
             idle_timeout: None,
