@@ -119,7 +119,7 @@ impl Peer {
     pub fn nginx(node: &Host, port: u16, to: SocketAddr) -> anyhow::Result<Self> {
         let text = format!(
             "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\nuser root;\n\
-             worker_processes {WORKERS};\nworker_rlimit_nofile 20000;\npid /dev/null;\nerror_log stderr crit;\n\
+             worker_processes {WORKERS};\nworker_rlimit_nofile 20000;\npid PIDFILE;\nerror_log stderr crit;\n\
              events {{ worker_connections 19900; }}\n\
              stream {{ server {{ listen {}:{port}; proxy_pass {to}; proxy_timeout 1h; }} }}\n",
             NODE.v4
@@ -130,7 +130,7 @@ impl Peer {
     fn other(node: &Host, program: &str, arguments: &[&str], port: u16, text: &str) -> anyhow::Result<Self> {
         let files = tempfile::tempdir()?;
         let path = files.path().join(format!("{program}.conf"));
-        fs::write(&path, text)?;
+        fs::write(&path, text.replace("PIDFILE", &files.path().join("pid").to_string_lossy()))?;
         let mut command = Command::new(program);
         command.args(arguments).arg(&path).stdin(Stdio::null()).stdout(Stdio::null());
         let child = node.spawn(command).with_context(|| format!("starting {program} (Debian: apt install it)"))?;
