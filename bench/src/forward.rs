@@ -43,7 +43,7 @@ pub struct Options {
     #[arg(long, default_value_t = 16)]
     clients: usize,
     /// Idle connections; this program needs two descriptors for each, as each forwarder does
-    #[arg(long, default_value_t = 9_000)]
+    #[arg(long, default_value_t = 7_500)]
     idle: usize,
     /// Measure only these of `haproxy`, `nginx`, `copy` beside the direct path and ours
     #[arg(long, value_delimiter = ',', default_values_t = [HAPROXY.to_owned(), NGINX.to_owned(), COPY.to_owned()])]

@@ -107,9 +107,9 @@ impl Peer {
     /// HAProxy in TCP mode, splicing both ways.
     pub fn haproxy(node: &Host, port: u16, to: SocketAddr) -> anyhow::Result<Self> {
         let text = format!(
-            "global\n  nbthread {WORKERS}\n  maxconn 9900\ndefaults\n  mode tcp\n  option splice-auto\n  \
+            "global\n  nbthread {WORKERS}\n  maxconn 7900\ndefaults\n  mode tcp\n  option splice-auto\n  \
              option splice-request\n  option splice-response\n  timeout connect 5s\n  timeout client 1h\n  \
-             timeout server 1h\nlisten bench\n  bind {}:{port}\n  maxconn 9900\n  server pod {to}\n",
+             timeout server 1h\nlisten bench\n  bind {}:{port}\n  maxconn 7900\n  server pod {to}\n",
             NODE.v4
         );
         Self::other(node, "haproxy", &["-db", "-f"], port, &text)
