@@ -8,6 +8,7 @@ pub mod conntrack;
 pub mod daemon;
 pub mod demo;
 pub mod engine;
+pub mod forward;
 pub mod kernel;
 pub mod lab;
 pub mod logging;

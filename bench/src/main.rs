@@ -12,6 +12,7 @@
 
 mod cluster;
 mod first_packet;
+mod forward;
 mod live;
 mod load;
 mod report;
@@ -47,6 +48,11 @@ struct Common {
 enum Measurement {
     /// Latency of opening a connection through a ClusterIP, against a bare path and one hard-coded dnat rule
     FirstPacket(first_packet::Options),
+    /// Throughput, connections, latency and memory of the userspace forwarder, against HAProxy, nginx and tokio
+    Forward(forward::Options),
+    /// One of our own forwarders, for `forward`
+    #[command(hide = true, subcommand)]
+    ForwardPeer(forward::Own),
     /// Time to program 100,000 endpoints from nothing, against a raw encoder; and the time of a single change
     Load(load::Options),
     /// What updates, storms, restarts and memory cost as the cluster grows; the daemon itself against an API server double
@@ -66,6 +72,8 @@ fn main() -> anyhow::Result<()> {
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "measurements make network namespaces: run as root");
     match cli.measurement {
         Measurement::FirstPacket(options) => first_packet::run(&options, cli.common.out),
+        Measurement::Forward(options) => forward::run(&options, cli.common.out),
+        Measurement::ForwardPeer(own) => forward::serve(own),
         Measurement::Load(options) => load::run(&options, cli.common.out),
         Measurement::Scale(options) => scale::run(&options, cli.common.out),
         Measurement::Schedulers(options) => schedulers::run(&options, cli.common.out),

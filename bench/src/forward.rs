@@ -1,0 +1,275 @@
+//! The userspace forwarder beside HAProxy, nginx and tokio's `copy_bidirectional`.
+//!
+//! One lab: a client, a node, a pod. All forwarders run on the node at once, each in a process of its own with two threads, each
+//! behind a dnat rule of the same kind (ours must be: it refuses what was not translated). In every round each of them is measured
+//! in turn, in an order that moves on, with the direct path as the floor; compared are medians of ratios within a round.
+
+mod load;
+mod peer;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use nft::{Chain, ChainKind, Connection, Expr, Family, Hook, Key, Reg, Rule, Table as NftTable, Transaction};
+use pointsman::lab::{Host, Lab, NODE};
+
+pub use self::peer::{Own, serve};
+use self::peer::{Peer, Usage};
+use crate::report::{Csv, Report, Table};
+use crate::stats::{Spread, quantile};
+
+const DIRECT: &str = "direct";
+const OURS: &str = "pointsman";
+const HAPROXY: &str = "haproxy";
+const NGINX: &str = "nginx";
+const COPY: &str = "copy";
+const SERVICE_PORT: u16 = 80;
+
+/// Options of `forward`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Rounds
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Length of a single measurement, in milliseconds
+    #[arg(long, default_value_t = 1000)]
+    span: u64,
+    /// Numbers of streams for throughput
+    #[arg(long, value_delimiter = ',', default_values_t = [4, 64])]
+    streams: Vec<usize>,
+    /// Clients that connect, ask and close at once
+    #[arg(long, default_value_t = 16)]
+    clients: usize,
+    /// Idle connections; this program needs two descriptors for each, as each forwarder does
+    #[arg(long, default_value_t = 7_500)]
+    idle: usize,
+    /// Measure only these of `haproxy`, `nginx`, `copy` beside the direct path and ours
+    #[arg(long, value_delimiter = ',', default_values_t = [HAPROXY.to_owned(), NGINX.to_owned(), COPY.to_owned()])]
+    peers: Vec<String>,
+}
+
+struct Variant {
+    name: &'static str,
+    to: SocketAddr,
+    peer: Option<Peer>,
+    series: Series,
+}
+
+/// One value per round.
+#[derive(Default)]
+struct Series {
+    /// By number of streams: Gb/s, and the forwarder's CPU seconds per gigabyte.
+    throughput: Vec<Vec<f64>>,
+    cpu_per_gigabyte: Vec<Vec<f64>>,
+    rate: Vec<f64>,
+    rate_p99: Vec<f64>,
+    cpu_per_connection: Vec<f64>,
+    latency_p50: Vec<f64>,
+    latency_p99: Vec<f64>,
+}
+
+/// Measures, prints and writes.
+pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
+    anyhow::ensure!(options.rounds > 0 && !options.streams.is_empty(), "nothing to measure");
+    let mut report = Report::begin("forward", out)?;
+    let lab = Lab::builder().prefix("pm-bench").pods(["web-1"]).build()?;
+    prepare(&lab)?;
+    let _server = load::Server::start(lab.pod("web-1"))?;
+    let mut variants = variants(options, &lab)?;
+    let mut csv = Csv::new("round,position,variant,measurement,value,forwarder_cpu_ms");
+    for round in 0..options.rounds {
+        let count = variants.len();
+        for position in 0..count {
+            let variant = &mut variants[(round + position) % count];
+            for (name, value, cpu) in variant.measure(lab.client(0), options)? {
+                csv.row(&[&round, &position, &variant.name, &name, &value, &cpu]);
+            }
+        }
+        eprintln!("round {} of {}", round + 1, options.rounds);
+    }
+    report.raw("forward", &csv)?;
+    report.say(format!(
+        "{} rounds; median [quartiles]; per measurement {} ms; CPU is the forwarder's process alone\n",
+        options.rounds, options.span
+    ));
+    for (index, streams) in options.streams.iter().enumerate() {
+        throughput_table(&mut report, &variants, index, *streams);
+    }
+    connection_table(&mut report, &variants, options.clients);
+    latency_table(&mut report, &variants);
+    if options.idle > 0 {
+        idle_table(&mut report, &variants, lab.client(0), options.idle)?;
+    }
+    report.end()
+}
+
+/// Ports and connection tracking entries must not run out while thousands of connections per second end, whoever ends them.
+fn prepare(lab: &Lab) -> anyhow::Result<()> {
+    let sysctls = [("ipv4/tcp_tw_reuse", "1"), ("ipv4/ip_local_port_range", "10000 65000")];
+    for host in [lab.node(), lab.client(0), lab.pod("web-1")] {
+        host.namespace().sysctls(&sysctls)?;
+    }
+    Ok(())
+}
+
+fn variants(options: &Options, lab: &Lab) -> anyhow::Result<Vec<Variant>> {
+    let (node, pod) = (lab.node(), SocketAddr::from((lab.pod("web-1").addresses().v4, load::PORT)));
+    let mut variants = vec![Variant { name: DIRECT, to: pod, peer: None, series: Series::default() }];
+    for (number, name) in [OURS, HAPROXY, NGINX, COPY].into_iter().enumerate() {
+        if name != OURS && !options.peers.iter().any(|peer| peer == name) {
+            continue;
+        }
+        let peer = match name {
+            HAPROXY => Peer::haproxy(node, 7001, pod)?,
+            NGINX => Peer::nginx(node, 7002, pod)?,
+            _ => Peer::own(node, name, pod)?,
+        };
+        let address = Ipv4Addr::new(10, 96, 0, u8::try_from(number + 1)?);
+        redirect(node, address, peer.listener.port())?;
+        let to = (address, SERVICE_PORT).into();
+        variants.push(Variant { name, to, peer: Some(peer), series: Series::default() });
+    }
+    node.namespace().sysctls(&[("netfilter/nf_conntrack_tcp_timeout_time_wait", "1")])?;
+    Ok(variants)
+}
+
+/// `ip daddr ADDRESS dnat to NODE:PORT`
+fn redirect(node: &Host, address: Ipv4Addr, port: u16) -> anyhow::Result<()> {
+    const TABLE: &str = "bench";
+    let rule = vec![
+        Expr::ip_daddr(Reg::R1),
+        Expr::eq(Reg::R1, Key::raw(&address.octets())),
+        Expr::l4proto(Reg::R1),
+        Expr::eq(Reg::R1, Key::raw(&[6])),
+        Expr::Immediate { dreg: Reg::R1, data: Key::raw(&NODE.v4.octets()) },
+        Expr::Immediate { dreg: Reg::R2, data: Key::raw(&port.to_be_bytes()) },
+        Expr::dnat(Family::Ip, Reg::R1, Some(Reg::R2)),
+    ];
+    let mut transaction = Transaction::new();
+    transaction.add_table(&NftTable::new(Family::Ip, TABLE));
+    transaction.add_chain(&Chain::new(Family::Ip, TABLE, "entry").hooked(ChainKind::Nat, Hook::Prerouting, -100));
+    transaction.add_rule(&Rule::new(Family::Ip, TABLE, "entry", rule));
+    Ok(node.run(|| Connection::open()?.commit(&transaction))?)
+}
+
+impl Variant {
+    /// All measurements of a round: name, value, CPU.
+    fn measure(&mut self, client: &Host, options: &Options) -> anyhow::Result<Vec<(String, f64, u64)>> {
+        let (span, mut rows) = (Duration::from_millis(options.span), Vec::new());
+        self.series.throughput.resize_with(options.streams.len(), Vec::new);
+        self.series.cpu_per_gigabyte.resize_with(options.streams.len(), Vec::new);
+        for (index, streams) in options.streams.iter().enumerate() {
+            let before = self.usage()?.cpu_ms;
+            let bits = load::throughput(client, self.to, *streams, span)?;
+            let cpu = self.usage()?.cpu_ms - before;
+            // The CPU time covers the warm-up too, so this is an upper bound, for all alike.
+            let gigabytes = bits / 8e9 * span.as_secs_f64();
+            self.series.throughput[index].push(bits / 1e9);
+            self.series.cpu_per_gigabyte[index].push(cpu as f64 / 1e3 / gigabytes);
+            rows.push((format!("throughput-{streams}-gbps"), bits / 1e9, cpu));
+        }
+        let before = self.usage()?.cpu_ms;
+        let (times, rate) = load::transactions(client, self.to, options.clients, span)?;
+        let cpu = self.usage()?.cpu_ms - before;
+        self.series.rate.push(rate);
+        self.series.rate_p99.push(micros(&times, 0.99));
+        self.series.cpu_per_connection.push(cpu as f64 * 1e3 / times.len() as f64);
+        rows.push(("connections-per-second".into(), rate, cpu));
+        rows.push(("connections-p50-us".into(), micros(&times, 0.5), 0));
+        rows.push(("connections-p99-us".into(), micros(&times, 0.99), 0));
+        let times = load::ping_pong(client, self.to, span)?;
+        self.series.latency_p50.push(micros(&times, 0.5));
+        self.series.latency_p99.push(micros(&times, 0.99));
+        rows.push(("ping-pong-p50-us".into(), micros(&times, 0.5), 0));
+        rows.push(("ping-pong-p99-us".into(), micros(&times, 0.99), 0));
+        Ok(rows)
+    }
+
+    fn usage(&self) -> anyhow::Result<Usage> {
+        self.peer.as_ref().map_or(Ok(Usage::default()), Peer::usage)
+    }
+}
+
+fn micros(sorted: &[Duration], share: f64) -> f64 {
+    quantile(sorted, share).as_secs_f64() * 1e6
+}
+
+fn find<'a>(variants: &'a [Variant], name: &str) -> Option<&'a Series> {
+    variants.iter().find(|variant| variant.name == name).map(|variant| &variant.series)
+}
+
+/// Ours to a peer's, if it was measured.
+fn ratio(variants: &[Variant], name: &str, values: impl Fn(&Series) -> &Vec<f64>) -> Option<Spread> {
+    let (ours, peer) = (find(variants, OURS)?, find(variants, name)?);
+    Some(Spread::of_ratios(values(ours), values(peer)))
+}
+
+fn verdict(report: &mut Report, what: &str, ratio: Option<Spread>, met: impl Fn(f64) -> bool) {
+    if let Some(ratio) = ratio {
+        let word = if met(ratio.median) { "met" } else { "MISSED" };
+        report.say(format!("target: {what}: {ratio:.2}: {word}"));
+    }
+}
+
+fn throughput_table(report: &mut Report, variants: &[Variant], index: usize, streams: usize) {
+    report.say(format!("\n## Throughput, {streams} streams\n"));
+    let mut table = Table::new(&["variant", "Gb/s", "forwarder's CPU, s per GB"]);
+    for Variant { name, series, .. } in variants {
+        let spread = Spread::of(series.throughput[index].iter().copied());
+        let cpu = Spread::of(series.cpu_per_gigabyte[index].iter().copied());
+        table.row(&[name, &spread, &format!("{cpu:.3}")]);
+    }
+    report.say(&table);
+    let to = |name| ratio(variants, name, |series| &series.throughput[index]);
+    verdict(report, "at least 1.2 of haproxy", to(HAPROXY), |ratio| ratio >= 1.2);
+    verdict(report, "at least 2 of copy_bidirectional", to(COPY), |ratio| ratio >= 2.0);
+}
+
+fn connection_table(report: &mut Report, variants: &[Variant], clients: usize) {
+    report.say(format!("\n## Connect, request, answer, close: {clients} clients\n"));
+    let mut table = Table::new(&["variant", "per second", "p99, us", "forwarder's CPU, us each"]);
+    for Variant { name, series, .. } in variants {
+        let [rate, p99, cpu] = [&series.rate, &series.rate_p99, &series.cpu_per_connection]
+            .map(|values| format!("{:.0}", Spread::of(values.iter().copied())));
+        table.row(&[name, &rate, &p99, &cpu]);
+    }
+    report.say(&table);
+    verdict(report, "as many as haproxy", ratio(variants, HAPROXY, |s| &s.rate), |ratio| ratio >= 1.0);
+    verdict(report, "p99 at most haproxy's", ratio(variants, HAPROXY, |s| &s.rate_p99), |ratio| ratio <= 1.0);
+}
+
+fn latency_table(report: &mut Report, variants: &[Variant]) {
+    report.say("\n## One request after the other on an established connection, us\n");
+    let mut table = Table::new(&["variant", "p50", "p99"]);
+    for Variant { name, series, .. } in variants {
+        let [p50, p99] = [&series.latency_p50, &series.latency_p99].map(|v| Spread::of(v.iter().copied()));
+        table.row(&[name, &format!("{p50:.1}"), &format!("{p99:.1}")]);
+    }
+    report.say(&table);
+}
+
+fn idle_table(report: &mut Report, variants: &[Variant], client: &Host, count: usize) -> anyhow::Result<()> {
+    report.say(format!("\n## {count} idle connections, each used once before\n"));
+    let mut table = Table::new(&["variant", "process memory per connection, bytes", "ends of pipes held"]);
+    let mut csv = Csv::new("variant,connections,memory_before,memory_after,pipe_ends_before,pipe_ends_after");
+    let mut each = Vec::new();
+    for variant in variants.iter().filter(|variant| variant.peer.is_some()) {
+        let before = variant.usage()?;
+        let held = load::hold(client, variant.to, count)?;
+        let after = variant.usage()?;
+        drop(held);
+        let bytes = after.memory.saturating_sub(before.memory) as f64 / count as f64;
+        table.row(&[&variant.name, &format!("{bytes:.0}"), &after.pipes]);
+        csv.row(&[&variant.name, &count, &before.memory, &after.memory, &before.pipes, &after.pipes]);
+        each.push((variant.name, bytes));
+    }
+    report.raw("forward-idle", &csv)?;
+    report.say(&table);
+    let of = |name| each.iter().find(|(found, _)| *found == name).map(|(_, bytes)| *bytes);
+    if let (Some(ours), Some(haproxy)) = (of(OURS), of(HAPROXY)) {
+        verdict(report, "at most haproxy's", Some(Spread::of([ours / haproxy])), |ratio| ratio <= 1.0);
+    }
+    Ok(())
+}

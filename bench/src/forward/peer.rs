@@ -1,0 +1,196 @@
+//! What is measured, as processes: our forwarder, a plain tokio program, HAProxy, nginx.
+//!
+//! Each runs in the node's namespace with two threads (or workers) and forwards to one endpoint. Ours and tokio's are this program
+//! again, by hidden subcommands; they print where they listen and end with their input.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Context;
+use clap::Subcommand;
+use pointsman::forward::balance::Method;
+use pointsman::forward::{Forwarder, Options, Route, RouteId, Settings};
+use pointsman::lab::{Host, NODE};
+use pointsman::model::{Family, PortKey, Protocol, ServiceKey};
+use pointsman::schedule::Candidate;
+
+/// Threads or workers of each.
+const WORKERS: usize = 2;
+
+/// A forwarder that runs in a process of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum Own {
+    /// Pointsman's forwarder
+    Pointsman {
+        /// The endpoint
+        to: SocketAddr,
+    },
+    /// tokio's `copy_bidirectional`, a task per connection on a multi-threaded runtime
+    Copy {
+        /// The endpoint
+        to: SocketAddr,
+    },
+}
+
+/// A running process; ended when dropped.
+#[derive(Debug)]
+pub struct Peer {
+    child: Child,
+    /// Where it listens.
+    pub listener: SocketAddr,
+    _files: Option<tempfile::TempDir>,
+}
+
+/// What processes have used and hold.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// CPU time in milliseconds (clock ticks of 10 ms).
+    pub cpu_ms: u64,
+    /// Resident memory in bytes, without what is shared with others.
+    pub memory: u64,
+    /// Ends of pipes.
+    pub pipes: u64,
+}
+
+/// Runs one of our own until the input ends.
+pub fn serve(own: Own) -> anyhow::Result<()> {
+    match own {
+        Own::Pointsman { to } => {
+            let settings = Settings { listen_v4: NODE.v4, listen_v6: NODE.v6, workers: WORKERS, max_connections: None };
+            let mut forwarder = Forwarder::start(settings)?;
+            let service = ServiceKey { namespace: "bench".into(), name: "web".into() };
+            let port = PortKey { service, name: "http".into(), protocol: Protocol::Tcp };
+            let id = RouteId { port, family: Family::of(to.ip()), local: false };
+            let (candidates, options) = (vec![Candidate::equal(to)], Options::default());
+            let route = Route { candidates, method: Method::RoundRobin, affinity: None, options };
+            println!("{}", forwarder.set(&id, &route)?);
+            std::io::stdin().read_to_end(&mut Vec::new())?;
+        }
+        Own::Copy { to } => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+            let listener = runtime.block_on(tokio::net::TcpListener::bind((NODE.v4, 0)))?;
+            println!("{}", listener.local_addr()?);
+            runtime.spawn(async move {
+                while let Ok((mut client, _)) = listener.accept().await {
+                    tokio::spawn(async move {
+                        let mut server = tokio::net::TcpStream::connect(to).await?;
+                        client.set_nodelay(true)?;
+                        server.set_nodelay(true)?;
+                        tokio::io::copy_bidirectional(&mut client, &mut server).await
+                    });
+                }
+            });
+            std::io::stdin().read_to_end(&mut Vec::new())?;
+        }
+    }
+    Ok(())
+}
+
+// === impl Peer ===
+
+impl Peer {
+    /// This program again.
+    pub fn own(node: &Host, name: &str, to: SocketAddr) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["forward-peer", name, &to.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = node.spawn(command).with_context(|| format!("starting {name}"))?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+        let listener = line.trim().parse().with_context(|| format!("{name} said {line:?}"))?;
+        Ok(Self { child, listener, _files: None })
+    }
+
+    /// HAProxy in TCP mode, splicing both ways.
+    pub fn haproxy(node: &Host, port: u16, to: SocketAddr) -> anyhow::Result<Self> {
+        let text = format!(
+            "global\n  nbthread {WORKERS}\n  maxconn 7900\ndefaults\n  mode tcp\n  option splice-auto\n  \
+             option splice-request\n  option splice-response\n  timeout connect 5s\n  timeout client 1h\n  \
+             timeout server 1h\nlisten bench\n  bind {}:{port}\n  maxconn 7900\n  server pod {to}\n",
+            NODE.v4
+        );
+        Self::other(node, "haproxy", &["-db", "-f"], port, &text)
+    }
+
+    /// nginx's stream module.
+    pub fn nginx(node: &Host, port: u16, to: SocketAddr) -> anyhow::Result<Self> {
+        let text = format!(
+            "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\nuser root;\n\
+             worker_processes {WORKERS};\nworker_rlimit_nofile 20000;\npid PIDFILE;\nerror_log stderr crit;\n\
+             events {{ worker_connections 19900; }}\n\
+             stream {{ server {{ listen {}:{port}; proxy_pass {to}; proxy_timeout 1h; }} }}\n",
+            NODE.v4
+        );
+        Self::other(node, "nginx", &["-e", "stderr", "-c"], port, &text)
+    }
+
+    fn other(node: &Host, program: &str, arguments: &[&str], port: u16, text: &str) -> anyhow::Result<Self> {
+        let files = tempfile::tempdir()?;
+        let path = files.path().join(format!("{program}.conf"));
+        fs::write(&path, text.replace("PIDFILE", &files.path().join("pid").to_string_lossy()))?;
+        let mut command = Command::new(program);
+        command.args(arguments).arg(&path).stdin(Stdio::null()).stdout(Stdio::null());
+        let child = node.spawn(command).with_context(|| format!("starting {program} (Debian: apt install it)"))?;
+        let listener = SocketAddr::new(IpAddr::V4(NODE.v4), port);
+        let mut peer = Self { child, listener, _files: Some(files) };
+        while node.run(|| std::net::TcpStream::connect(listener)).is_err() {
+            let ended = peer.child.try_wait()?;
+            anyhow::ensure!(ended.is_none(), "{program} ended: {ended:?}");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        Ok(peer)
+    }
+
+    /// Of the process and its children.
+    pub fn usage(&self) -> anyhow::Result<Usage> {
+        let mut sum = Usage::default();
+        for process in family(self.child.id())? {
+            let directory = format!("/proc/{process}");
+            let stat = fs::read_to_string(format!("{directory}/stat"))?;
+            let fields: Vec<&str> = stat.rsplit(')').next().context("no fields")?.split_whitespace().collect();
+            sum.cpu_ms += (fields[11].parse::<u64>()? + fields[12].parse::<u64>()?) * 10;
+            for line in fs::read_to_string(format!("{directory}/smaps_rollup"))?.lines() {
+                if line.starts_with("Private_") {
+                    let kib = line.split_whitespace().nth(1).context("no number")?;
+                    sum.memory += kib.parse::<u64>()? * 1024;
+                }
+            }
+            let descriptors = fs::read_dir(format!("{directory}/fd"))?.flatten();
+            let targets = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
+            sum.pipes += targets.filter(|target| is_pipe(target)).count() as u64;
+        }
+        Ok(sum)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // nginx's master takes its workers along only when it is asked to.
+        let process = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
+        let _ = nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+fn is_pipe(target: &Path) -> bool {
+    target.to_string_lossy().starts_with("pipe:")
+}
+
+/// A process and its children.
+fn family(process: u32) -> anyhow::Result<Vec<u32>> {
+    let mut parents = BTreeMap::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Ok(child) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+        parents.insert(child, parent.unwrap_or(0_u32));
+    }
+    Ok(parents
+        .into_iter()
+        .filter(|(child, parent)| *child == process || *parent == process)
+        .map(|(id, _)| id)
+        .collect())
+}

@@ -1,0 +1,127 @@
+//! Both directions of a connection, until it ends.
+//!
+//! The relay is a small hand-written future, for a node may have tens of thousands of them that do nothing: two streams, two flows,
+//! and a timer only if a timeout applies. It ends when both directions have, when one end is gone, or when nothing has passed for
+//! too long. A connection that one end broke off is broken off at the other end too, with a reset.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::flow::Flow;
+use super::reset;
+use crate::forward::pool::Pick;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Relay {
+    client: TcpStream,
+    server: TcpStream,
+    up: Flow,
+    down: Flow,
+    pick: Pick,
+    idle: Option<Box<Idle>>,
+    /// In seconds; 0 is none. What applies once one direction has ended.
+    half_closed_timeout: u32,
+}
+
+/// Watches for silence.
+#[derive(Debug)]
+struct Idle {
+    timeout: Duration,
+    latest: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Relay {
+    /// Between these two.
+    pub fn new(client: TcpStream, server: TcpStream, pick: Pick) -> Self {
+        let (up, down) = (Flow::default(), Flow::default());
+        Self { client, server, up, down, pick, idle: None, half_closed_timeout: 0 }
+    }
+
+    /// Ends after this silence, and after that one when only one direction is left.
+    pub fn timeouts(mut self, idle: Option<Duration>, half_closed: Option<Duration>) -> Self {
+        self.idle = idle.map(Idle::new);
+        // No less than a second, or none would be meant.
+        let seconds = half_closed.map_or(0, |timeout| timeout.as_secs().max(1));
+        self.half_closed_timeout = u32::try_from(seconds).unwrap_or(u32::MAX);
+        self
+    }
+
+    /// Moves what can be moved in both directions. Ready when the connection has ended; in order, or not.
+    fn poll_flows(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let up = self.up.poll(cx, &self.client, &self.server);
+        let down = self.down.poll(cx, &self.server, &self.client);
+        let (received, sent) = (self.up.take_moved(), self.down.take_moved());
+        if received + sent > 0 {
+            self.pick.count(received, sent);
+            if let Some(idle) = &mut self.idle {
+                idle.latest = Instant::now();
+            }
+        }
+        if matches!((&up, &down), (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_)))) {
+            return Poll::Ready(false);
+        }
+        if self.up.ended() && self.down.ended() {
+            return Poll::Ready(!self.up.broken() && !self.down.broken());
+        }
+        if (self.up.ended() || self.down.ended()) && self.half_closed_timeout > 0 {
+            let timeout = Duration::from_secs(std::mem::take(&mut self.half_closed_timeout).into());
+            if self.idle.as_ref().is_none_or(|idle| idle.timeout > timeout) {
+                self.idle = Some(Idle::new(timeout));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Future for Relay {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match self.poll_flows(cx) {
+            Poll::Ready(true) => return Poll::Ready(()),
+            Poll::Ready(false) => {
+                reset(&self.client);
+                reset(&self.server);
+                return Poll::Ready(());
+            }
+            Poll::Pending => {}
+        }
+        match &mut self.idle {
+            Some(idle) => idle.poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Idle {
+    fn new(timeout: Duration) -> Box<Self> {
+        let latest = Instant::now();
+        Box::new(Self { timeout, latest, timer: Box::pin(sleep_until(latest + timeout)) })
+    }
+
+    /// Ready when it has been silent for too long. The timer is not set anew for each byte: when it fires, it is set to where it
+    /// should be by then.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let due = self.latest + self.timeout;
+            if due <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(due);
+        }
+        Poll::Pending
+    }
+}
+
+/// A stream of the calling thread's runtime out of a non-blocking socket of any.
+pub(super) fn adopt(socket: socket2::Socket) -> io::Result<TcpStream> {
+    TcpStream::from_std(socket.into())
+}

@@ -1,0 +1,481 @@
+//! One listener socket with the flows whose clients the kernel gives to it, and the task that carries their datagrams.
+//!
+//! Listener and upstream sockets are watched by an epoll instance of the shard's own, which tokio watches as one descriptor: a turn
+//! of the task then sees all that is ready, and answers to many clients leave with one system call.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use socket2::Socket;
+use tokio::io::unix::AsyncFd;
+use tokio_util::sync::CancellationToken;
+
+use super::flows::{Caller, Flows, Idle};
+use super::route::{Permit, Route, count};
+use super::wire::{self, Arena, BATCH, Joining, Piece, Request, SLOTS, Sent};
+
+/// The listener among the watched sockets; the others are known by their flows' keys.
+const LISTENER: u64 = u64::MAX;
+/// Turns before other tasks of this thread get theirs.
+const TURNS: usize = 16;
+/// Endpoints tried for one datagram.
+const TRIES: usize = 3;
+/// Up to this length the first datagram of a flow is kept until it is answered, to be sent elsewhere if the endpoint refuses it.
+const KEPT: usize = 1_500;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Shard {
+    route: Arc<Route>,
+    listener: Socket,
+    watch: AsyncFd<Watch>,
+    flows: Flows<Upstream>,
+    /// Most flows at a time.
+    limit: usize,
+    /// The route's generation that this shard knows.
+    generation: u64,
+    joining: Joining,
+    // Kept for their memory only.
+    events: Vec<EpollEvent>,
+    requests: Vec<Request>,
+    replies: Vec<Request>,
+    pieces: Vec<Piece>,
+}
+
+/// A flow's way to its endpoint.
+#[derive(Debug)]
+struct Upstream {
+    socket: Socket,
+    endpoint: SocketAddr,
+    /// Does not answer: the next datagram goes to another.
+    refused: bool,
+    generation: u64,
+    joining: Joining,
+    /// How many datagrams to ask the kernel for: more, the more there were.
+    take: usize,
+    /// What is asked elsewhere if this endpoint refuses.
+    kept: Option<Box<[u8]>>,
+    tries: usize,
+    _permit: Permit,
+}
+
+#[derive(Debug)]
+struct Watch(Epoll);
+
+impl AsRawFd for Watch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.0.as_raw_fd()
+    }
+}
+
+// === impl Shard ===
+
+impl Shard {
+    /// On a socket that listens. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn new(route: Arc<Route>, listener: Socket) -> io::Result<Self> {
+        let watch = Watch(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
+        watch.0.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        let generation = route.generation();
+        let (idle, limit) = route.limits();
+        Ok(Self {
+            route,
+            listener,
+            watch: register(watch)?,
+            flows: Flows::new(idle),
+            limit,
+            generation,
+            joining: Joining::default(),
+            events: vec![EpollEvent::empty(); SLOTS],
+            requests: Vec::with_capacity(BATCH),
+            replies: Vec::with_capacity(SLOTS),
+            pieces: Vec::with_capacity(BATCH),
+        })
+    }
+
+    /// Carries datagrams until it is told to stop.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let sweep = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(sweep);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = &mut sweep, if !self.flows.is_empty() => {
+                    self.expire(Instant::now());
+                    sweep.as_mut().reset(tokio::time::Instant::now() + self.sweep_period());
+                    continue;
+                }
+                ready = self.watch.readable() => match ready {
+                    // All that is there is carried below, so what comes after that is news.
+                    Ok(mut ready) => ready.clear_ready(),
+                    Err(error) => {
+                        // The runtime is shutting down.
+                        tracing::debug!(%error, "a UDP route ends");
+                        break;
+                    }
+                },
+            }
+            let mut turns = 0;
+            while self.turn() {
+                turns += 1;
+                if turns == TURNS {
+                    tokio::task::yield_now().await;
+                    if stop.is_cancelled() {
+                        break;
+                    }
+                    turns = 0;
+                    self.expire(Instant::now());
+                }
+            }
+        }
+        self.close_all();
+    }
+
+    /// Carries what is there, up to a limit; `false` if nothing was.
+    fn turn(&mut self) -> bool {
+        let mut events = std::mem::take(&mut self.events);
+        let ready = self.watch.get_ref().0.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
+        if ready > 0 {
+            let now = Instant::now();
+            self.notice_changes();
+            wire::with_arena(|arena| {
+                let mut listener = false;
+                for event in &events[..ready] {
+                    match event.data() {
+                        LISTENER => listener = true,
+                        key => self.receive(usize::try_from(key).expect("a key"), arena, now),
+                    }
+                }
+                self.reply(arena);
+                if listener {
+                    self.listen(arena, now);
+                }
+            });
+        }
+        self.events = events;
+        ready > 0
+    }
+
+    /// Follows the route's settings.
+    fn notice_changes(&mut self) {
+        let generation = self.route.generation();
+        if generation != self.generation {
+            self.generation = generation;
+            let (idle, limit) = self.route.limits();
+            self.flows.set_idle(idle);
+            self.limit = limit;
+        }
+    }
+
+    // === from clients ===
+
+    fn listen(&mut self, arena: &mut Arena, now: Instant) {
+        let mut requests = std::mem::take(&mut self.requests);
+        if wire::receive_requests(&self.listener, arena, &mut requests).is_ok() {
+            for group in requests.chunk_by(|one, other| one.caller == other.caller) {
+                self.carry(group, arena, now);
+            }
+            let counters = &self.route.counters;
+            count(&counters.requests, requests.iter().map(|request| request.piece.datagrams()).sum());
+            count(&counters.request_bytes, requests.iter().map(|request| request.piece.len as u64).sum());
+        }
+        requests.clear();
+        self.requests = requests;
+    }
+
+    /// Sends what one client sent on to its endpoint.
+    fn carry(&mut self, requests: &[Request], arena: &Arena, now: Instant) {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        pieces.clear();
+        pieces.extend(requests.iter().map(|request| request.piece));
+        let mut rest = &pieces[..];
+        let mut refused = Vec::new();
+        let mut sent = Sent::default();
+        while !rest.is_empty() {
+            let Some(key) = self.flow_of(requests[0].caller, arena.piece(&rest[0]), now, &refused) else {
+                // Counted where it failed; without a flow, nothing goes anywhere.
+                break;
+            };
+            let upstream = &mut self.flows.get_mut(key).expect("a flow").with;
+            let (done, errno) = wire::send_requests(&upstream.socket, arena, rest, &mut upstream.joining, &mut sent);
+            rest = &rest[done..];
+            self.flows.asked(key, now);
+            if errno.is_some() {
+                // About an earlier datagram, or about this one: either way this one was not sent.
+                refused.push(self.refuse(key, now));
+                if refused.len() >= TRIES {
+                    sent.dropped += rest.iter().map(Piece::datagrams).sum::<u64>();
+                    break;
+                }
+            }
+        }
+        count(&self.route.counters.not_sent, sent.dropped);
+        self.pieces = pieces;
+    }
+
+    /// The client's flow, with an endpoint that may serve it.
+    fn flow_of(&mut self, caller: Caller, first: &[u8], now: Instant, refused: &[SocketAddr]) -> Option<usize> {
+        let Some(key) = self.flows.find(&caller) else { return self.open(caller, first, now, refused) };
+        let generation = self.generation;
+        let upstream = &mut self.flows.get_mut(key).expect("a flow").with;
+        if !upstream.refused && (upstream.generation == generation || self.route.keeps(upstream.endpoint)) {
+            upstream.generation = generation;
+            return Some(key);
+        }
+        let mut excluded = refused.to_vec();
+        if upstream.refused {
+            excluded.push(upstream.endpoint);
+        }
+        self.relocate(key, &excluded, Some(first), now).then_some(key)
+    }
+
+    /// A flow for a client that has none.
+    fn open(&mut self, caller: Caller, first: &[u8], now: Instant, refused: &[SocketAddr]) -> Option<usize> {
+        while self.flows.len() >= self.limit {
+            self.evict();
+        }
+        let permit = self.route.budget.take().or_else(|| {
+            self.evict();
+            self.route.budget.take()
+        });
+        let Some(permit) = permit else {
+            count(&self.route.counters.no_room, 1);
+            return None;
+        };
+        let (socket, endpoint) = self.dial(&caller, None, refused, now)?;
+        let socket = socket.expect("there is none to keep");
+        let key = self.flows.next_key();
+        if !self.watch_upstream(&socket, key) {
+            self.route.left(endpoint);
+            return None;
+        }
+        let upstream = Upstream {
+            socket,
+            endpoint,
+            refused: false,
+            generation: self.generation,
+            joining: Joining::default(),
+            take: 1,
+            kept: kept(first),
+            tries: 1,
+            _permit: permit,
+        };
+        let key = self.flows.insert(caller, upstream, now);
+        count(&self.route.counters.opened, 1);
+        count(&self.route.counters.flows, 1);
+        Some(key)
+    }
+
+    /// Gives a flow another endpoint; `false` and no flow, if there is none.
+    fn relocate(&mut self, key: usize, excluded: &[SocketAddr], first: Option<&[u8]>, now: Instant) -> bool {
+        let flow = self.flows.get_mut(key).expect("a flow");
+        let (caller, before) = (flow.caller, flow.with.endpoint);
+        let Some((socket, endpoint)) = self.dial(&caller, Some(before), excluded, now) else {
+            self.close(key);
+            return false;
+        };
+        if let Some(socket) = &socket
+            && !self.watch_upstream(socket, key)
+        {
+            self.route.left(endpoint);
+            self.close(key);
+            return false;
+        }
+        self.route.left(before);
+        let generation = self.generation;
+        let upstream = &mut self.flows.get_mut(key).expect("a flow").with;
+        if let Some(socket) = socket {
+            // The one before is closed by this, and is watched no more.
+            upstream.socket = socket;
+        }
+        upstream.endpoint = endpoint;
+        upstream.refused = false;
+        upstream.generation = generation;
+        upstream.tries += 1;
+        if let Some(first) = first {
+            (upstream.kept, upstream.tries) = (kept(first), 1);
+        }
+        self.flows.restart(key, now);
+        count(&self.route.counters.moved, u64::from(endpoint != before));
+        true
+    }
+
+    /// An endpoint, which counts the flow from now on, and a socket to it. No socket if it is the one where the flow is anyway.
+    fn dial(
+        &mut self,
+        caller: &Caller,
+        current: Option<SocketAddr>,
+        excluded: &[SocketAddr],
+        now: Instant,
+    ) -> Option<(Option<Socket>, SocketAddr)> {
+        let mut excluded = excluded.to_vec();
+        let mut evicted = false;
+        for _ in 0..TRIES {
+            let Some(endpoint) = self.route.place(caller, now, &excluded) else {
+                count(&self.route.counters.no_endpoint, 1);
+                return None;
+            };
+            if current == Some(endpoint) {
+                return Some((None, endpoint));
+            }
+            match self.route.dial.dial(caller.client, endpoint) {
+                Ok(socket) => return Some((Some(socket), endpoint)),
+                Err(error) => {
+                    self.route.left(endpoint);
+                    let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
+                    if wire::is_about_the_endpoint(errno) {
+                        self.route.failed(endpoint, now);
+                        excluded.push(endpoint);
+                    } else if !evicted {
+                        // No descriptors, ports or memory: somebody else's flow may be worth less.
+                        self.evict_other(caller);
+                        evicted = true;
+                    } else {
+                        break;
+                    }
+                }
+            }
+        }
+        count(&self.route.counters.no_room, 1);
+        None
+    }
+
+    fn watch_upstream(&self, socket: &Socket, key: usize) -> bool {
+        let watched = self.watch.get_ref().0.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, key as u64));
+        if watched.is_err() {
+            count(&self.route.counters.no_room, 1);
+        }
+        watched.is_ok()
+    }
+
+    // === from endpoints ===
+
+    /// Receives what an endpoint sent, to be sent on with the others' replies.
+    fn receive(&mut self, key: usize, arena: &mut Arena, now: Instant) {
+        if self.replies.len() == SLOTS {
+            self.reply(arena);
+        }
+        let Some(flow) = self.flows.get_mut(key) else { return };
+        let (caller, upstream) = (flow.caller, &mut flow.with);
+        let replies = &mut self.replies;
+        let count = upstream.take.min(SLOTS - replies.len());
+        let received = wire::receive_replies(&upstream.socket, arena, replies.len(), count, |piece| {
+            replies.push(Request { caller, piece });
+        });
+        match received {
+            Ok(received) => {
+                // More next time if these were all that was asked for.
+                upstream.take = if received == count { (count * 2).min(BATCH) } else { received.max(1) };
+                let endpoint = upstream.endpoint;
+                upstream.kept = None;
+                if let Some(latency) = self.flows.answered(key, now) {
+                    self.route.answered(endpoint, latency, now);
+                }
+            }
+            Err(errno) if wire::is_about_the_endpoint(errno) => {
+                let refused = self.refuse(key, now);
+                self.ask_elsewhere(key, refused, now);
+            }
+            // Nothing there after all.
+            Err(_) => {}
+        }
+    }
+
+    /// Sends the collected replies.
+    fn reply(&mut self, arena: &mut Arena) {
+        if self.replies.is_empty() {
+            return;
+        }
+        let mut sent = Sent::default();
+        wire::send_replies(&self.listener, arena, &self.replies, &mut self.joining, &mut sent);
+        let counters = &self.route.counters;
+        count(&counters.replies, self.replies.len() as u64);
+        count(&counters.reply_bytes, self.replies.iter().map(|reply| reply.piece.len as u64).sum());
+        count(&counters.not_sent, sent.dropped);
+        self.replies.clear();
+    }
+
+    /// The endpoint of this flow does not serve.
+    fn refuse(&mut self, key: usize, now: Instant) -> SocketAddr {
+        let upstream = &mut self.flows.get_mut(key).expect("a flow").with;
+        upstream.refused = true;
+        self.route.failed(upstream.endpoint, now);
+        upstream.endpoint
+    }
+
+    /// Asks another endpoint what one refused, if that was all that the client said so far.
+    fn ask_elsewhere(&mut self, key: usize, refused: SocketAddr, now: Instant) {
+        let upstream = &mut self.flows.get_mut(key).expect("a flow").with;
+        if upstream.tries >= TRIES {
+            return;
+        }
+        let Some(kept) = upstream.kept.take() else { return };
+        if self.relocate(key, &[refused], None, now) {
+            let upstream = &mut self.flows.get_mut(key).expect("a flow").with;
+            // Asking the same one again would only be refused again; the client will.
+            if upstream.endpoint != refused && upstream.socket.send(&kept).is_ok() {
+                upstream.kept = Some(kept);
+            }
+        }
+    }
+
+    // === the end of flows ===
+
+    fn expire(&mut self, now: Instant) {
+        self.notice_changes();
+        while let Some(key) = self.flows.expired(now) {
+            self.close(key);
+            count(&self.route.counters.expired, 1);
+        }
+    }
+
+    /// Often enough that an idle flow does not stay for much longer than it should.
+    fn sweep_period(&self) -> Duration {
+        let Idle { flow, stream } = self.route.limits().0;
+        (flow.min(stream) / 4).clamp(Duration::from_millis(20), Duration::from_secs(1))
+    }
+
+    fn evict(&mut self) {
+        if let Some(key) = self.flows.most_dispensable() {
+            self.close(key);
+            count(&self.route.counters.evicted, 1);
+        }
+    }
+
+    /// Evicts, but not the one for whom room is made.
+    fn evict_other(&mut self, caller: &Caller) {
+        if self.flows.most_dispensable() != self.flows.find(caller) {
+            self.evict();
+        }
+    }
+
+    fn close(&mut self, key: usize) {
+        if let Some(flow) = self.flows.remove(key) {
+            self.route.left(flow.with.endpoint);
+            self.route.counters.flows.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    fn close_all(&mut self) {
+        while let Some(key) = self.flows.most_dispensable() {
+            self.close(key);
+        }
+    }
+}
+
+fn register(watch: Watch) -> io::Result<AsyncFd<Watch>> {
+    #[expect(deprecated, reason = "its successor is unsafe; `Watch` owns its descriptor and never changes it")]
+    AsyncFd::new(watch)
+}
+
+/// What to keep of a first datagram.
+fn kept(first: &[u8]) -> Option<Box<[u8]>> {
+    (first.len() <= KEPT).then(|| first.into())
+}
