@@ -17,6 +17,7 @@ use clap::Args;
 
 use self::connect::Block;
 use self::rig::Rig;
+pub(crate) use self::rig::flush_conntrack;
 use crate::report::{Csv, Report, Table};
 use crate::stats::{Spread, quantile};
 

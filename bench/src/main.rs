@@ -5,12 +5,13 @@
 //! What each one measures, and how to read it, is in `bench/README.md`.
 //!
 //! Where things are: [`cluster`] makes Kubernetes objects, [`stats`] makes few numbers of many, [`usage`] asks the kernel what
-//! something cost, [`report`] writes tables and files; [`first_packet`] and [`load`] are the measurements.
+//! something cost, [`report`] writes tables and files; [`first_packet`], [`forward_udp`] and [`load`] are the measurements.
 //!
 //! Invariant: speed is printed, never asserted. A run fails only when something could not be measured.
 
 mod cluster;
 mod first_packet;
+mod forward_udp;
 mod load;
 mod report;
 mod stats;
@@ -42,6 +43,8 @@ struct Common {
 enum Measurement {
     /// Latency of opening a connection through a ClusterIP, against a bare path and one hard-coded dnat rule
     FirstPacket(first_packet::Options),
+    /// Datagrams through the userspace forwarder, against nginx and the direct path; needs nginx with its stream module
+    ForwardUdp(forward_udp::Options),
     /// Time to program 100,000 endpoints from nothing, against a raw encoder; and the time of a single change
     Load(load::Options),
 }
@@ -51,6 +54,7 @@ fn main() -> anyhow::Result<()> {
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "measurements make network namespaces: run as root");
     match cli.measurement {
         Measurement::FirstPacket(options) => first_packet::run(&options, cli.common.out),
+        Measurement::ForwardUdp(options) => forward_udp::run(&options, cli.common.out),
         Measurement::Load(options) => load::run(&options, cli.common.out),
     }
 }

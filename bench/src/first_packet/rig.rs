@@ -115,7 +115,7 @@ impl Rig {
 }
 
 /// Empties the connection tracking table of the calling thread's namespace (`conntrack -F`).
-fn flush_conntrack() -> anyhow::Result<()> {
+pub(crate) fn flush_conntrack() -> anyhow::Result<()> {
     /// linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h
     const DELETE: u16 = 1 << 8 | 2;
     let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
