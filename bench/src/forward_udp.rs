@@ -38,7 +38,7 @@ pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
     let rig = Rig::new(options.workers)?;
     report.say(format!("peer: {}", rig.nginx_version()));
     let length = Duration::from_millis(options.block);
-    let mut csv = Csv::new("round,position,load,variant,seconds,datagrams,lost,p50_ns,p99_ns");
+    let mut csv = Csv::new("round,position,load,variant,seconds,datagrams,lost,p50_ns,p99_ns,proxy_cpu_ns");
     let mut blocks: Vec<Vec<Vec<Block>>> = vec![vec![Vec::new(); VARIANTS.len()]; Load::ALL.len()];
     for round in 0..options.rounds {
         for (load_index, load) in Load::ALL.into_iter().enumerate() {
@@ -55,6 +55,7 @@ pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
                     &block.lost,
                     &block.p50.as_nanos(),
                     &block.p99.as_nanos(),
+                    &block.proxy.as_nanos(),
                 ]);
                 blocks[load_index][variant].push(block);
             }
@@ -74,9 +75,10 @@ pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
             "p50, us",
             "p99, us",
             "lost, %",
-            "to direct",
-            "to nginx",
-            "to nginx-sessions",
+            "rate to direct",
+            "rate to nginx",
+            "rate to nginx-sessions",
+            "proxy's CPU, us per datagram",
         ]);
         let rates: Vec<Vec<f64>> = blocks.iter().map(|blocks| blocks.iter().map(Block::rate).collect()).collect();
         let ratio = |a: usize, b: usize| format!("{:.2}", Spread::of_ratios(&rates[a], &rates[b]));
@@ -90,7 +92,8 @@ pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
             let time = |spread: Spread| if times { format!("{spread:.1}") } else { "-".to_owned() };
             let cells = [format!("{rate:.1}"), time(p50), time(p99), lost, ratio(variant, 0), ratio(variant, 1)];
             let [rate, p50, p99, lost, direct, nginx] = &cells;
-            table.row(&[name, rate, p50, p99, lost, direct, nginx, &ratio(variant, 2)]);
+            let cpu = if variant == 0 { "-".to_owned() } else { format!("{:.2}", of(Block::cpu)) };
+            table.row(&[name, rate, p50, p99, lost, direct, nginx, &ratio(variant, 2), &cpu]);
         }
         report.say(&table);
     }
@@ -103,11 +106,16 @@ fn verdicts(report: &mut Report, blocks: &[Vec<Vec<Block>>]) {
     let ours = VARIANTS.len() - 1;
     for (load, blocks) in Load::ALL.into_iter().zip(blocks) {
         for peer in [1, 2] {
-            let rates = |variant: usize| blocks[variant].iter().map(Block::rate).collect::<Vec<_>>();
-            let ratio = Spread::of_ratios(&rates(ours), &rates(peer));
-            let verdict = if ratio.median >= 1.0 { "met" } else { "MISSED" };
+            let ratio = |value: fn(&Block) -> f64| {
+                let of = |variant: usize| blocks[variant].iter().map(value).collect::<Vec<_>>();
+                Spread::of_ratios(&of(ours), &of(peer))
+            };
+            let (rate, cpu) = (ratio(Block::rate), ratio(Block::cpu));
+            let verdict = if rate.median >= 1.0 { "met" } else { "MISSED" };
             let (load, peer) = (load.name(), VARIANTS[peer]);
-            report.say(format!("target: {load} at least that of {peer}: {ratio:.2}: {verdict}"));
+            report.say(format!(
+                "target: rate of {load} at least that of {peer}: {rate:.2}: {verdict}; CPU time per datagram: {cpu:.2}"
+            ));
         }
     }
 }

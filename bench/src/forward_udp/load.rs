@@ -13,7 +13,9 @@ use crate::stats::quantile;
 const PAYLOAD: [u8; 64] = [7; 64];
 /// The payload of a datagram of the bulk load.
 const BULK: usize = 1_200;
-/// When a request counts as lost.
+/// When nothing is on its way any more.
+const QUIET: Duration = Duration::from_millis(150);
+/// When a request counts as lost, in milliseconds.
 const LOST: u16 = 200;
 
 /// A way to load a path.
@@ -38,6 +40,8 @@ pub struct Block {
     pub lost: u64,
     pub p50: Duration,
     pub p99: Duration,
+    /// CPU time of the proxy's threads.
+    pub proxy: Duration,
 }
 
 impl Load {
@@ -70,6 +74,11 @@ impl Block {
     /// Per second.
     pub fn rate(&self) -> f64 {
         self.datagrams as f64 / self.took.as_secs_f64()
+    }
+
+    /// CPU time of the proxy per datagram that arrived, in microseconds.
+    pub fn cpu(&self) -> f64 {
+        self.proxy.as_secs_f64() * 1e6 / self.datagrams as f64
     }
 
     pub fn lost_per_cent(&self) -> f64 {
@@ -138,7 +147,7 @@ fn pairs(to: SocketAddr, length: Duration, clients: usize, fresh: bool) -> anyho
     anyhow::ensure!(!samples.is_empty(), "{to} never replied");
     samples.sort_unstable();
     let (p50, p99) = (quantile(&samples, 0.5), quantile(&samples, 0.99));
-    Ok(Block { took, datagrams: samples.len() as u64, lost, p50, p99 })
+    Ok(Block { took, datagrams: samples.len() as u64, lost, p50, p99, proxy: Duration::ZERO })
 }
 
 /// Sends without waiting for anything.
@@ -157,17 +166,17 @@ fn bulk(to: SocketAddr, length: Duration, sunk: &AtomicU64) -> anyhow::Result<Bl
         }
     }
     let took = begin.elapsed();
-    // What is still on its way in buffers counts: until nothing comes any more.
-    let mut datagrams = sunk.load(Ordering::Relaxed) - before;
-    loop {
-        std::thread::sleep(Duration::from_millis(20));
+    // What is still on its way in buffers counts: until nothing has come for a while.
+    let mut datagrams = 0;
+    let mut last = Instant::now();
+    while last.elapsed() < if datagrams == 0 { QUIET * 10 } else { QUIET } {
+        std::thread::sleep(QUIET / 10);
         let now = sunk.load(Ordering::Relaxed) - before;
-        if now == datagrams {
-            break;
+        if now != datagrams {
+            (datagrams, last) = (now, Instant::now());
         }
-        datagrams = now;
     }
     anyhow::ensure!(datagrams > 0, "nothing arrived by way of {to}");
     let zero = Duration::ZERO;
-    Ok(Block { took, datagrams, lost: sent - datagrams.min(sent), p50: zero, p99: zero })
+    Ok(Block { took, datagrams, lost: sent - datagrams.min(sent), p50: zero, p99: zero, proxy: zero })
 }

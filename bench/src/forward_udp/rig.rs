@@ -39,6 +39,8 @@ pub struct Rig {
     forwarder: Option<UdpForwarder>,
     runtime: Option<Runtime>,
     nginx: Child,
+    /// Threads of the forwarder's runtime.
+    workers: Vec<i32>,
     _configuration: tempfile::TempDir,
     stop: Arc<AtomicBool>,
     servers: Vec<JoinHandle<()>>,
@@ -63,6 +65,7 @@ impl Rig {
         let runtime = lab
             .node()
             .run(|| tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build())?;
+        let threads = workers_of(&runtime, workers);
         let mut forwarder = UdpForwarder::new(runtime.handle().clone(), UdpForwarder::FLOWS);
         let mut targets: Vec<SocketAddr> = NGINX.iter().map(|port| SocketAddr::from((NODE.v4, *port))).collect();
         for (name, port) in [("echo", ECHO), ("sink", SINK)] {
@@ -86,7 +89,18 @@ impl Rig {
         }
         lab.node().run(|| Connection::open()?.commit(&transaction)).context("programming the node")?;
         let (forwarder, runtime) = (Some(forwarder), Some(runtime));
-        Ok(Self { forwarder, runtime, nginx, _configuration: configuration, stop, servers, sunk, pod, lab })
+        Ok(Self {
+            forwarder,
+            runtime,
+            nginx,
+            workers: threads,
+            _configuration: configuration,
+            stop,
+            servers,
+            sunk,
+            pod,
+            lab,
+        })
     }
 
     /// One block of a load through a variant (by its place in [`VARIANTS`]).
@@ -99,7 +113,24 @@ impl Rig {
             _ => SocketAddr::from((FRONTEND, 2 * (variant as u16 - 1) + 1 + u16::from(sinks))),
         };
         let client = self.lab.client(0);
-        client.run(|| load::run(load, to, length, &self.sunk))
+        let threads = self.threads(variant)?;
+        let before = on_cpu(&threads)?;
+        let mut block = client.run(|| load::run(load, to, length, &self.sunk))?;
+        block.proxy = on_cpu(&threads)? - before;
+        Ok(block)
+    }
+
+    /// Threads that carry this variant's datagrams in user space.
+    fn threads(&self, variant: usize) -> anyhow::Result<Vec<i32>> {
+        match variant {
+            0 => Ok(Vec::new()),
+            3 => Ok(self.workers.clone()),
+            _ => {
+                let master = self.nginx.id();
+                let children = fs::read_to_string(format!("/proc/{master}/task/{master}/children"))?;
+                children.split_whitespace().map(|child| child.parse().context("a process id")).collect()
+            }
+        }
     }
 
     pub fn status(&self) -> UdpStatus {
@@ -124,6 +155,30 @@ impl Drop for Rig {
         self.stop.store(true, Ordering::SeqCst);
         self.servers.drain(..).for_each(|server| drop(server.join()));
     }
+}
+
+/// Thread ids of a runtime's workers: each one is asked, while the others wait for it.
+fn workers_of(runtime: &Runtime, workers: usize) -> Vec<i32> {
+    let barrier = Arc::new(std::sync::Barrier::new(workers));
+    let ask = |_| {
+        let barrier = Arc::clone(&barrier);
+        runtime.spawn(async move {
+            barrier.wait();
+            nix::unistd::gettid().as_raw()
+        })
+    };
+    let asked: Vec<_> = (0..workers).map(ask).collect();
+    asked.into_iter().map(|asked| runtime.block_on(asked).expect("it answers")).collect()
+}
+
+/// Time that threads have spent on a CPU, by the scheduler's own account (`/proc/PID/schedstat`, nanoseconds).
+fn on_cpu(threads: &[i32]) -> anyhow::Result<Duration> {
+    let of = |thread: &i32| -> anyhow::Result<Duration> {
+        let text = fs::read_to_string(format!("/proc/{thread}/schedstat"))?;
+        let nanos = text.split_whitespace().next().context("schedstat is empty")?.parse()?;
+        Ok(Duration::from_nanos(nanos))
+    };
+    threads.iter().map(of).sum()
 }
 
 /// `ip daddr 10.96.0.1 udp dport <port> dnat to <target>`
