@@ -289,6 +289,39 @@ fn the_process_has_a_limit_of_its_own() {
     eventually("there is room", || bed::ask(&late, b"x").is_ok());
 }
 
+/// Says to this test that it is the process that may run out.
+const FEW_DESCRIPTORS: &str = "POINTSMAN_TEST_FEW_DESCRIPTORS";
+
+#[test]
+fn few_descriptors_are_shared_by_those_who_ask() {
+    if std::env::var_os(FEW_DESCRIPTORS).is_none() {
+        // All tests of this process share its descriptors, so this one gets a process of its own.
+        let program = std::env::current_exe().expect("a test program");
+        let mut child = std::process::Command::new(program);
+        child.args(["few_descriptors_are_shared_by_those_who_ask", "--exact", "--nocapture"]).env(FEW_DESCRIPTORS, "1");
+        assert!(child.status().expect("it starts").success());
+        return;
+    }
+    let mut bed = Bed::new(1, &["web-1"]);
+    bed.echo("web-1");
+    let frontend = bed.route("web", &["web-1"], |_| {})[0];
+    let clients: Vec<_> = (0..40).map(|_| bed.connected(0, frontend)).collect();
+    let room = 10;
+    let open = std::fs::read_dir("/proc/self/fd").expect("procfs").count();
+    let limit = std::process::Command::new("prlimit")
+        .args([format!("--pid={}", std::process::id()), format!("--nofile={}", open + room)])
+        .status();
+    assert!(limit.expect("prlimit is there").success());
+    for _ in 0..3 {
+        for client in &clients {
+            assert!(bed::ask(client, b"x").is_ok(), "somebody else's idle flow makes room");
+        }
+    }
+    let status = bed.status("web");
+    assert!(status.evicted > 0 && status.flows < 2 * room as u64, "{status:?}");
+    assert_eq!(status.failures, [], "no endpoint is to blame");
+}
+
 #[test]
 fn running_out_of_descriptors_is_survived() {
     use pointsman::forward::udp::Dial;

@@ -5,7 +5,7 @@
 //! What each one measures, and how to read it, is in `bench/README.md`.
 //!
 //! Where things are: [`cluster`] makes Kubernetes objects, [`stats`] makes few numbers of many, [`usage`] asks the kernel what
-//! something cost, [`report`] writes tables and files; [`first_packet`], [`load`], [`scale`], [`schedulers`],
+//! something cost, [`report`] writes tables and files; [`first_packet`], [`forward`], [`forward_udp`], [`load`], [`scale`], [`schedulers`],
 //! [`split`] and [`live`] are the measurements.
 //!
 //! Invariant: speed is printed, never asserted. A run fails only when something could not be measured.
@@ -13,6 +13,7 @@
 mod cluster;
 mod first_packet;
 mod forward;
+mod forward_udp;
 mod live;
 mod load;
 mod report;
@@ -53,6 +54,8 @@ enum Measurement {
     /// One of our own forwarders, for `forward`
     #[command(hide = true, subcommand)]
     ForwardPeer(forward::Own),
+    /// Datagrams through the userspace forwarder, against nginx and the direct path; needs nginx with its stream module
+    ForwardUdp(forward_udp::Options),
     /// Time to program 100,000 endpoints from nothing, against a raw encoder; and the time of a single change
     Load(load::Options),
     /// What updates, storms, restarts and memory cost as the cluster grows; the daemon itself against an API server double
@@ -74,6 +77,7 @@ fn main() -> anyhow::Result<()> {
         Measurement::FirstPacket(options) => first_packet::run(&options, cli.common.out),
         Measurement::Forward(options) => forward::run(&options, cli.common.out),
         Measurement::ForwardPeer(own) => forward::serve(own),
+        Measurement::ForwardUdp(options) => forward_udp::run(&options, cli.common.out),
         Measurement::Load(options) => load::run(&options, cli.common.out),
         Measurement::Scale(options) => scale::run(&options, cli.common.out),
         Measurement::Schedulers(options) => schedulers::run(&options, cli.common.out),

@@ -179,12 +179,13 @@ impl Shard {
     fn listen(&mut self, arena: &mut Arena, now: Instant) {
         let mut requests = std::mem::take(&mut self.requests);
         if wire::receive_requests(&self.listener, arena, &mut requests).is_ok() {
-            for group in requests.chunk_by(|one, other| one.caller == other.caller) {
-                self.carry(group, arena, now);
-            }
+            // Counted first: who has a reply finds it in the counters.
             let counters = &self.route.counters;
             count(&counters.requests, requests.iter().map(|request| request.piece.datagrams()).sum());
             count(&counters.request_bytes, requests.iter().map(|request| request.piece.len as u64).sum());
+            for group in requests.chunk_by(|one, other| one.caller == other.caller) {
+                self.carry(group, arena, now);
+            }
         }
         requests.clear();
         self.requests = requests;
@@ -393,11 +394,11 @@ impl Shard {
         if self.replies.is_empty() {
             return;
         }
-        let mut sent = Sent::default();
-        wire::send_replies(&self.listener, arena, &self.replies, &mut self.joining, &mut sent);
         let counters = &self.route.counters;
         count(&counters.replies, self.replies.len() as u64);
         count(&counters.reply_bytes, self.replies.iter().map(|reply| reply.piece.len as u64).sum());
+        let mut sent = Sent::default();
+        wire::send_replies(&self.listener, arena, &self.replies, &mut self.joining, &mut sent);
         count(&counters.not_sent, sent.dropped);
         self.replies.clear();
     }

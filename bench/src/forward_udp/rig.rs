@@ -1,0 +1,245 @@
+//! A client, a node with nginx and the forwarder, and a pod that echoes.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use nft::{Chain, ChainKind, Connection, Expr, Family, Hook, Key, Reg, Rule, Table, Transaction};
+use nix::libc;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pointsman::forward::balance::Method;
+use pointsman::forward::udp::{UdpForwarder, UdpOptions, UdpRoute, UdpStatus};
+use pointsman::lab::{Lab, NODE};
+use pointsman::schedule::Candidate;
+use tokio::runtime::Runtime;
+
+use super::load::{self, Block, Load};
+use crate::first_packet::flush_conntrack;
+
+/// In this order everywhere. `nginx` ends a session after one response (`proxy_responses 1`), as is usual for DNS; `nginx-sessions`
+/// keeps it, as the forwarder keeps its flows.
+pub const VARIANTS: [&str; 4] = ["direct", "nginx", "nginx-sessions", "pointsman"];
+
+const POD: &str = "web-1";
+/// Where the pod echoes, and where it only counts.
+const ECHO: u16 = 5353;
+const SINK: u16 = 5354;
+/// Where nginx listens: two servers, each with an echo and a sink behind it.
+const NGINX: [u16; 4] = [7001, 7002, 7003, 7004];
+const FRONTEND: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+
+/// See the module.
+pub struct Rig {
+    forwarder: Option<UdpForwarder>,
+    runtime: Option<Runtime>,
+    nginx: Child,
+    /// Threads of the forwarder's runtime.
+    workers: Vec<i32>,
+    _configuration: tempfile::TempDir,
+    stop: Arc<AtomicBool>,
+    servers: Vec<JoinHandle<()>>,
+    sunk: Arc<AtomicU64>,
+    pod: Ipv4Addr,
+    lab: Lab,
+}
+
+impl Rig {
+    pub fn new(workers: usize) -> anyhow::Result<Self> {
+        let lab = Lab::builder().prefix("pm-bench").pods([POD]).build()?;
+        let pod = lab.pod(POD).addresses().v4;
+        let (configuration, nginx) = start_nginx(&lab, pod, workers)?;
+        let (stop, sunk) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut servers = Vec::new();
+        for (port, echoes) in [(ECHO, true), (SINK, false)] {
+            let socket = lab.pod(POD).run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?;
+            socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+            let (stop, sunk) = (Arc::clone(&stop), Arc::clone(&sunk));
+            servers.push(std::thread::spawn(move || serve(&socket, echoes, &stop, &sunk)));
+        }
+        let runtime = lab
+            .node()
+            .run(|| tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build())?;
+        let threads = workers_of(&runtime, workers);
+        let mut forwarder = UdpForwarder::new(runtime.handle().clone(), UdpForwarder::FLOWS);
+        let mut targets: Vec<SocketAddr> = NGINX.iter().map(|port| SocketAddr::from((NODE.v4, *port))).collect();
+        for (name, port) in [("echo", ECHO), ("sink", SINK)] {
+            let route = UdpRoute {
+                listen: SocketAddr::from((NODE.v4, 0)),
+                candidates: vec![Candidate::equal(SocketAddr::from((pod, port)))],
+                draining: Vec::new(),
+                method: Method::Random,
+                affinity: None,
+                seed: 1,
+                options: UdpOptions::default(),
+            };
+            targets.push(lab.node().run(|| forwarder.set(name, route))?);
+        }
+        let mut transaction = Transaction::new();
+        transaction.add_table(&Table::new(Family::Ip, "bench"));
+        let chain = Chain::new(Family::Ip, "bench", "entry");
+        transaction.add_chain(&chain.hooked(ChainKind::Nat, Hook::Prerouting, -100));
+        for (port, target) in (1..).zip(&targets) {
+            transaction.add_rule(&Rule::new(Family::Ip, "bench", "entry", dnat(port, *target)));
+        }
+        lab.node().run(|| Connection::open()?.commit(&transaction)).context("programming the node")?;
+        let (forwarder, runtime) = (Some(forwarder), Some(runtime));
+        Ok(Self {
+            forwarder,
+            runtime,
+            nginx,
+            workers: threads,
+            _configuration: configuration,
+            stop,
+            servers,
+            sunk,
+            pod,
+            lab,
+        })
+    }
+
+    /// One block of a load through a variant (by its place in [`VARIANTS`]).
+    pub fn measure(&self, load: Load, variant: usize, length: Duration) -> anyhow::Result<Block> {
+        self.lab.node().run(flush_conntrack)?;
+        let sinks = load == Load::Bulk;
+        let to = match variant {
+            0 => SocketAddr::from((self.pod, if sinks { SINK } else { ECHO })),
+            // Rules are numbered as they were made: echo and sink of each variant.
+            _ => SocketAddr::from((FRONTEND, 2 * (variant as u16 - 1) + 1 + u16::from(sinks))),
+        };
+        let client = self.lab.client(0);
+        let threads = self.threads(variant)?;
+        let before = on_cpu(&threads)?;
+        let mut block = client.run(|| load::run(load, to, length, &self.sunk))?;
+        block.proxy = on_cpu(&threads)? - before;
+        Ok(block)
+    }
+
+    /// Threads that carry this variant's datagrams in user space.
+    fn threads(&self, variant: usize) -> anyhow::Result<Vec<i32>> {
+        match variant {
+            0 => Ok(Vec::new()),
+            3 => Ok(self.workers.clone()),
+            _ => {
+                let master = self.nginx.id();
+                let children = fs::read_to_string(format!("/proc/{master}/task/{master}/children"))?;
+                children.split_whitespace().map(|child| child.parse().context("a process id")).collect()
+            }
+        }
+    }
+
+    pub fn status(&self) -> UdpStatus {
+        let forwarder = self.forwarder.as_ref().expect("runs");
+        forwarder.status("echo").expect("a route").1
+    }
+
+    pub fn nginx_version(&self) -> String {
+        let output = Command::new("nginx").arg("-v").output();
+        output.map(|output| String::from_utf8_lossy(&output.stderr).trim().to_owned()).unwrap_or_default()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.nginx.id() as i32), Signal::SIGTERM);
+        let _ = self.nginx.wait();
+        self.forwarder.take();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(2));
+        }
+        self.stop.store(true, Ordering::SeqCst);
+        self.servers.drain(..).for_each(|server| drop(server.join()));
+    }
+}
+
+/// Thread ids of a runtime's workers: each one is asked, while the others wait for it.
+fn workers_of(runtime: &Runtime, workers: usize) -> Vec<i32> {
+    let barrier = Arc::new(std::sync::Barrier::new(workers));
+    let ask = |_| {
+        let barrier = Arc::clone(&barrier);
+        runtime.spawn(async move {
+            barrier.wait();
+            nix::unistd::gettid().as_raw()
+        })
+    };
+    let asked: Vec<_> = (0..workers).map(ask).collect();
+    asked.into_iter().map(|asked| runtime.block_on(asked).expect("it answers")).collect()
+}
+
+/// Time that threads have spent on a CPU, by the scheduler's own account (`/proc/PID/schedstat`, nanoseconds).
+fn on_cpu(threads: &[i32]) -> anyhow::Result<Duration> {
+    let of = |thread: &i32| -> anyhow::Result<Duration> {
+        let text = fs::read_to_string(format!("/proc/{thread}/schedstat"))?;
+        let nanos = text.split_whitespace().next().context("schedstat is empty")?.parse()?;
+        Ok(Duration::from_nanos(nanos))
+    };
+    threads.iter().map(of).sum()
+}
+
+/// `ip daddr 10.96.0.1 udp dport <port> dnat to <target>`
+fn dnat(port: u16, target: SocketAddr) -> Vec<Expr> {
+    let SocketAddr::V4(target) = target else { unreachable!("the rig has IPv4 only") };
+    vec![
+        Expr::ip_daddr(Reg::R1),
+        Expr::eq(Reg::R1, Key::raw(&FRONTEND.octets())),
+        Expr::l4proto(Reg::R1),
+        Expr::eq(Reg::R1, Key::raw(&[libc::IPPROTO_UDP as u8])),
+        Expr::th_dport(Reg::R1),
+        Expr::eq(Reg::R1, Key::raw(&port.to_be_bytes())),
+        Expr::Immediate { dreg: Reg::R1, data: Key::raw(&target.ip().octets()) },
+        Expr::Immediate { dreg: Reg::R2, data: Key::raw(&target.port().to_be_bytes()) },
+        Expr::dnat(Family::Ip, Reg::R1, Some(Reg::R2)),
+    ]
+}
+
+/// nginx with the stream module, set up as well as its documentation knows how: one listening socket per worker (`reuseport`).
+fn start_nginx(lab: &Lab, pod: Ipv4Addr, workers: usize) -> anyhow::Result<(tempfile::TempDir, Child)> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().display();
+    let server = |port: u16, to: u16, more: &str| {
+        format!("server {{ listen {}:{port} udp reuseport; proxy_pass {pod}:{to}; {more} }}\n", NODE.v4)
+    };
+    let (one, many) = ("proxy_responses 1; proxy_timeout 30s;", "proxy_timeout 30s;");
+    let servers = [
+        server(NGINX[0], ECHO, one),
+        // The sink does not respond; the session ends by its time.
+        server(NGINX[1], SINK, one),
+        server(NGINX[2], ECHO, many),
+        server(NGINX[3], SINK, many),
+    ];
+    let text = format!(
+        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\nworker_processes {workers};\n\
+         worker_rlimit_nofile 65536;\npid {path}/pid;\nerror_log {path}/error.log;\n\
+         events {{ worker_connections 32768; }}\nstream {{\n{}}}\n",
+        servers.concat()
+    );
+    let file = directory.path().join("nginx.conf");
+    fs::write(&file, text)?;
+    let mut command = Command::new("nginx");
+    command.arg("-c").arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = lab.node().spawn(command).context("starting nginx: apt-get install nginx libnginx-mod-stream")?;
+    let begin = Instant::now();
+    while !directory.path().join("pid").exists() {
+        let log = || fs::read_to_string(directory.path().join("error.log")).unwrap_or_default();
+        anyhow::ensure!(begin.elapsed() < Duration::from_secs(10), "nginx does not start: {}", log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok((directory, child))
+}
+
+fn serve(socket: &UdpSocket, echoes: bool, stop: &AtomicBool, sunk: &AtomicU64) {
+    let mut buffer = vec![0; 65_536];
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
+        if echoes {
+            let _ = socket.send_to(&buffer[..length], peer);
+        } else {
+            sunk.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
