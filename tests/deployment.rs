@@ -172,7 +172,8 @@ fn applied_over_kubeadms_it_is_valid_and_means_the_same() {
     for set in [&ours, &merged] {
         assert_eq!(set["spec"]["selector"], kubeadms["spec"]["selector"], "immutable");
         let pod = &set["spec"]["template"]["spec"];
-        for container in ["containers", "initContainers"].iter().flat_map(|list| pod[*list].as_array().expect("a list")) {
+        for container in ["containers", "initContainers"].iter().flat_map(|list| pod[*list].as_array().expect("a list"))
+        {
             assert_eq!(security_offences(container), [""; 0], "{container}");
         }
         let [container] = &pod["containers"].as_array().expect("a list")[..] else { panic!("one container: {pod}") };
@@ -192,7 +193,11 @@ fn applied_over_kubeadms_it_is_valid_and_means_the_same() {
     // Which is why MIGRATE.md replaces: variables for a proxy that kubeadm found in its environment survive a merge.
     let names = |set: &Value| -> Vec<String> {
         let env = &set["spec"]["template"]["spec"]["containers"][0]["env"];
-        env.as_array().expect("a list").iter().map(|variable| variable["name"].as_str().expect("text").to_owned()).collect()
+        env.as_array()
+            .expect("a list")
+            .iter()
+            .map(|variable| variable["name"].as_str().expect("text").to_owned())
+            .collect()
     };
     assert_eq!(names(&merged), ["NODE_NAME", "HTTPS_PROXY", "NO_PROXY"]);
     assert_eq!(names(&ours), ["NODE_NAME"]);

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! access     which server, which credentials, which connection      -> a client
+//! proxy      through which proxy, if any
 //! watch      list or stream, then follow; one task per kind         -> events
 //! decode     events and pages, forgiving about single objects       -> lean objects
 //! ledger     who was told about, so that the vanished are reported   -> Change
@@ -24,6 +25,7 @@
 mod access;
 mod decode;
 mod ledger;
+mod proxy;
 mod trouble;
 mod watch;
 
@@ -34,12 +36,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use super::object::{EndpointSlice, Node, Service, ServiceCIDR};
 use super::{Change, Kind, Object, ObjectKey};
 use access::Access;
 pub use access::AccessError;
 use ledger::Watched;
+pub use proxy::Unusable;
 use watch::{Selection, Watch};
 
 /// Services another proxy is responsible for carry this label.
@@ -134,7 +138,16 @@ impl ApiSource {
             user_agent: access::user_agent(&version),
             connect_timeout: config.timing.connect,
         };
-        access.config()?;
+        let found = access.config()?;
+        match access.proxy_of_environment(&found) {
+            None => {}
+            Some(Ok(proxy)) => {
+                info!(%proxy, server = %found.cluster_url, "the environment names a proxy for the API server")
+            }
+            Some(Err((variable, error))) => {
+                warn!(variable, %error, "a proxy of the environment is passed over: the API server is asked directly");
+            }
+        }
         Ok(Self { access: Arc::new(access), node_name: config.node_name, timing: config.timing })
     }
 

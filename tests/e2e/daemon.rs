@@ -36,8 +36,9 @@ pub fn command() -> Command {
 /// The same with another copy of the binary.
 pub fn command_at(binary: &Path) -> Command {
     let mut command = Command::new(binary);
-    for variable in ["RUST_LOG", "KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"] {
-        command.env_remove(variable);
+    let outside = ["RUST_LOG", "KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"];
+    for variable in outside.into_iter().chain(["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"]) {
+        command.env_remove(variable).env_remove(variable.to_lowercase());
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -74,7 +75,11 @@ impl Daemon {
 
     /// Starts as node `n1`, with a log line per change programmed.
     pub fn start(node: &Host, args: &[&str]) -> Self {
-        let mut command = command();
+        Self::start_as(node, command(), args)
+    }
+
+    /// The same with a command that was prepared.
+    pub fn start_as(node: &Host, mut command: Command, args: &[&str]) -> Self {
         command.args(["--hostname-override", "n1", "--v=2"]).args(args);
         let mut child = node.spawn(command).expect("the binary runs");
         let said = Arc::new(Mutex::new(Vec::new()));
