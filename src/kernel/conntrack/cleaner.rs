@@ -8,6 +8,7 @@
 //!
 //! Changes that come during a pass are one next pass, the newest expectation of each destination.
 
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use tracing::{debug, error, info, warn};
 
 use super::table::{ConntrackError, ConntrackTable, Deleted, Filter};
 use crate::conntrack::{Destination, Flow, Judgement, View};
+use crate::kernel::addresses::interface_addresses;
 use crate::model::Family;
 
 /// Up to so many filters are asked one after the other; for more destinations all UDP entries are read in one go. The kernel walks
@@ -135,7 +137,10 @@ impl Drop for Cleaner {
 impl Known {
     fn take(&mut self, news: News) {
         match news {
-            News::Announced(view) => self.announced.merge(view),
+            News::Announced(mut view) => {
+                view.set_local_addresses(Arc::new(interface_addresses()));
+                self.announced.merge(view);
+            }
             News::Programmed => self.due.merge(std::mem::take(&mut self.announced)),
         }
     }
