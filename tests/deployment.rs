@@ -210,8 +210,9 @@ fn probes_ask_where_the_program_answers() {
     let container = &set["spec"]["template"]["spec"]["containers"][0];
     let (config, _) = config_of_the_map();
     let port = config.healthz.expect("health is served").port();
-    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
-        assert_eq!(container[probe]["httpGet"], json!({"path": "/livez", "port": port}), "{probe}");
+    // A rollout goes on to the next node when this one serves; it is alive before that, while the API server is away, for one.
+    for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz"), ("startupProbe", "/livez")] {
+        assert_eq!(container[probe]["httpGet"], json!({"path": path, "port": port}), "{probe}");
     }
     // A restart must not be quicker than the retry that would mend it.
     let liveness = &container["livenessProbe"];

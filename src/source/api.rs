@@ -44,7 +44,7 @@ use access::Access;
 pub use access::AccessError;
 use ledger::Watched;
 pub use proxy::Unusable;
-use watch::{Selection, Watch};
+use watch::{Selection, Watch, Way};
 
 /// Services another proxy is responsible for carry this label.
 const SERVICE_LABELS: &str = "!service.kubernetes.io/service-proxy-name";
@@ -54,7 +54,7 @@ const SERVICE_FIELDS: &str = "spec.clusterIP!=None";
 const SLICE_LABELS: &str = "!service.kubernetes.io/headless";
 
 /// Which API server, and as whom.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ApiConfig {
     /// `--kubeconfig`; an empty path counts as absent, as an empty flag does.
     pub kubeconfig: Option<PathBuf>,
@@ -64,6 +64,8 @@ pub struct ApiConfig {
     pub node_name: String,
     /// The version in the User-Agent, `v1.2.3`; the crate's own when absent.
     pub version: Option<String>,
+    /// Whether to ask for streaming lists first (feature gate WatchListClient).
+    pub streaming_lists: bool,
     /// Time constants.
     pub timing: Timing,
 }
@@ -98,12 +100,28 @@ pub struct Timing {
 pub struct ApiSource {
     access: Arc<Access>,
     node_name: String,
+    streaming_lists: bool,
     timing: Timing,
 }
 
 /// Makes clients of the API server that a source watches, for whoever has to write to it.
 #[derive(Clone, Debug)]
 pub struct Clients(Arc<Access>);
+
+// === impl ApiConfig ===
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            kubeconfig: None,
+            master: None,
+            node_name: String::new(),
+            version: None,
+            streaming_lists: true,
+            timing: Timing::default(),
+        }
+    }
+}
 
 // === impl Timing ===
 
@@ -148,7 +166,12 @@ impl ApiSource {
                 warn!(variable, %error, "a proxy of the environment is passed over: the API server is asked directly");
             }
         }
-        Ok(Self { access: Arc::new(access), node_name: config.node_name, timing: config.timing })
+        Ok(Self {
+            access: Arc::new(access),
+            node_name: config.node_name,
+            streaming_lists: config.streaming_lists,
+            timing: config.timing,
+        })
     }
 
     /// For those who write to the same API server.
@@ -179,7 +202,8 @@ impl ApiSource {
     }
 
     fn watch<K: Watched>(&self, selection: Selection, changes: &mpsc::Sender<Change>) -> Watch<K> {
-        Watch::new(self.access.clone(), self.timing.clone(), selection, changes.clone())
+        let way = if self.streaming_lists { Way::Streaming } else { Way::Pages };
+        Watch::new(self.access.clone(), self.timing.clone(), selection, way, changes.clone())
     }
 }
 

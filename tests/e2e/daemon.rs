@@ -92,6 +92,11 @@ impl Daemon {
 
     /// Waits for a line that has all of these parts (see [`has`]), after the last one that was waited for; returns it.
     pub fn hear(&mut self, parts: &[&str]) -> String {
+        self.hear_within(PATIENCE * 3, parts)
+    }
+
+    /// The same with a patience of one's own.
+    pub fn hear_within(&mut self, patience: Duration, parts: &[&str]) -> String {
         let begin = Instant::now();
         loop {
             let said = self.said();
@@ -102,7 +107,7 @@ impl Daemon {
             }
             let ended = self.child.try_wait().expect("a child of ours");
             assert!(ended.is_none(), "the daemon should live and say {parts:?}; {ended:?} after {said:#?}");
-            assert!(begin.elapsed() < PATIENCE * 3, "the daemon should say {parts:?}; it said {said:#?}");
+            assert!(begin.elapsed() < patience, "the daemon should say {parts:?}; it said {said:#?}");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -120,6 +125,11 @@ impl Daemon {
     /// How many lines so far have all of these parts.
     pub fn count(&self, parts: &[&str]) -> usize {
         self.said().iter().filter(|line| parts.iter().all(|part| has(line, part))).count()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Fails if it has ended.
