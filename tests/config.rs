@@ -454,6 +454,9 @@ fn the_full_file_means_what_it_says() {
         Info(
             "mode ipvs: running on nftables with the defaults of that mode: NodePorts on the addresses configured, scheduler rr",
         ),
+        Warning(
+            "metricsBindAddress 10.0.0.7:10249 is not of the family of bindAddress, 2001:db8::7",
+        ),
         Info(
             "feature gates without effect here: NodeSwap",
         ),

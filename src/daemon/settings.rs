@@ -80,7 +80,6 @@ pub(super) fn observe(
             statusz: config.gates.enabled("ComponentStatusz"),
             version: config.version.trim_start_matches('v').to_owned(),
             set_verbosity: Arc::new(set_verbosity),
-            ..defaults.surface
         },
         build: Build::of(&config.version),
         ..defaults
