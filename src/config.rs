@@ -24,6 +24,7 @@ mod duration;
 mod flags;
 mod gates;
 mod merge;
+mod numbers;
 mod quantity;
 mod resolve;
 mod table;
@@ -171,7 +172,8 @@ pub struct Masquerade {
 pub struct SyncConfig {
     /// How soon a failed change is tried again at the latest, and half of what `/healthz` tolerates. Positive.
     pub period: Duration,
-    /// The pause between two changes, if one is configured: at most `period`.
+    /// The pause between two changes, if one is configured: at most `period`. kube-proxy pauses for a second by default; here nothing does,
+    /// and `0s` is what says so, in a file, in what is written and in a flag.
     pub min_period: Option<Duration>,
 }
 

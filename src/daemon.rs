@@ -14,14 +14,16 @@
 //! falls silent, when the daemon ends and when it dies; what kube-proxy left is removed only after the first load is programmed; a refusal by the kernel leads to a fresh look at what is there and a second
 //! attempt, with back-off, for as long as it takes.
 //!
-//! `controller` is that thread; `settings` says what a configuration means to each part.
+//! `controller` is that thread; `node_wait` is what it waits for before the first load; `settings` says what a configuration means to each part.
 //!
 //! Proven by `tests/e2e/`.
 
 mod controller;
+mod node_wait;
 mod settings;
 
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use jiff::Timestamp;
@@ -33,20 +35,25 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::cleanup::{self, Asked, CleanupError, CleanupErrors};
-use crate::config::{Config, SourceConfig};
+use crate::config::{Config, DetectLocal, SourceConfig};
 use crate::engine::Engine;
 use crate::kernel::conntrack::{apply_sysctls, online_cpus};
 use crate::kernel::{DataPlane, KernelError};
 use crate::logging::Verbosity;
-use crate::model::Families;
+use crate::model::{Families, Family};
 use crate::observe;
 use crate::source::Change;
 use crate::source::api::{ApiConfig, ApiSource, Clients, Rate};
 use crate::source::manifests::ManifestSource;
 use controller::{AfterFirstLoad, Controller};
+use node_wait::NodeWait;
 
 /// Changes in flight between source and controller; a source that is faster waits.
 const CHANNEL: usize = 4096;
+
+/// How long a predecessor that has just been killed may take to be gone, and how often to look.
+const HANDOVER: Duration = Duration::from_secs(3);
+const HANDOVER_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until the process is ended. Returns only errors that nothing can be done about here.
 pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
@@ -63,11 +70,15 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     let policy = settings::policy(&config);
     let after_first_load = after_first_load(&config.source);
     let (scheduler, pause) = (config.scheduler, config.sync.min_period);
+    let node_wait = match config.source {
+        SourceConfig::Api { .. } => NodeWait::new(config.detect_local == DetectLocal::NodeCidr),
+        SourceConfig::Manifests(_) => NodeWait::none(),
+    };
     thread::Builder::new()
         .name("controller".to_owned())
         .spawn(move || {
             // A table owned by somebody else ends the start and not the third hour.
-            let claimed = DataPlane::open().and_then(|mut plane| plane.claim().map(|tables| (plane, tables)));
+            let claimed = claim();
             let plane = match claimed {
                 Ok((plane, 0)) => plane,
                 Ok((plane, tables)) => {
@@ -82,13 +93,14 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
                 return;
             }
             let Ok(observer) = observer.blocking_recv() else { return };
-            let controller = Controller::new(engine, plane, observer, pause, after_first_load);
+            let controller = Controller::new(engine, plane, observer, pause, after_first_load, node_wait);
             let runtime = runtime::Builder::new_current_thread().enable_time().build();
             let runtime = runtime.expect("a runtime without I/O needs no resources that could be lacking");
             drop(ended.send(runtime.block_on(controller.run(taken))));
         })
         .context("starting the controller thread")?;
     let families: Families = open_result.await.context("the controller thread ended before it began")??;
+    check_families(&config, families)?;
     prepare(&config)?;
     // Before anything is programmed, and not before it is clear that something can be.
     let (observer, _servers) =
@@ -105,6 +117,36 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
         outcome = end_result => {
             outcome.context("the controller thread panicked")??;
             anyhow::bail!("the controller ended")
+        }
+    }
+}
+
+/// Pods that can only be told in a family that this kernel does not have cannot be told at all (spec section 3).
+fn check_families(config: &Config, families: Families) -> anyhow::Result<()> {
+    match &config.detect_local {
+        DetectLocal::ClusterCidr(networks) if !networks.is_empty() => {
+            let served = networks.iter().any(|network| families.contains(Family::of(network.addr())));
+            anyhow::ensure!(served, "clusterCIDR: no network of a family that this kernel has nftables for");
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Opens the data plane and takes possession of its tables. A predecessor that was killed a moment ago owns them until the kernel has
+/// closed its sockets, so somebody else's tables are tried again for [`HANDOVER`].
+fn claim() -> Result<(DataPlane, usize), KernelError> {
+    let begin = Instant::now();
+    let mut said = false;
+    loop {
+        match DataPlane::open().and_then(|mut plane| plane.claim().map(|tables| (plane, tables))) {
+            Err(error) if error.is_rival() && begin.elapsed() < HANDOVER => {
+                if !std::mem::replace(&mut said, true) {
+                    info!(%error, patience = ?HANDOVER, "waiting for another instance to be gone");
+                }
+                thread::sleep(HANDOVER_PAUSE);
+            }
+            outcome => return outcome,
         }
     }
 }
@@ -191,6 +233,8 @@ fn make_source(config: &Config) -> anyhow::Result<Source> {
             master: master.clone(),
             node_name: config.node.clone(),
             rate: Some(Rate { per_second: config.client.qps, burst: config.client.burst }),
+            version: Some(config.version.clone()),
+            streaming_lists: config.gates.enabled("WatchListClient"),
             ..ApiConfig::default()
         })?)),
     })
@@ -212,5 +256,28 @@ impl Source {
             Source::Manifests(source) => source.run(changes, shutdown).await,
             Source::Api(source) => source.run(changes, shutdown).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Upstream: Test_checkBadIPConfig.
+    #[test]
+    fn networks_of_a_family_that_is_not_there_end_the_start() {
+        let source = SourceConfig::Manifests("/".into());
+        let with = |networks: &[&str]| {
+            let networks = networks.iter().map(|text| text.parse().expect("a network")).collect();
+            let mut config = Config::new("n1", source.clone());
+            config.detect_local = DetectLocal::ClusterCidr(networks);
+            config
+        };
+        let v4: Families = [Family::V4].into_iter().collect();
+        assert!(check_families(&with(&["fd00::/64"]), v4).is_err());
+        for fine in [&[][..], &["10.0.0.0/8"], &["10.0.0.0/8", "fd00::/64"]] {
+            assert!(check_families(&with(fine), v4).is_ok(), "{fine:?}");
+        }
+        assert!(check_families(&with(&["fd00::/64"]), Families::ALL).is_ok());
     }
 }

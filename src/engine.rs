@@ -248,8 +248,8 @@ impl Engine {
             let context = Context { warming: Some(&progress.warming), ..context };
             let resolved = service.map(|service| policy::resolve(service, slices.clone(), context)).unwrap_or_default();
             let due = self.drains.update(key, service, slices.clone(), &resolved, self.now);
-            let node_addresses = self.flows.node_addresses();
-            self.cuts.extend(due.cuts.into_iter().map(|cut| Cut { node_addresses: node_addresses.clone(), ..cut }));
+            let ranges = self.flows.node_port_ranges();
+            self.cuts.extend(due.cuts.into_iter().map(|cut| Cut { node_port_ranges: ranges.clone(), ..cut }));
             match [progress.next, due.next].into_iter().flatten().min() {
                 Some(deadline) => self.deadlines.insert(key.clone(), deadline),
                 None => self.deadlines.remove(key),
@@ -323,17 +323,26 @@ impl Engine {
         Locality::new(&self.settings, self.store.node())
     }
 
+    /// The node we act as.
+    pub fn node_name(&self) -> &str {
+        &self.settings.node
+    }
+
+    /// Where node ports are served, IPv4 and IPv6; `None` where that is on all addresses.
+    pub fn restricted_node_ports(&self) -> [Option<Vec<AddressRange>>; 2] {
+        Family::ALL.map(|family| policy::restricted_node_ports(&self.settings, self.store.node(), family))
+    }
+
     fn compile_networks(&mut self, delta: &mut Delta) {
-        let mut served = BTreeSet::new();
+        let mut served = Vec::new();
         for family in Family::ALL {
             let node_ports = policy::node_port_ranges(&self.settings, self.store.node(), family);
-            let own = self.store.node().map(|node| node.addresses.as_slice()).unwrap_or_default();
-            served.extend(own.iter().filter(|address| node_ports.iter().any(|range| range.contains(**address))));
+            served.extend(node_ports.iter().copied());
             self.compiler.set_node_port_addresses(family, node_ports, delta);
             let networks = AddressRange::merged(family, self.store.service_networks().map(AddressRange::from));
             self.compiler.set_service_networks(family, networks, delta);
         }
-        self.flows.set_node_addresses(served);
+        self.flows.set_node_port_ranges(served);
     }
 
     /// Decides again whatever depends on our Node.

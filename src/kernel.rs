@@ -21,6 +21,7 @@
 //!
 //! Proven by `tests/kernel/`.
 
+pub mod addresses;
 mod chains;
 pub mod conntrack;
 mod encode;

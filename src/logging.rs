@@ -8,8 +8,8 @@
 //! | 0 | warnings and errors of everybody; what the daemon is about to do |
 //! | 1 | every flag with its value |
 //! | 2 | a line per change programmed (target [`PROGRAMMED`]) |
-//! | 4 | the reasons (`debug!`); what libraries say |
-//! | 6 | everything of ours (`trace!`); what the API client does |
+//! | 4 | the reasons, lists and watches (`debug!`); what libraries say |
+//! | 6 | everything of ours, such as each object that comes in (`trace!`); what the API client does |
 //! | 8 | everything |
 //!
 //! The environment variable `RUST_LOG`, if set, replaces verbosities by tracing's own directives. Lines go to standard error, one

@@ -29,14 +29,14 @@ pub mod metrics;
 pub mod services;
 pub mod surface;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tracing::info;
+use tracing::{info, trace, warn};
 
 use crate::engine::NoLocalEndpoints;
-use crate::model::{Families, Family, Problem};
+use crate::model::{AddressRange, Families, Family, Problem};
 use crate::source::api::Clients;
 use crate::source::{Change, Kind, Object};
 use events::{Delivery, Event, EventSink, EventTask};
@@ -66,8 +66,6 @@ pub struct Settings {
     pub bind_hard_fail: bool,
     /// `syncPeriod`: half of the time after which a family that does not keep up is unhealthy. 30 s.
     pub sync_period: Duration,
-    /// Local addresses that NodePorts are restricted to, as of the start; `None` is all.
-    pub node_port_addresses: Option<Vec<IpAddr>>,
     /// Whether there is a Node object whose state decides about eligibility: then a node is not eligible until it has been seen.
     pub watches_node: bool,
     /// What the metrics port tells.
@@ -150,13 +148,26 @@ pub fn start(settings: Settings, clients: Option<Clients>) -> Result<(Observer, 
         listen("the metrics server", settings.metrics_address, surface::handler(settings.surface, exposition))
             .inspect_err(|error| events.send(Event::metrics_server_failed(&settings.node, error.to_string())))?;
     let families: Vec<_> = settings.families.iter().collect();
-    let addresses = settings.node_port_addresses;
-    let (services, service_servers) =
-        services::start(&settings.node, &families, addresses, reporter.watch(), events.clone());
+    let (services, service_servers) = services::start(&settings.node, &families, reporter.watch(), events.clone());
     let observer = Observer { node: settings.node, families: settings.families, health: reporter, services, events };
     let servers = Servers { health, metrics, _services: service_servers, _events: event_task };
     let said = |address: Option<SocketAddr>| address.map_or_else(|| "none".to_owned(), |address| address.to_string());
-    info!(health = said(servers.health_address()), metrics = said(servers.metrics_address()), "ports are open");
+    let missing = [
+        settings.health_address.filter(|_| servers.health_address().is_none()),
+        settings.metrics_address.filter(|_| servers.metrics_address().is_none()),
+    ];
+    let missing: Vec<_> = missing.into_iter().flatten().map(|address| address.to_string()).collect();
+    match missing.as_slice() {
+        [] => {
+            info!(health = said(servers.health_address()), metrics = said(servers.metrics_address()), "ports are open")
+        }
+        _ => warn!(
+            health = said(servers.health_address()),
+            metrics = said(servers.metrics_address()),
+            tried_again = missing.join(", "),
+            "not all ports are open"
+        ),
+    }
     Ok((observer, servers))
 }
 
@@ -172,7 +183,6 @@ impl Default for Settings {
             metrics_address: Some((Ipv4Addr::LOCALHOST, 10249).into()),
             bind_hard_fail: false,
             sync_period: Duration::from_secs(30),
-            node_port_addresses: None,
             watches_node: false,
             surface: Surface::default(),
             build: Build::default(),
@@ -194,6 +204,7 @@ impl Observer {
 
     /// A change came in.
     pub fn seen(&self, change: &Change) {
+        trace!(%change, "from the source");
         match change {
             Change::Apply(Object::Service(_)) | Change::Delete(Kind::Service, _) => {
                 metrics::service_changes(self.families.iter().count() as u64);
@@ -258,7 +269,9 @@ impl Observer {
 
     /// Something is wrong with an object.
     pub fn invalid(&self, problem: &Problem) {
-        self.events.send(Event::invalid(problem));
+        if !problem.is_passed_over() {
+            self.events.send(Event::invalid(problem));
+        }
     }
 
     /// Whether load balancers may send traffic to this node: see [`crate::model::Node::eligible`].
@@ -266,9 +279,14 @@ impl Observer {
         self.health.set_eligible(eligible);
     }
 
-    /// What the health ports of Services shall say from now on.
-    pub fn health_ports(&self, desired: HealthPorts) {
-        self.services.sync(desired);
+    /// What the health ports of Services shall say from now on, and on which of this host's addresses; `None` is all of the family.
+    pub fn health_ports(&self, desired: HealthPorts, restricted: [Option<Vec<AddressRange>>; 2]) {
+        self.services.sync(desired, restricted);
+    }
+
+    /// Everything known at the start is programmed.
+    pub fn loaded(&self) {
+        self.health.loaded();
     }
 
     /// Where Events go.

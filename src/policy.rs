@@ -30,7 +30,10 @@ use std::net::{IpAddr, SocketAddr};
 
 pub use claims::Claims;
 pub use remarks::tuning_problems;
-pub use settings::{DetectLocal, Detector, NodeAddresses, NodePortAddresses, Settings, detector, node_port_ranges};
+pub use settings::{
+    DetectLocal, Detector, NodeAddresses, NodePortAddresses, Settings, detector, node_port_ranges,
+    restricted_node_ports,
+};
 pub use weigh::Warming;
 
 use crate::model::{AddressRange, Affinity, Family, Node, PortKey, Problem, Protocol, Service, ServicePort, Slice};
@@ -208,12 +211,15 @@ impl HealthCheck {
 // === resolving ===
 
 /// Everything that a Service asks for, whoever gets it in the end.
-pub fn wanted(service: &Service, settings: &Settings) -> Vec<Claim> {
+pub fn wanted(service: &Service, settings: &Settings) -> Vec<(Claim, Role)> {
     let mut wanted = Vec::new();
     for family in Family::ALL.into_iter().filter(|family| service.serves(*family)) {
         for port in &service.ports {
-            wanted.extend(frontends(service, port, family, settings).into_iter().map(|(one, _)| Claim::Frontend(one)));
-            wanted.extend(node_port(port).map(|node_port| Claim::NodePort(family, node_port)));
+            wanted.extend(
+                frontends(service, port, family, settings).into_iter().map(|(one, role)| (Claim::Frontend(one), role)),
+            );
+            // A node port is as good as any other.
+            wanted.extend(node_port(port).map(|node_port| (Claim::NodePort(family, node_port), Role::Cluster)));
         }
     }
     wanted
@@ -222,14 +228,16 @@ pub fn wanted(service: &Service, settings: &Settings) -> Vec<Claim> {
 /// What a Service asks for and another has, as problems of the one that lost.
 pub fn lost_frontends(service: &Service, context: Context<'_>) -> Vec<Problem> {
     let asked = wanted(service, context.settings).into_iter();
-    let lost = asked.filter_map(|claim| Some((claim, context.claims.holder(&claim)?)));
+    let lost = asked.filter_map(|(claim, _)| Some((claim, context.claims.holder(&claim)?)));
     lost.filter(|(_, holder)| **holder != service.key)
         .map(|(claim, holder)| Problem {
             kind: Kind::Service,
             object: service.key.object(),
             field: "spec.ports".to_owned(),
             value: claim.to_string(),
-            reason: format!("already served for Service {holder}, which is older or first by name; not served"),
+            reason: format!(
+                "already served for Service {holder}, which goes first (by kind of address, age, name); not served"
+            ),
         })
         .collect()
 }

@@ -80,6 +80,18 @@ impl Kind {
     }
 }
 
+// === impl Change ===
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Change::Apply(object) => write!(f, "{} {}", object.kind().name(), object.key()),
+            Change::Delete(kind, key) => write!(f, "{} {key} is gone", kind.name()),
+            Change::Synced(kind) => write!(f, "every {} is known", kind.name()),
+        }
+    }
+}
+
 // === impl ObjectKey ===
 
 impl std::fmt::Display for ObjectKey {

@@ -197,22 +197,102 @@ fn empty_addresses_leave_the_default_and_ports_are_filled_in() {
     assert_eq!(error, r#"--metrics-bind-address: "": must be an IP address and a port from 1 to 65535"#);
 }
 
+/// Spec section 3, sanity warnings; upstream: Test_checkBadConfig.
+#[test]
+fn what_is_probably_a_mistake_is_said() {
+    let dual = "--cluster-cidr=10.244.0.0/16,fd00::/64";
+    for (args, want) in [
+        (&["--cluster-cidr=10.244.0.0/16"][..], None),
+        (&[dual], Some("nodePortAddresses is not set in a dual-stack cluster")),
+        (&[dual, "--proxy-mode=nftables"], None),
+        (&["--nodeport-addresses=10.0.0.0/8"], Some("all IPv6 addresses")),
+        (&["--nodeport-addresses=fd00::/8"], Some("all IPv4 addresses")),
+        (&["--nodeport-addresses=10.0.0.0/8,fd00::/8"], None),
+        (&["--bind-address=10.0.0.1", "--cluster-cidr=fd00::/64"], Some("clusterCIDR names no network of the family")),
+        (&["--bind-address=10.0.0.1", "--cluster-cidr=10.244.0.0/16"], None),
+        (&["--bind-address=10.0.0.1", "--metrics-bind-address=::1"], Some("metricsBindAddress [::1]:10249")),
+        (
+            &["--bind-address=10.0.0.1", "--proxy-mode=ipvs", "--ipvs-exclude-cidrs=fd00::/64"],
+            Some("ipvs.excludeCIDRs"),
+        ),
+        (&["--conntrack-udp-timeout=500ms"], Some("conntrack.udpTimeout 500ms is cut to whole seconds, 0")),
+        (&["--conntrack-udp-timeout=10s"], None),
+    ] {
+        let (_, notes) = load(args).expect("valid");
+        let warnings = notes.iter().filter_map(|note| match note {
+            Note::Warning(text) => Some(text.as_str()),
+            Note::Info(_) => None,
+        });
+        match (&warnings.collect::<Vec<_>>()[..], want) {
+            ([], None) => {}
+            ([warning], Some(want)) if warning.contains(want) => {}
+            (warnings, want) => panic!("{args:?}: {want:?}, not {warnings:?}"),
+        }
+    }
+}
+
+#[test]
+fn numbers_and_lists_are_read_as_go_reads_them() {
+    let got = config(&[
+        "--conntrack-min=0x10",
+        "--conntrack-max-per-core=1_000",
+        "--nodeport-addresses=\"10.0.0.0/8\",fd00::/8",
+    ]);
+    assert_eq!((got.conntrack.min, got.conntrack.max_per_core), (16, Some(1000)));
+    assert!(matches!(&got.node_ports, NodePorts::Within(networks) if networks.len() == 2), "{:?}", got.node_ports);
+    let file = File::new(&format!("{HEAD}conntrack: {{min: 5.0}}\noomScoreAdj: -10.0\nclientConnection: {{qps: 2.5}}"));
+    let got = config(&[&file.flag()]);
+    assert_eq!((got.conntrack.min, got.oom_score_adj, got.client.qps), (5, -10, 2.5));
+    let error = load(&["--feature-gates=NoSuchGate=true"]).expect_err("refused");
+    assert_eq!(error, "--feature-gates: NoSuchGate=true: unknown feature gate");
+}
+
+/// What is written, read again, means the same and is written the same: also what was not said.
+#[test]
+fn what_is_written_can_be_read_and_means_the_same() {
+    for args in [
+        vec![],
+        vec!["--proxy-mode=ipvs"],
+        vec!["--proxy-mode=nftables"],
+        vec!["--iptables-min-sync-period=0"],
+        vec![
+            "--iptables-min-sync-period=1s",
+            "--nodeport-addresses=10.0.0.0/8",
+            "--masquerade-all",
+            "--conntrack-min=0",
+        ],
+        vec!["--proxy-mode=nftables", "--iptables-min-sync-period=3s", "--feature-gates=ComponentFlagz=false"],
+        vec!["--proxy-mode=ipvs", "--ipvs-min-sync-period=2s", "--ipvs-scheduler=rr", "--config-sync-period=1m"],
+    ] {
+        let args = [args.as_slice(), &["--hostname-override=n1"]].concat();
+        let first = config(&args);
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("config.yaml");
+        first.write(&path).expect("written");
+        let mut again = config(&["--config", path.to_str().expect("UTF-8")]);
+        assert_eq!(again.to_yaml(), first.to_yaml(), "{args:?}");
+        again.flags.clone_from(&first.flags);
+        assert_eq!(again, first, "{args:?}");
+    }
+    let unsaid = config(&[]);
+    assert_eq!(unsaid.sync.min_period, None);
+    assert_eq!(unsaid.to_json()["iptables"]["minSyncPeriod"], "0s", "/configz says what is in effect");
+    let flag = unsaid.flags.iter().find(|(name, _)| *name == "iptables-min-sync-period");
+    assert_eq!(flag.map(|(_, value)| value.as_str()), Some("0s"), "and so do the log and /flagz");
+}
+
 #[test]
 fn periods_come_from_the_flags_of_the_mode() {
     let given =
         ["--iptables-sync-period=7s", "--iptables-min-sync-period=0", "--ipvs-sync-period=9s", "--masquerade-all"];
-    for (mode, period, min, all) in [
-        ("", 7, Some(0), true),
-        ("iptables", 7, Some(0), true),
-        ("nftables", 7, Some(0), true),
-        ("ipvs", 9, None, true),
-    ] {
+    for (mode, period, min, all) in
+        [("", 7, None::<u64>, true), ("iptables", 7, None, true), ("nftables", 7, None, true), ("ipvs", 9, None, true)]
+    {
         let mode = format!("--proxy-mode={mode}");
         let got = config(&[given.as_slice(), &[&mode]].concat());
         assert_eq!((got.sync.period, got.sync.min_period), (secs(period), min.map(secs)), "{mode}");
         assert_eq!(got.masquerade.all, all, "{mode}");
     }
-    assert!(config(&["--proxy-mode=ipvs"]).to_yaml().contains("minSyncPeriod: 1s"));
 }
 
 #[test]
@@ -410,6 +490,9 @@ fn the_full_file_means_what_it_says() {
     [
         Info(
             "mode ipvs: running on nftables with the defaults of that mode: NodePorts on the addresses configured, scheduler wlc",
+        ),
+        Warning(
+            "metricsBindAddress 10.0.0.7:10249 is not of the family of bindAddress, 2001:db8::7",
         ),
         Info(
             "feature gates without effect here: NodeSwap",

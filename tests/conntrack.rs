@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use pointsman::conntrack::{Destination, Expected, Settings, View};
 use pointsman::kernel::conntrack::{Cleaner, ConntrackTable, Filter, apply_sysctls};
-use pointsman::lab::{Lab, Listen, Namespace, has_ipv6};
+use pointsman::lab::{Lab, Listen, NODE, Namespace, POD_GATEWAY, has_ipv6};
 use pointsman::model::{Family, Protocol};
+use pointsman::source::{Change, Object};
 use serde_json::json;
 use support::{Client, Made, PATIENCE, Proxy, SHORT, delete_service, flows, listed, make, service, slice, slice_with};
 
@@ -71,6 +72,30 @@ fn a_client_whose_endpoint_is_removed_reaches_another_with_its_next_datagram() {
         assert_eq!((pass.read, pass.deleted.deleted, pass.dumps), (1, 1, 1), "{pass:?}");
     }
     assert_eq!(passes.len(), families().count());
+    clients.iter().for_each(|client| assert_eq!(client.ask(), "b"));
+}
+
+/// Spec 7.2 goes by the port: an address that only an interface has, and no Node object, serves node ports as well.
+#[test]
+fn flows_to_a_node_port_on_any_address_of_the_host_follow_its_endpoints() {
+    const NODE_PORT: u16 = 30053;
+    let lab = lab(&["a", "b"]);
+    let mut proxy = Proxy::start(lab.node());
+    let service = json!({
+        "metadata": {"namespace": "ns", "name": "dns"},
+        "spec": {"type": "NodePort", "clusterIPs": VIP, "ports": [
+            {"name": "udp", "port": 53, "protocol": "UDP", "nodePort": NODE_PORT},
+        ]},
+    });
+    let service = Object::Service(Box::new(serde_json::from_value(service).expect("decodes")));
+    proxy.apply([Change::Apply(service)]);
+    proxy.apply(slices(&lab, "dns", &["a"]));
+    let addresses: Vec<IpAddr> = [NODE, POD_GATEWAY].into_iter().flat_map(|host| host.usable()).collect();
+    let at = |address: &IpAddr| Client::new(lab.client(0), SocketAddr::new(*address, NODE_PORT));
+    let clients: Vec<_> = addresses.iter().map(at).collect();
+    clients.iter().for_each(|client| assert_eq!(client.ask(), "a"));
+    let passes = proxy.apply(slices(&lab, "dns", &["b"]));
+    assert_eq!(passes.iter().map(|pass| pass.deleted.deleted).sum::<usize>(), clients.len(), "{passes:?}");
     clients.iter().for_each(|client| assert_eq!(client.ask(), "b"));
 }
 

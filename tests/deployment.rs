@@ -120,14 +120,99 @@ fn the_daemon_set_fits_where_kubeadms_was() {
     assert_eq!(before["command"], json!(with_init));
 }
 
+/// Merges as `kubectl apply` does when nobody has applied anything before: a strategic merge patch that deletes nothing. Lists are merged
+/// where the API's types say so (`patchMergeKey`), and replaced everywhere else.
+fn strategic_merge(live: &mut Value, patch: &Value, field: &str) {
+    let key = match field {
+        "containers" | "initContainers" | "env" | "volumes" => Some("name"),
+        "volumeMounts" => Some("mountPath"),
+        _ => None,
+    };
+    match (live, patch, key) {
+        (Value::Object(live), Value::Object(patch), _) => {
+            for (field, value) in patch {
+                strategic_merge(live.entry(field).or_insert(Value::Null), value, field);
+            }
+        }
+        (Value::Array(live), Value::Array(patch), Some(key)) => {
+            for item in patch {
+                match live.iter_mut().find(|there| there[key] == item[key]) {
+                    Some(there) => strategic_merge(there, item, ""),
+                    None => live.push(item.clone()),
+                }
+            }
+        }
+        (live, patch, _) => *live = patch.clone(),
+    }
+}
+
+/// What validation of a container's security context refuses (`ValidateSecurityContext` of the API server).
+fn security_offences(container: &Value) -> Vec<&'static str> {
+    let context = &container["securityContext"];
+    let mut offences = Vec::new();
+    if context["allowPrivilegeEscalation"] == false {
+        if context["privileged"] == true {
+            offences.push("cannot set `allowPrivilegeEscalation` to false and `privileged` to true");
+        }
+        let added = context["capabilities"]["add"].as_array();
+        if added.is_some_and(|added| added.iter().any(|capability| capability == "SYS_ADMIN")) {
+            offences.push("cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN");
+        }
+    }
+    offences
+}
+
+#[test]
+fn applied_over_kubeadms_it_is_valid_and_means_the_same() {
+    let kubeadms: Value = serde_saphyr::from_str(include_str!("data/kubeadm-daemonset.yaml")).expect("YAML");
+    let ours = object("daemonset.yaml", "DaemonSet");
+    let mut merged = kubeadms.clone();
+    strategic_merge(&mut merged, &ours, "");
+    // The pod as it is after `kubectl replace`, and as it is after `kubectl apply`.
+    for set in [&ours, &merged] {
+        assert_eq!(set["spec"]["selector"], kubeadms["spec"]["selector"], "immutable");
+        let pod = &set["spec"]["template"]["spec"];
+        for container in ["containers", "initContainers"].iter().flat_map(|list| pod[*list].as_array().expect("a list"))
+        {
+            assert_eq!(security_offences(container), [""; 0], "{container}");
+        }
+        let [container] = &pod["containers"].as_array().expect("a list")[..] else { panic!("one container: {pod}") };
+        assert_eq!(
+            container["securityContext"],
+            json!({
+                "privileged": false,
+                "allowPrivilegeEscalation": false,
+                "readOnlyRootFilesystem": true,
+                "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+            })
+        );
+        assert_eq!(container["image"], ours["spec"]["template"]["spec"]["containers"][0]["image"]);
+        assert_eq!(pod["volumes"].as_array().expect("a list").len(), 3);
+        assert_eq!(container["volumeMounts"].as_array().expect("a list").len(), 3);
+    }
+    // Which is why MIGRATE.md replaces: variables for a proxy that kubeadm found in its environment survive a merge.
+    let names = |set: &Value| -> Vec<String> {
+        let env = &set["spec"]["template"]["spec"]["containers"][0]["env"];
+        env.as_array()
+            .expect("a list")
+            .iter()
+            .map(|variable| variable["name"].as_str().expect("text").to_owned())
+            .collect()
+    };
+    assert_eq!(names(&merged), ["NODE_NAME", "HTTPS_PROXY", "NO_PROXY"]);
+    assert_eq!(names(&ours), ["NODE_NAME"]);
+    assert!(example("MIGRATE.md").contains("kubectl replace -f examples/kubeadm/daemonset.yaml"));
+}
+
 #[test]
 fn probes_ask_where_the_program_answers() {
     let set = object("daemonset.yaml", "DaemonSet");
     let container = &set["spec"]["template"]["spec"]["containers"][0];
     let (config, _) = config_of_the_map();
     let port = config.healthz.expect("health is served").port();
-    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
-        assert_eq!(container[probe]["httpGet"], json!({"path": "/livez", "port": port}), "{probe}");
+    // A rollout goes on to the next node when this one serves; it is alive before that, while the API server is away, for one.
+    for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz"), ("startupProbe", "/livez")] {
+        assert_eq!(container[probe]["httpGet"], json!({"path": path, "port": port}), "{probe}");
     }
     // A restart must not be quicker than the retry that would mend it.
     let liveness = &container["livenessProbe"];

@@ -4,8 +4,9 @@
 //! says on standard error, and what `nft` lists. Every test has a lab of its own, so all of them run at once.
 //!
 //! Where things are: `manifests` a directory as the source; `api` an API server as the source; `flags` what the command line does and how
-//! starts fail; `input` objects that are wrong; `observe` health, metrics and Events; `swap` taking over from another proxy and back; `live`
-//! schedulers that go by counts of connections; `tuning` weights, shares, slow start and drain; `daemon` the child process.
+//! starts fail; `input` objects that are wrong; `observe` health, metrics and Events; `node` our Node when it is late; `settings` each
+//! setting, seen from outside; `swap` taking over from another proxy and back; `live` schedulers that go by counts of connections;
+//! `tuning` weights, shares, slow start and drain; `daemon` the child process.
 
 #[path = "e2e/api.rs"]
 mod api;
@@ -19,8 +20,12 @@ mod input;
 mod live;
 #[path = "e2e/manifests.rs"]
 mod manifests;
+#[path = "e2e/node.rs"]
+mod node;
 #[path = "e2e/observe.rs"]
 mod observe;
+#[path = "e2e/settings.rs"]
+mod settings;
 #[allow(dead_code, reason = "the kernel tier uses the rest")]
 mod support;
 #[path = "e2e/swap.rs"]

@@ -254,7 +254,7 @@ async fn the_whole_of_it() {
     // A Service's health port.
     let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("free").port();
     let wanted = HealthPort { port, local_endpoints: [2, 0] };
-    observer.health_ports(HealthPorts::from([(ServiceKey::new("default", "web"), wanted)]));
+    observer.health_ports(HealthPorts::from([(ServiceKey::new("default", "web"), wanted)]), [None, None]);
     until("the port", || std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()).await;
     assert_eq!(get((Ipv4Addr::LOCALHOST, port).into(), "/").await.0, 200);
 

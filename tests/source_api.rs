@@ -498,3 +498,53 @@ async fn requests_are_limited_as_configured() {
     run.synced().await;
     assert_eq!(run.names(), ["default/web", "default/web-1", "node-1"]);
 }
+
+/// A proxy that tunnels: accepts CONNECT and passes bytes. Says on the channel what it was asked for.
+async fn tunnels() -> (std::net::SocketAddr, tokio::sync::mpsc::UnboundedReceiver<String>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (asked, heard) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let asked = asked.clone();
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                let target = head.split(' ').nth(1).unwrap().to_owned();
+                let mut server = tokio::net::TcpStream::connect(&target).await.unwrap();
+                asked.send(head).unwrap();
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+            });
+        }
+    });
+    (address, heard)
+}
+
+#[tokio::test]
+async fn the_proxy_of_a_kubeconfig_is_used() {
+    let double = shop();
+    let directory = tempfile::tempdir().unwrap();
+    let path = double.kubeconfig(directory.path());
+    let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let (proxy, mut heard) = tunnels().await;
+    config["clusters"][0]["cluster"]["proxy-url"] = format!("http://me:secret@{proxy}").into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    let mut run = start_from(path.clone());
+    run.synced().await;
+    assert_eq!(run.names(), ["default/web", "default/web-1", "node-1"]);
+    let asked = heard.recv().await.unwrap();
+    let server = double.url().replace("http://", "");
+    assert!(asked.starts_with(&format!("CONNECT {server} HTTP/1.1\r\n")), "{asked}");
+    assert!(asked.to_lowercase().contains("proxy-authorization: basic bwu6c2vjcmv0"), "{asked}");
+
+    config["clusters"][0]["cluster"]["proxy-url"] = "https://me:secret@proxy.example".into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    let error = ApiSource::new(ApiConfig { kubeconfig: Some(path), ..ApiConfig::default() }).unwrap_err().to_string();
+    assert!(error.contains("clusters: proxy-url: \"https://proxy.example"), "{error}");
+    assert!(!error.contains("secret"), "{error}");
+}

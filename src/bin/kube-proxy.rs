@@ -1,8 +1,10 @@
 //! The daemon, under the name of what it replaces.
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use pointsman::config::version::{self, Asked};
 use pointsman::config::{Action, Config, FileWatch, Flags, Loaded, Note, Parsed, UsageError};
 use pointsman::logging::{FLAGS, Verbosity};
@@ -13,8 +15,7 @@ fn main() -> ExitCode {
     let flags = match Flags::parse(std::env::args_os()) {
         Ok(Parsed::Flags(flags)) => flags,
         Ok(Parsed::Help(text)) => {
-            print!("{text}");
-            return ExitCode::SUCCESS;
+            return print(&text).map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS);
         }
         Err(error) => {
             eprintln!("{}\n", UsageError::usage());
@@ -27,6 +28,12 @@ fn main() -> ExitCode {
     }
 }
 
+/// To standard output, which may be closed or full.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut output = std::io::stdout().lock();
+    output.write_all(text.as_bytes()).and_then(|()| output.flush()).context("writing to standard output")
+}
+
 fn failed(error: &anyhow::Error) -> ExitCode {
     eprintln!("Error: {error:#}");
     ExitCode::FAILURE
@@ -34,8 +41,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 
 fn run(flags: &Flags) -> anyhow::Result<()> {
     if let Asked::Print(text) = version::asked(flags.value("version")).map_err(anyhow::Error::msg)? {
-        println!("{text}");
-        return Ok(());
+        return print(&format!("{text}\n"));
     }
     let Loaded { config, watch, notes } = Config::load(flags)?;
     let verbosity = logging::start(&config.logging);

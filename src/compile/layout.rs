@@ -63,6 +63,10 @@
 //! Why there are `plans` and `picks`: chains that decide again (source ranges, local policy) must not lead back to themselves, or
 //! the kernel refuses the table as a loop. The common case pays for one lookup in `plans` only.
 //!
+//! Why nothing deletes the affinity of a pool that is gone: elements are found by client and pool, so those of one pool are found only
+//! by a walk through all of them, which costs what the cluster has and not what goes. They do no harm: a pool's number is used again only
+//! after all others (`pools.rs`), the map is bounded, and each element ends with its timeout.
+//!
 //! Why affinity stores members and not slots: a slot changes hands when others come and go, a [`MemberId`] belongs to one endpoint
 //! for as long as the pool has it, also across restarts (it is read back from map `members`), and is given to another as late as
 //! possible. When an endpoint goes, its member goes; the next packet of each client finds that out by itself.

@@ -179,6 +179,10 @@ fn modes(document: &Document, complaints: &mut Complaints) {
     complaints.require(min <= period || period <= GoDuration::ZERO, &min_field, min, &reason);
 }
 
+/// `IFNAMSIZ` without the zero at the end (include/uapi/linux/if.h).
+const LONGEST_INTERFACE: usize = 15;
+const TOO_LONG: &str = "no interface has this name: at most 15 bytes";
+
 fn local(document: &Document, complaints: &mut Complaints) {
     let mode = document.detect_local_mode.as_str();
     let known = matches!(mode, "ClusterCIDR" | "NodeCIDR" | "BridgeInterface" | "InterfaceNamePrefix");
@@ -202,11 +206,13 @@ fn local(document: &Document, complaints: &mut Complaints) {
             let name = &document.detect_local.bridge_interface;
             let reason = "must name a bridge if detectLocalMode is BridgeInterface";
             complaints.require(!name.is_empty(), "detectLocal.bridgeInterface", name, reason);
+            complaints.require(name.len() <= LONGEST_INTERFACE, "detectLocal.bridgeInterface", name, TOO_LONG);
         }
         "InterfaceNamePrefix" => {
             let name = &document.detect_local.interface_name_prefix;
             let reason = "must not be empty if detectLocalMode is InterfaceNamePrefix";
             complaints.require(!name.is_empty(), "detectLocal.interfaceNamePrefix", name, reason);
+            complaints.require(name.len() <= LONGEST_INTERFACE, "detectLocal.interfaceNamePrefix", name, TOO_LONG);
         }
         _ => {}
     }

@@ -47,7 +47,8 @@ fn whole(reason: impl Into<String>) -> DecodeError {
 
 fn decode_here(text: &str) -> Result<Decoded, DecodeError> {
     let mut offences = Vec::new();
-    let tree = tree(text.strip_prefix('\u{feff}').unwrap_or(text), &mut offences)?;
+    let mut tree = tree(text.strip_prefix('\u{feff}').unwrap_or(text), &mut offences)?;
+    whole_numbers(&mut tree);
     let Value::Object(fields) = &tree else { return Err(whole(format!("expected fields, found {}", shown(&tree)))) };
     for (field, expected) in [("apiVersion", API_VERSION), ("kind", KIND)] {
         match fields.get(field) {
@@ -96,6 +97,23 @@ pub fn shown(value: &Value) -> String {
     match value {
         Value::Object(_) => "a map".to_owned(),
         value => value.to_string(),
+    }
+}
+
+/// Makes `5.0` a `5`: kube-proxy reads YAML by way of JSON, whose writer drops the fraction.
+fn whole_numbers(value: &mut Value) {
+    /// Beyond this not every whole number can be told from its neighbours.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Object(fields) => fields.values_mut().for_each(whole_numbers),
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Number(number) if number.is_f64() => {
+            let float = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() < EXACT);
+            if let Some(float) = float {
+                *number = (float as i64).into();
+            }
+        }
+        _ => {}
     }
 }
 

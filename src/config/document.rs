@@ -217,11 +217,9 @@ impl Document {
         self.iptables.masquerade_bit.get_or_insert(14);
         self.iptables.localhost_node_ports.get_or_insert(true);
         duration(&mut self.iptables.sync_period, 30);
-        duration(&mut self.iptables.min_sync_period, 1);
         duration(&mut self.ipvs.sync_period, 30);
         self.nftables.masquerade_bit.get_or_insert(14);
         duration(&mut self.nftables.sync_period, 30);
-        duration(&mut self.nftables.min_sync_period, 1);
         self.oom_score_adj.get_or_insert(-999);
         self.conntrack.max_per_core.get_or_insert(32 * 1024);
         self.conntrack.min.get_or_insert(128 * 1024);

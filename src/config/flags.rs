@@ -12,6 +12,7 @@ use clap::{Arg, ArgAction, Command};
 use serde_json::{Map, Value, json};
 
 use super::duration::GoDuration;
+use super::numbers;
 use super::quantity::Quantity;
 use super::table::{self, Flag, Kind};
 use crate::model::parse_address;
@@ -252,7 +253,10 @@ impl Kind {
     fn read(self, text: &str, earlier: Value, flag: &Flag) -> Result<Value, String> {
         Ok(match self {
             Kind::Bool => Value::Bool(boolean(text)?),
-            Kind::Int32 => json!(text.parse::<i32>().map_err(|_| "not a whole number of 32 bits".to_owned())?),
+            Kind::Int32 => {
+                let number = numbers::integer(text).and_then(|number| i32::try_from(number).ok());
+                json!(number.ok_or("not a whole number of 32 bits")?)
+            }
             Kind::Float32 => match text.parse::<f32>() {
                 Ok(number) if number.is_finite() => json!(number),
                 _ => return Err("not a number".to_owned()),
@@ -273,7 +277,8 @@ impl Kind {
             Kind::Ip | Kind::IpPort => text.into(),
             Kind::List => {
                 let mut items = if let Value::Array(items) = earlier { items } else { Vec::new() };
-                items.extend(pieces(text).map(Value::from));
+                let more = numbers::items(text).ok_or("not a list with commas, where quotes enclose whole items")?;
+                items.extend(more.into_iter().map(Value::from));
                 Value::Array(items)
             }
             Kind::Gates => {

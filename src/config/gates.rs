@@ -50,6 +50,9 @@ pub const GATES: [Gate; 10] = [
     gate("WatchListClient", Stage::Beta, true, false),
 ];
 
+/// Those of [`GATES`] that change a kube-proxy, and nothing here: their stage and default still count for the bulk gates.
+const WITHOUT_EFFECT: [&str; 3] = ["ContextualLogging", "LoggingBetaOptions", "NativeHistograms"];
+
 /// Which gates are open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FeatureGates {
@@ -94,7 +97,8 @@ impl FeatureGates {
 
     /// What was said and has no effect here.
     pub fn inert(&self) -> impl Iterator<Item = &str> {
-        self.said.keys().map(String::as_str).filter(|name| inert::NAMES.contains(name))
+        let inert = |name: &&str| inert::NAMES.contains(name) || WITHOUT_EFFECT.contains(name);
+        self.said.keys().map(String::as_str).filter(inert)
     }
 }
 
@@ -127,8 +131,8 @@ mod tests {
         let wrong = gates(&[("MultiCIDRServiceAllocator", false), ("NoSuchGate", true), ("NodeSwap", false)]);
         let names: Vec<_> = wrong.expect_err("invalid").into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["MultiCIDRServiceAllocator", "NoSuchGate"]);
-        let fine = gates(&[("MultiCIDRServiceAllocator", true), ("NodeSwap", false)]).expect("valid");
-        assert_eq!(fine.inert().collect::<Vec<_>>(), ["NodeSwap"]);
+        let fine = gates(&[("MultiCIDRServiceAllocator", true), ("NativeHistograms", true), ("NodeSwap", false)]);
+        assert_eq!(fine.expect("valid").inert().collect::<Vec<_>>(), ["NativeHistograms", "NodeSwap"]);
     }
 
     #[test]

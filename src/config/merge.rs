@@ -20,8 +20,6 @@ use super::{Note, table};
 pub struct Merged {
     /// Defaults filled in.
     pub document: Document,
-    /// Whether a pause between changes was asked for in the section of the mode.
-    pub paced: bool,
     /// The file, if there is one.
     pub watch: Option<FileWatch>,
     /// What came up.
@@ -64,22 +62,15 @@ fn of_file(path: &Path) -> Result<Merged, ConfigError> {
         notes.push(Note::Warning(text));
     }
     let mut document = decoded.document;
-    let min = match document.mode.as_str() {
-        "ipvs" => document.ipvs.min_sync_period,
-        "nftables" => document.nftables.min_sync_period,
-        _ => document.iptables.min_sync_period,
-    };
     document.fill_defaults();
-    Ok(Merged { document, paced: min.nanos() != 0, watch: Some(watch), notes })
+    Ok(Merged { document, watch: Some(watch), notes })
 }
 
 fn of_flags(flags: &Flags) -> Result<Merged, ConfigError> {
     let mut document = Document::defaults();
     let fields = table::flags().filter(|flag| !flag.field.is_empty() && flag.deprecated.is_empty());
     let typed = fields.filter(|flag| flags.typed(flag.name)).map(|flag| (flag.field, flags.value(flag.name).clone()));
-    // The pause in mode ipvs has one default as a flag and another one in a file.
-    let pause = ("ipvs.minSyncPeriod", flags.value("ipvs-min-sync-period").clone());
-    overlay(&mut document, typed.chain([pause]))?;
+    overlay(&mut document, typed)?;
     let port = |address: &str, name: &str| match flags.value(name).as_i64() {
         Some(0) => String::new(),
         port => document::with_port(address, port.unwrap_or_default()),
@@ -91,9 +82,8 @@ fn of_flags(flags: &Flags) -> Result<Merged, ConfigError> {
         document.nftables.min_sync_period = document.iptables.min_sync_period;
         document.nftables.masquerade_all = document.iptables.masquerade_all;
     }
-    let pause = if document.mode == "ipvs" { "ipvs-min-sync-period" } else { "iptables-min-sync-period" };
     let notes = flags.deprecations().into_iter().map(Note::Warning).collect();
-    Ok(Merged { document, paced: flags.typed(pause), watch: None, notes })
+    Ok(Merged { document, watch: None, notes })
 }
 
 fn logging(flags: &Flags) -> impl Iterator<Item = (&'static str, Value)> {

@@ -29,15 +29,16 @@ const TABLE_BYTES: u64 = 80;
 /// Merges, checks and types.
 pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
     let from_flags = flags.text("config").is_none();
-    let Merged { document, paced, watch, mut notes } = merge(flags)?;
+    let Merged { document, watch, mut notes } = merge(flags)?;
     let mut complaints = Complaints::new(from_flags);
     check(&document, &mut complaints);
     let gates = FeatureGates::new(&document.feature_gates).unwrap_or_else(|wrong| {
         for (name, reason) in wrong {
-            let on = document.feature_gates.get(&name);
-            let field = if from_flags { "featureGates".to_owned() } else { format!("featureGates.{name}") };
-            let reason = if from_flags { format!("{name}: {reason}") } else { reason };
-            complaints.add(&field, on, reason);
+            let on = document.feature_gates.get(&name).copied().unwrap_or_default();
+            match from_flags {
+                true => complaints.push(super::ConfigError::new("--feature-gates", format!("{name}={on}"), reason)),
+                false => complaints.add(&format!("featureGates.{name}"), on, reason),
+            }
         }
         FeatureGates::default()
     });
@@ -73,7 +74,7 @@ pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
         gates,
         version,
         flags: flags.listing(),
-        ..typed(document, node, source, mode, paced)
+        ..typed(document, node, source, mode)
     };
     remark(&config, &mut notes);
     Ok(Loaded { config, watch, notes })
@@ -86,11 +87,11 @@ pub fn defaults(node: String, source: SourceConfig) -> Config {
     };
     let mut document = Document { hostname_override: node.clone(), ..Document::defaults() };
     document.fill_mode();
-    Config { flags: flags.listing(), ..typed(document, node, source, Mode::Iptables, false) }
+    Config { flags: flags.listing(), ..typed(document, node, source, Mode::Iptables) }
 }
 
 /// Types what has been checked.
-fn typed(mut document: Document, node: String, source: SourceConfig, mode: Mode, paced: bool) -> Config {
+fn typed(mut document: Document, node: String, source: SourceConfig, mode: Mode) -> Config {
     let (masquerade_all, bit, period, min) = match mode {
         Mode::Nftables => {
             let own = &document.nftables;
@@ -124,7 +125,7 @@ fn typed(mut document: Document, node: String, source: SourceConfig, mode: Mode,
         tables: TableSizes::default(),
         mode,
         masquerade: Masquerade { all: masquerade_all, bit: bit.and_then(|bit| bit.try_into().ok()).unwrap_or(14) },
-        sync: SyncConfig { period: period.get(), min_period: paced.then(|| min.get()) },
+        sync: SyncConfig { period: period.get(), min_period: min.nonzero() },
         node_ports: node_ports(&document),
         localhost_node_ports: mode == Mode::Iptables && document.iptables.localhost_node_ports.unwrap_or(true),
         detect_local: detect_local(&document),
@@ -324,11 +325,69 @@ fn remark(config: &Config, notes: &mut Vec<Note>) {
             (u64::from(buckets) * TABLE_BYTES).div_ceil(1000)
         )));
     }
+    sanity(config, notes);
     let inert: Vec<_> = config.gates.inert().collect();
     if !inert.is_empty() {
         notes.push(Note::Info(format!("feature gates without effect here: {}", inert.join(", "))));
     }
     if config.document.feature_gates.contains_key("AllowServiceExternalIPs") {
         notes.push(Note::Warning("the feature gate AllowServiceExternalIPs will be removed".to_owned()));
+    }
+}
+
+/// What is probably a mistake (spec section 3), as far as the configuration alone tells.
+fn sanity(config: &Config, notes: &mut Vec<Note>) {
+    let mut warn = |text: String| notes.push(Note::Warning(text));
+    let name = |v4: bool| if v4 { "IPv4" } else { "IPv6" };
+    let one_family = |mut families: Vec<bool>| {
+        families.dedup();
+        if let [v4] = families[..] { Some(v4) } else { None }
+    };
+    let of = |networks: &[ipnet::IpNet]| networks.iter().map(|network| network.addr().is_ipv4()).collect::<Vec<_>>();
+    let dual = matches!(&config.detect_local, DetectLocal::ClusterCidr(networks) if networks.len() > 1);
+    match &config.node_ports {
+        NodePorts::All if dual => {
+            warn("nodePortAddresses is not set in a dual-stack cluster: NodePorts are served on all addresses of both families".into());
+        }
+        NodePorts::Within(networks) => {
+            if let Some(v4) = one_family(of(networks)) {
+                let (named, other) = (name(v4), name(!v4));
+                warn(format!(
+                    "nodePortAddresses names {named} networks only: NodePorts are served on all {other} addresses"
+                ));
+            }
+        }
+        NodePorts::All | NodePorts::Primary => {}
+    }
+    if let Some(bind) = config.bind_address {
+        let odd = |v4: Option<bool>| v4.is_some_and(|v4| v4 != bind.is_ipv4());
+        let listeners = [("healthzBindAddress", config.healthz), ("metricsBindAddress", Some(config.metrics))];
+        for (field, address) in listeners.into_iter().filter_map(|(field, address)| Some((field, address?))) {
+            if !address.ip().is_unspecified() && odd(Some(address.is_ipv4())) {
+                warn(format!("{field} {address} is not of the family of bindAddress, {bind}"));
+            }
+        }
+        if let DetectLocal::ClusterCidr(networks) = &config.detect_local
+            && odd(one_family(of(networks)))
+        {
+            warn(format!("clusterCIDR names no network of the family of bindAddress, {bind}"));
+        }
+        if odd(one_family(of(&config.ipvs.exclude_cidrs))) {
+            warn(format!("ipvs.excludeCIDRs names no network of the family of bindAddress, {bind}"));
+        }
+    }
+    let conntrack = &config.conntrack;
+    for (field, timeout) in [
+        ("conntrack.tcpEstablishedTimeout", conntrack.tcp_established_timeout),
+        ("conntrack.tcpCloseWaitTimeout", conntrack.tcp_close_wait_timeout),
+        ("conntrack.udpTimeout", conntrack.udp_timeout),
+        ("conntrack.udpStreamTimeout", conntrack.udp_stream_timeout),
+    ] {
+        if let Some(timeout) = timeout.filter(|timeout| timeout.subsec_nanos() != 0) {
+            warn(format!(
+                "{field} {timeout:?} is cut to whole seconds, {}: the kernel knows no others",
+                timeout.as_secs()
+            ));
+        }
     }
 }

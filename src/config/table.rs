@@ -316,7 +316,7 @@ const IPTABLES: &[Flag] = &[
         Bool,
         "true",
         "iptables.localhostNodePorts",
-        "Serve NodePorts on 127.0.0.1 too",
+        "Accepted, without effect until the forwarder exists: serve NodePorts on 127.0.0.1 too",
     ),
     of_file(
         "iptables-masquerade-bit",
@@ -335,7 +335,7 @@ const IPTABLES: &[Flag] = &[
     of_file(
         "iptables-min-sync-period",
         Duration,
-        "1s",
+        "0s",
         "iptables.minSyncPeriod",
         "Pause between two changes of the kernel's rules, in modes iptables and nftables. Not given, changes are only batched for milliseconds",
     ),
@@ -354,14 +354,14 @@ const IPVS: &[Flag] = &[
         List,
         "",
         "ipvs.excludeCIDRs",
-        "CIDRs with virtual servers of others that are left alone",
+        "Accepted, without effect: there are no virtual servers. CIDRs that IPVS would leave alone",
     ),
     of_file(
         "ipvs-strict-arp",
         Bool,
         "",
         "ipvs.strictARP",
-        "Answer ARP requests only for addresses of the interface that they come in on",
+        "Accepted, without effect: no address of a Service is on an interface",
     ),
     of_file(
         "ipvs-sync-period",
@@ -370,27 +370,27 @@ const IPVS: &[Flag] = &[
         "ipvs.syncPeriod",
         "How soon a failed change is tried again, in mode ipvs",
     ),
-    of_file("ipvs-min-sync-period", Duration, "1s", "ipvs.minSyncPeriod", "The same, in mode ipvs"),
+    of_file("ipvs-min-sync-period", Duration, "0s", "ipvs.minSyncPeriod", "The same, in mode ipvs"),
     of_file(
         "ipvs-tcp-timeout",
         Duration,
         "0s",
         "ipvs.tcpTimeout",
-        "How long IPVS remembers an idle TCP connection; 0 leaves its value alone",
+        "Accepted, without effect: there is no IPVS. How long it would remember an idle TCP connection",
     ),
     of_file(
         "ipvs-tcpfin-timeout",
         Duration,
         "0s",
         "ipvs.tcpFinTimeout",
-        "How long IPVS remembers a TCP connection after a FIN; 0 leaves its value alone",
+        "Accepted, without effect: there is no IPVS. How long it would remember a TCP connection after a FIN",
     ),
     of_file(
         "ipvs-udp-timeout",
         Duration,
         "0s",
         "ipvs.udpTimeout",
-        "How long IPVS remembers a UDP flow; 0 leaves its value alone",
+        "Accepted, without effect: there is no IPVS. How long it would remember a UDP flow",
     ),
 ];
 
@@ -418,13 +418,19 @@ const HTTP: &[Flag] = &[
         "bindAddressHardFail",
         "Exit if one of these addresses cannot be listened on, instead of trying again and again",
     ),
-    of_file("profiling", Bool, "", "enableProfiling", "Serve /debug/pprof and /debug/flags/v where /metrics is served"),
+    of_file(
+        "profiling",
+        Bool,
+        "",
+        "enableProfiling",
+        "Serve /debug/flags/v where /metrics is served; there is no /debug/pprof, which is a format of Go's runtime",
+    ),
     of_file(
         "show-hidden-metrics-for-version",
         Text,
         "",
         "showHiddenMetricsForVersion",
-        "Show metrics that became hidden in this minor version, which can only be the previous one (1.35)",
+        "Accepted, without effect: no metric of ours is hidden. Only the previous minor version is valid (1.35)",
     ),
 ];
 
@@ -433,7 +439,7 @@ const LOGGING: &[Flag] = &[
         "v",
         Int32,
         "0",
-        "How much to say: 0 to 10. 2 adds a line per change programmed, 4 the reasons, 6 and more everything",
+        "How much to say: 0 to 10. 2 adds a line per change programmed, 4 the reasons and each list and watch, 6 each object that comes in, 8 what libraries say",
     ),
     flag(
         "vmodule",
@@ -470,8 +476,18 @@ const LOGGING: &[Flag] = &[
 ];
 
 const INERT: &[Flag] = &[
-    flag("boot-id-file", Text, "/proc/sys/kernel/random/boot_id", "Files that could hold a boot id"),
-    flag("machine-id-file", Text, "/etc/machine-id,/var/lib/dbus/machine-id", "Files that could hold a machine id"),
+    flag(
+        "boot-id-file",
+        Text,
+        "/proc/sys/kernel/random/boot_id",
+        "Accepted, without effect: files that could hold a boot id",
+    ),
+    flag(
+        "machine-id-file",
+        Text,
+        "/etc/machine-id,/var/lib/dbus/machine-id",
+        "Accepted, without effect: files that could hold a machine id",
+    ),
 ];
 
 /// The fields that logging flags override: flag, path in the file.

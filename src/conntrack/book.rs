@@ -4,20 +4,20 @@
 //! only when it has stopped answering. The book therefore follows the decisions of [`crate::policy`], not the
 //! [`crate::compile::Delta`]; an update without UDP ports before and after returns at once.
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::flow::{Destination, Expected, View};
 use crate::compile::Image;
-use crate::model::{Family, Protocol, ServiceKey};
+use crate::model::{AddressRange, Family, Protocol, ServiceKey};
 use crate::policy::ResolvedPort;
 
 /// What is expected of UDP flows, per Service. Owned by the task that owns the model.
 #[derive(Debug, Default)]
 pub struct FlowBook {
     services: HashMap<ServiceKey, Vec<Entry>>,
-    node_addresses: Arc<BTreeSet<IpAddr>>,
+    node_port_ranges: Arc<[AddressRange]>,
     changed: View,
 }
 
@@ -72,19 +72,19 @@ impl FlowBook {
     }
 
     /// The addresses on which node ports are served. A new address needs no look at the table: nothing was served there.
-    pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
-        self.node_addresses = Arc::new(addresses);
+    pub fn set_node_port_ranges(&mut self, ranges: Vec<AddressRange>) {
+        self.node_port_ranges = ranges.into();
     }
 
     /// The addresses on which node ports are served, as told last.
-    pub fn node_addresses(&self) -> &Arc<BTreeSet<IpAddr>> {
-        &self.node_addresses
+    pub fn node_port_ranges(&self) -> &Arc<[AddressRange]> {
+        &self.node_port_ranges
     }
 
     /// What changed since the last call.
     pub fn take_changed(&mut self) -> View {
         let mut changed = std::mem::take(&mut self.changed);
-        changed.set_node_addresses(self.node_addresses.clone());
+        changed.set_node_port_ranges(self.node_port_ranges.clone());
         changed
     }
 }

@@ -5,11 +5,11 @@
 //! [`crate::kernel::conntrack`]. Without the annotation nothing here is ever made, and no TCP entry is ever touched.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::flow::{Destination, Flow};
-use crate::model::{Family, Protocol};
+use crate::model::{AddressRange, Family, Protocol};
 
 /// The connections of one protocol from clients of some destinations to some endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct Cut {
     /// Where they go: endpoints that have left.
     pub endpoints: BTreeSet<SocketAddr>,
     /// The addresses on which node ports are served.
-    pub node_addresses: Arc<BTreeSet<IpAddr>>,
+    pub node_port_ranges: Arc<[AddressRange]>,
 }
 
 // === impl Cut ===
@@ -33,7 +33,8 @@ impl Cut {
     pub fn concerns(&self, flow: &Flow) -> bool {
         let to = flow.original.destination;
         let node_port = || {
-            self.node_addresses.contains(&to.ip())
+            flow.reply.source != to
+                && self.node_port_ranges.iter().any(|range| range.contains(to.ip()))
                 && self.destinations.contains(&Destination::NodePort(self.family, to.port()))
         };
         flow.protocol == self.protocol
@@ -58,7 +59,7 @@ mod tests {
             family: Family::V4,
             destinations: [Destination::Address(at("10.96.0.1:80")), Destination::NodePort(Family::V4, 30080)].into(),
             endpoints: [at("10.1.0.1:8080")].into(),
-            node_addresses: Arc::new([at("192.168.50.1:0").ip()].into()),
+            node_port_ranges: [AddressRange::single(at("192.168.50.1:0").ip())].into(),
         };
         let table = [
             ("10.96.0.1:80", "10.1.0.1:8080", true),

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::model::{Family, Protocol};
+use crate::model::{AddressRange, Family, Protocol};
 
 /// One direction of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,7 +40,7 @@ pub struct Flow {
 pub enum Destination {
     /// A cluster, external or load balancer address and a port.
     Address(SocketAddr),
-    /// A port on every address of the node; see [`View::set_node_addresses`].
+    /// A port on every address of the node; see [`View::set_node_port_ranges`].
     NodePort(Family, u16),
 }
 
@@ -70,7 +70,10 @@ pub struct View {
     expected: HashMap<Destination, Expected>,
     /// The destinations whose flows have to be looked at.
     suspect: HashSet<Destination>,
-    node_addresses: Arc<BTreeSet<IpAddr>>,
+    /// The addresses on which node ports are served.
+    node_port_ranges: Arc<[AddressRange]>,
+    /// The addresses of this host's interfaces.
+    local_addresses: Arc<BTreeSet<IpAddr>>,
 }
 
 // === impl Destination ===
@@ -127,9 +130,16 @@ impl View {
         self.suspect.insert(destination);
     }
 
-    /// The addresses on which node ports are served; flows to other addresses have nothing to do with node ports.
-    pub fn set_node_addresses(&mut self, addresses: Arc<BTreeSet<IpAddr>>) {
-        self.node_addresses = addresses;
+    /// The addresses on which node ports are served, if they are this host's; flows to other addresses have nothing to do with node
+    /// ports.
+    pub fn set_node_port_ranges(&mut self, ranges: Arc<[AddressRange]>) {
+        self.node_port_ranges = ranges;
+    }
+
+    /// The addresses of this host's interfaces. A flow that was translated tells by itself that it went to a node port; of one that was
+    /// not, this tells whether it came to this host or only passes through.
+    pub fn set_local_addresses(&mut self, addresses: Arc<BTreeSet<IpAddr>>) {
+        self.local_addresses = addresses;
     }
 
     /// Takes in what a newer view says; where both say something, the newer one counts.
@@ -139,7 +149,8 @@ impl View {
         } else {
             self.expected.extend(newer.expected);
             self.suspect.extend(newer.suspect);
-            self.node_addresses = newer.node_addresses;
+            self.node_port_ranges = newer.node_port_ranges;
+            self.local_addresses = newer.local_addresses;
         }
     }
 
@@ -150,8 +161,9 @@ impl View {
         }
         let to = flow.original.destination;
         let node_port = || {
-            let local = self.node_addresses.contains(&to.ip());
-            local.then(|| self.expected.get(&Destination::NodePort(Family::of(to.ip()), to.port())))?
+            let served = self.node_port_ranges.iter().any(|range| range.contains(to.ip()));
+            let ours = flow.reply.source != to || self.local_addresses.contains(&to.ip());
+            (served && ours).then(|| self.expected.get(&Destination::NodePort(Family::of(to.ip()), to.port())))?
         };
         let fine = match self.expected.get(&Destination::Address(to)).or_else(node_port) {
             None => return Judgement::Unknown,
@@ -200,7 +212,9 @@ mod tests {
         view.expect(Destination::Address(at("10.96.0.3:53")), Expected::Untranslated);
         view.expect(Destination::NodePort(Family::V4, 30053), endpoints(&["10.1.0.1:5353"]));
         view.expect(Destination::NodePort(Family::V4, 30054), Expected::Untranslated);
-        view.set_node_addresses(Arc::new(BTreeSet::from([at("192.168.50.1:0").ip()])));
+        let ranges = [AddressRange::everything(Family::V4)];
+        view.set_node_port_ranges(AddressRange::without(&ranges, AddressRange::loopback(Family::V4)).into());
+        view.set_local_addresses(Arc::new(BTreeSet::from([at("192.168.50.1:0").ip(), at("10.7.7.7:0").ip()])));
         view
     }
 
@@ -224,6 +238,11 @@ mod tests {
             ("node port: gone", "192.168.50.1:30053", "10.1.0.2:5353", Stale),
             ("node port: never translated", "192.168.50.1:30053", "192.168.50.1:30053", Stale),
             ("node port of a Service that is gone", "192.168.50.1:30054", "10.1.0.1:5353", Stale),
+            ("node port on an address that only an interface has: gone", "10.7.7.7:30053", "10.1.0.2:5353", Stale),
+            ("node port on an address that no interface has any more: gone", "10.8.8.8:30053", "10.1.0.2:5353", Stale),
+            ("node port there: never translated", "10.7.7.7:30053", "10.7.7.7:30053", Stale),
+            ("node port there: serving", "10.7.7.7:30053", "10.1.0.1:5353", Fine),
+            ("never on loopback", "127.0.0.1:30053", "10.1.0.2:5353", Unknown),
             ("the node port's number on somebody else's address", "8.8.8.8:30053", "8.8.8.8:30053", Unknown),
         ];
         let view = view();

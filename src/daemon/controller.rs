@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
+use super::node_wait::{ADDRESSES, News, NodeWait, POD_NETWORKS, Step};
 use crate::compile::{Delta, Ring};
 use crate::conntrack::ledger::Report;
 use crate::engine::{Engine, Outcome};
@@ -49,6 +50,9 @@ pub(super) struct Controller {
     /// The pause between two transactions, if one is configured.
     pause: Option<Duration>,
     after_first_load: Option<AfterFirstLoad>,
+    /// When this began, until the first load is programmed.
+    loading_since: Option<Instant>,
+    node_wait: NodeWait,
     awaited: Vec<Kind>,
     /// What was taken in since the kernel was last up to date, and the families it concerns.
     pending: Pending,
@@ -109,6 +113,7 @@ impl Controller {
         observer: Observer,
         pause: Option<Duration>,
         after_first_load: Option<AfterFirstLoad>,
+        node_wait: NodeWait,
     ) -> Self {
         let (report, reports) = mpsc::channel(REPORTS);
         Self {
@@ -120,6 +125,8 @@ impl Controller {
             observer,
             pause,
             after_first_load,
+            loading_since: Some(Instant::now()),
+            node_wait,
             pending: Pending::default(),
             due: Families::default(),
             triggers: Vec::new(),
@@ -146,7 +153,7 @@ impl Controller {
     }
 
     /// Serves until the source ends or something is hopeless.
-    pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> Result<(), KernelError> {
+    pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> anyhow::Result<()> {
         let (mut batch, mut reports) = (Vec::new(), Vec::new());
         self.observer.loop_started();
         loop {
@@ -164,7 +171,7 @@ impl Controller {
             // When to go on though nothing came.
             let wake = match self.trust {
                 _ if !self.awaited.is_empty() => None,
-                Trust::Unknown { retry_at, .. } => Some(retry_at),
+                Trust::Unknown { retry_at, .. } => Some(self.node_wait.until().unwrap_or(retry_at)),
                 Trust::Known => self.engine.next_deadline(),
             };
             let received = match wake {
@@ -199,17 +206,47 @@ impl Controller {
                 }
             }
             self.engine.take_time(Instant::now());
-            if self.awaited.is_empty() {
-                self.program(begin, changes_taken)?;
-                if let Some(pause) = self.pause {
+            if self.awaited.is_empty() && self.node_is_known()? {
+                let wrote = self.program(begin, changes_taken)?;
+                // What changed nothing holds nobody up: after a quiet time the next change is programmed at once.
+                if let Some(pause) = self.pause.filter(|_| wrote) {
                     tokio::time::sleep(pause).await;
                 }
             }
         }
     }
 
-    /// Compiles what was taken and brings the kernel there.
-    fn program(&mut self, begin: Instant, changes: usize) -> Result<(), KernelError> {
+    /// Whether the first load need not wait for our Node (any more).
+    fn node_is_known(&mut self) -> anyhow::Result<bool> {
+        let node = self.engine.node_name();
+        loop {
+            match self.node_wait.ask(self.engine.store().node(), Instant::now()) {
+                Step::Go => return Ok(true),
+                Step::Wait(_, None) => return Ok(false),
+                Step::Wait(_, Some(News::Addresses)) => {
+                    warn!(node, patience = ?ADDRESSES, "waiting for a Node of this name with an address (--hostname-override chooses another name)");
+                    return Ok(false);
+                }
+                Step::Wait(_, Some(News::PodNetworks)) => {
+                    warn!(node, patience = ?POD_NETWORKS, "waiting for spec.podCIDRs of our Node, which detectLocalMode NodeCIDR needs");
+                    return Ok(false);
+                }
+                Step::GiveUpAddresses => {
+                    warn!(
+                        node,
+                        "going on without a Node of this name that has an address: NodePorts are served on all addresses where the primary ones are asked for, and /healthz says 503 until there is one"
+                    );
+                }
+                Step::Hopeless => anyhow::bail!(
+                    "Node {node} has no spec.podCIDRs after {} s: detectLocalMode NodeCIDR needs them",
+                    POD_NETWORKS.as_secs()
+                ),
+            }
+        }
+    }
+
+    /// Compiles what was taken and brings the kernel there. Whether something was written.
+    fn program(&mut self, begin: Instant, changes: usize) -> Result<bool, KernelError> {
         let touched = self.engine.touched();
         self.due = self.due.union(touched);
         if !touched.is_empty() {
@@ -219,11 +256,14 @@ impl Controller {
         if !self.adopted
             && let Err(error) = self.adopt()
         {
-            return self.refused(error);
+            return self.refused(error).map(|()| false);
         }
         let outcome = if self.engine.is_idle() { Outcome::default() } else { self.engine.compile() };
         for problem in &outcome.problems {
-            warn!("{problem}");
+            match problem.is_passed_over() {
+                true => info!("{problem}"),
+                false => warn!("{problem}"),
+            }
             self.observer.invalid(problem);
         }
         self.cleaner.announce(self.engine.take_flow_changes());
@@ -233,10 +273,10 @@ impl Controller {
             Trust::Known if outcome.delta.is_empty() => {
                 self.clean();
                 self.synced(SyncKind::Partial, begin, true);
-                return Ok(());
+                return Ok(false);
             }
             Trust::Known => (SyncKind::Partial, self.plane.apply(&outcome.delta)),
-            Trust::Unknown { retry_at, .. } if *retry_at > Instant::now() => return Ok(()),
+            Trust::Unknown { retry_at, .. } if *retry_at > Instant::now() => return Ok(false),
             Trust::Unknown { .. } => {
                 self.due = Families::ALL;
                 (SyncKind::Full, self.reconcile())
@@ -260,12 +300,27 @@ impl Controller {
                     self.counts.report_all();
                 }
                 self.clean();
-                if let Some(work) = self.after_first_load.take() {
-                    work();
+                if let Some(begin) = self.loading_since.take() {
+                    self.loaded(applied, begin);
                 }
-                Ok(())
+                Ok(applied.transactions > 0)
             }
-            Err(error) => self.refused(error),
+            Err(error) => self.refused(error).map(|()| false),
+        }
+    }
+
+    /// Everything known is programmed for the first time.
+    fn loaded(&mut self, applied: Applied, begin: Instant) {
+        info!(
+            services = self.engine.store().services().count(),
+            elements = self.engine.everything().len(),
+            written = applied.elements,
+            after_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "first load programmed"
+        );
+        self.observer.loaded();
+        if let Some(work) = self.after_first_load.take() {
+            work();
         }
     }
 
@@ -337,7 +392,7 @@ impl Controller {
         if success {
             (self.due, self.pending) = Default::default();
             let ports = self.engine.health().iter().map(|(service, check)| (service.clone(), health_port(check)));
-            self.observer.health_ports(ports.collect::<HealthPorts>());
+            self.observer.health_ports(ports.collect::<HealthPorts>(), self.engine.restricted_node_ports());
             self.observer.no_local_endpoints(self.engine.no_local_endpoints());
         }
     }

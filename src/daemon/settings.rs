@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::config::{Config, DetectLocal, NodePorts};
 use crate::logging::Verbosity;
 use crate::model::Families;
+use crate::observe::metrics::Build;
 use crate::observe::{self, Surface};
 use crate::{conntrack, policy};
 
@@ -76,9 +77,12 @@ pub(super) fn observe(
             configuration: Some(Arc::new(move || configuration.clone())),
             flags: config.flags.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
             profiling: config.profiling,
+            flagz: config.gates.enabled("ComponentFlagz"),
+            statusz: config.gates.enabled("ComponentStatusz"),
+            version: config.version.trim_start_matches('v').to_owned(),
             set_verbosity: Arc::new(set_verbosity),
-            ..defaults.surface
         },
+        build: Build::of(&config.version),
         ..defaults
     }
 }

@@ -10,7 +10,7 @@
 //! the real kernel, `tests/conntrack/drain.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -142,6 +142,6 @@ fn cut(port: &ResolvedPort, endpoints: BTreeSet<SocketAddr>) -> Cut {
         family: port.family,
         destinations: addresses.map(Destination::Address).chain(node_port).collect(),
         endpoints,
-        node_addresses: Arc::<BTreeSet<IpAddr>>::default(),
+        node_port_ranges: Arc::default(),
     }
 }

@@ -231,7 +231,7 @@ fn two_services_that_claim_one_frontend_are_told_apart_and_reported() {
     assert_eq!(
         problems,
         [
-            r#"Service ns/b: spec.ports: "TCP 10.0.0.1:1": already served for Service ns/a, which is older or first by name; not served"#
+            r#"Service ns/b: spec.ports: "TCP 10.0.0.1:1": already served for Service ns/a, which goes first (by kind of address, age, name); not served"#
         ]
     );
     engine.take(delete(Kind::Service, "a"));

@@ -43,6 +43,11 @@ pub enum KernelError {
 // === impl KernelError ===
 
 impl KernelError {
+    /// Whether another instance stands in the way, which may be about to end.
+    pub fn is_rival(&self) -> bool {
+        matches!(self, Self::Locked { .. } | Self::Nft(nft::Error::Owned { .. }))
+    }
+
     /// Whether trying again cannot help, because it is not ours to change what stands in the way.
     pub fn is_hopeless(&self) -> bool {
         match self {

@@ -28,6 +28,13 @@ pub struct Problems {
 
 // === impl Problem ===
 
+impl Problem {
+    /// Whether the object is no mistake of anybody's and only not for us: to be logged as a matter of fact, and no Event.
+    pub fn is_passed_over(&self) -> bool {
+        self.kind == Kind::EndpointSlice && self.field == "addressType" && self.value == "FQDN"
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // `{:?}` of the value: names and values come from users and may hold control characters.

@@ -75,13 +75,9 @@ impl Slice {
             return (None, Vec::new());
         }
         let mut report = Report::new(Kind::EndpointSlice, key.clone());
+        // Not a mistake: slices may be made for other purposes than Services.
         let Some(service) = labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty()) else {
-            report.add(
-                format!("metadata.labels[{SERVICE_NAME_LABEL}]"),
-                "",
-                "belongs to no Service without this label; ignored",
-            );
-            return (None, report.problems);
+            return (None, Vec::new());
         };
         let Some(family) = Family::from_kubernetes(&slice.address_type) else {
             report.add("addressType", &slice.address_type, "only IPv4 and IPv6 slices can be programmed; ignored");
@@ -250,7 +246,7 @@ mod tests {
             (None, vec![r#"EndpointSlice shop/web-1: addressType: "FQDN": only IPv4 and IPv6 slices can be programmed; ignored"#.into()])
         );
         let (slice, problems) = parse(json!({"metadata": {}, "addressType": "IPv4"}));
-        assert!(slice.is_none() && problems.len() == 1);
+        assert!(slice.is_none() && problems.is_empty(), "of no Service, which is no mistake");
         let headless = json!({"metadata": {"labels": {"service.kubernetes.io/headless": ""}}, "addressType": "IPv4"});
         assert_eq!(parse(headless), (None, Vec::new()));
     }

@@ -5,6 +5,8 @@
 //! unhealthy, and so is the proxy (`/livez`). `/healthz` asks for more: that load balancers should send traffic here at all,
 //! which ends before the node does ([`crate::model::Node::eligible`], KEP-3836).
 //!
+//! `/readyz` is ours and asks something else: whether everything known at the start is programmed.
+//!
 //! The judgement ([`ProxyHealth`]) is a value and its functions take the time as a parameter; the controller changes it through a
 //! [`HealthReporter`], servers look at it through a `watch` channel.
 //!
@@ -21,7 +23,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::http::{Answer, Handler, answer, not_found};
+use super::http::{Answer, Handler, answer, not_found, text};
 use super::metrics::{self, Probe};
 use crate::model::Family;
 
@@ -44,6 +46,8 @@ pub struct ProxyHealth {
     patience: Duration,
     families: [FamilyHealth; 2],
     eligible: bool,
+    /// Everything known at the start is programmed.
+    loaded: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -106,12 +110,13 @@ struct FamilyBody {
     healthy: bool,
 }
 
-/// Answers `/healthz` and `/livez`.
+/// Answers `/healthz`, `/livez` and `/readyz`.
 pub(super) fn handler(state: watch::Receiver<ProxyHealth>) -> Handler {
     Arc::new(move |request: &Request<Bytes>| {
         let probe = match request.uri().path() {
             "/healthz" => Probe::Healthz,
             "/livez" => Probe::Livez,
+            "/readyz" => return ready(state.borrow().loaded()),
             _ => return not_found(),
         };
         let verdict = state.borrow().verdict(Moment::now());
@@ -119,6 +124,15 @@ pub(super) fn handler(state: watch::Receiver<ProxyHealth>) -> Handler {
         metrics::probed(probe, answer.status().as_u16());
         answer
     })
+}
+
+/// Whether the first load is programmed: what a rollout has to wait for. Kube-proxy has no such question; `/healthz` and `/livez` keep
+/// its meanings, by which a proxy that has not heard of a single Service yet is well.
+fn ready(loaded: bool) -> Answer {
+    match loaded {
+        true => text(StatusCode::OK, "ok"),
+        false => text(StatusCode::SERVICE_UNAVAILABLE, "the first load is not programmed yet\n"),
+    }
 }
 
 // === impl Moment ===
@@ -140,7 +154,7 @@ impl Moment {
 impl ProxyHealth {
     /// Nothing has been reported. A family that waits for twice `sync_period` is unhealthy.
     pub fn new(sync_period: Duration, eligible: bool) -> Self {
-        Self { patience: sync_period * 2, families: Default::default(), eligible }
+        Self { patience: sync_period * 2, families: Default::default(), eligible, loaded: false }
     }
 
     /// A synchronisation of the family is asked for.
@@ -156,6 +170,16 @@ impl ProxyHealth {
     /// Whether load balancers may send traffic to this node.
     pub fn set_eligible(&mut self, eligible: bool) {
         self.eligible = eligible;
+    }
+
+    /// Everything known at the start is programmed.
+    pub fn set_loaded(&mut self) {
+        self.loaded = true;
+    }
+
+    /// Whether it is. Never taken back: what is programmed stays, whatever happens later.
+    pub fn loaded(&self) -> bool {
+        self.loaded
     }
 
     /// The judgement at this moment.
@@ -232,6 +256,11 @@ impl HealthReporter {
     /// Whether load balancers may send traffic to this node.
     pub fn set_eligible(&self, eligible: bool) {
         self.state.send_modify(|health| health.set_eligible(eligible));
+    }
+
+    /// Everything known at the start is programmed.
+    pub fn loaded(&self) {
+        self.state.send_modify(ProxyHealth::set_loaded);
     }
 
     /// To look at it.

@@ -72,16 +72,16 @@ pub(super) enum Reach {
     OwnFamily,
 }
 
-/// A port that cannot be opened.
+/// A port that cannot be opened. It says its reason itself, so it names no `source`.
 #[derive(Debug, thiserror::Error)]
-#[error("{what} cannot listen on {address}: {source}")]
+#[error("{what} cannot listen on {address}: {reason}")]
 pub struct BindError {
     /// What was to be served.
     pub what: &'static str,
     /// Where.
     pub address: SocketAddr,
     /// Why not.
-    pub source: io::Error,
+    pub reason: io::Error,
 }
 
 /// A server at work, or waiting for its port.
@@ -158,9 +158,9 @@ impl Server {
     ) -> Result<Self, BindError> {
         let first = match bind(address, Reach::Any) {
             Ok(listener) => Some(listener),
-            Err(source) if fatal => return Err(BindError { what, address, source }),
-            Err(source) => {
-                error!(error = %BindError { what, address, source }, retry_in = ?REBIND, "a port cannot be opened");
+            Err(reason) if fatal => return Err(BindError { what, address, reason }),
+            Err(reason) => {
+                error!(error = %BindError { what, address, reason }, retry_in = ?REBIND, "a port cannot be opened");
                 None
             }
         };
@@ -209,8 +209,8 @@ async fn bind_again(what: &'static str, address: SocketAddr) -> StdListener {
                 info!(what, %address, "the port is open now");
                 return listener;
             }
-            Err(source) => {
-                error!(error = %BindError { what, address, source }, retry_in = ?REBIND, "a port cannot be opened");
+            Err(reason) => {
+                error!(error = %BindError { what, address, reason }, retry_in = ?REBIND, "a port cannot be opened");
             }
         }
     }

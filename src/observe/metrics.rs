@@ -246,6 +246,15 @@ pub(crate) fn encode(registry: &Registry) -> String {
 
 // === impl Build ===
 
+impl Build {
+    /// What says it is this version, `v1.36.2+x`.
+    pub fn of(version: &str) -> Self {
+        let mut numbers = version.trim_start_matches('v').split('.');
+        let mut next = || numbers.next().unwrap_or_default().to_owned();
+        Self { version: version.to_owned(), major: next(), minor: next(), ..Self::default() }
+    }
+}
+
 impl Default for Build {
     fn default() -> Self {
         let arch = match std::env::consts::ARCH {

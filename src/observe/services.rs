@@ -9,8 +9,9 @@
 //! endpoints are never copied to a server, so they are as fresh as the last `sync`. 200 means: ready local endpoints, and a proxy
 //! that keeps up ([`super::health`]). Any path and method is answered.
 //!
-//! IPv4 and IPv6 have listeners and numbers of their own. Where NodePorts are restricted to some addresses, so are these ports:
-//! the addresses are those of the start, as with kube-proxy.
+//! IPv4 and IPv6 have listeners and numbers of their own. Where NodePorts are restricted to some addresses, so are these ports: to
+//! those of them that this host's interfaces have at each synchronisation (kube-proxy knows those of its start only). Where there is none,
+//! nobody listens.
 //!
 //! Invariants: a port that is not desired any more is closed before its number can be used again; a port that cannot be opened is
 //! an Event on its Service, keeps nothing else from being opened, and is tried again at the next `sync`, at the latest after
@@ -33,7 +34,8 @@ use tracing::{debug, error, info};
 use super::events::{Event, EventSink};
 use super::health::{Moment, ProxyHealth};
 use super::http::{Answer, Handler, Limits, Reach, Server, answer, bind};
-use crate::model::{Family, ServiceKey};
+use crate::kernel::addresses::interface_addresses;
+use crate::model::{AddressRange, Family, ServiceKey};
 
 /// Ports that cannot be opened are tried again after this time even if nothing else happens: kube-proxy waits for its next sync,
 /// which for us may be days away.
@@ -57,7 +59,15 @@ pub type HealthPorts = BTreeMap<ServiceKey, HealthPort>;
 /// Takes what is desired; cheap to clone, never blocks.
 #[derive(Clone, Debug)]
 pub struct ServiceHealth {
-    desired: watch::Sender<Arc<HealthPorts>>,
+    desired: watch::Sender<Arc<Desired>>,
+}
+
+/// What is desired, and where.
+#[derive(Clone, Debug, Default)]
+struct Desired {
+    ports: HealthPorts,
+    /// IPv4 and IPv6; `None` is every address.
+    restricted: [Option<Vec<AddressRange>>; 2],
 }
 
 /// The task that opens and closes ports; dropping it closes all of them.
@@ -68,39 +78,30 @@ pub(super) struct ServiceServers {
 
 /// Owns the listeners.
 struct Keeper {
-    desired: watch::Receiver<Arc<HealthPorts>>,
+    desired: watch::Receiver<Arc<Desired>>,
     health: watch::Receiver<ProxyHealth>,
     events: EventSink,
     node: String,
-    addresses: Vec<IpAddr>,
+    families: Vec<Family>,
     open: BTreeMap<(ServiceKey, SocketAddr), Server>,
     /// Why a port is not open; logged once per reason.
     failed: BTreeMap<(ServiceKey, SocketAddr), String>,
 }
 
-/// Starts the task. `addresses` are where it listens; `None` is everywhere, in the given families.
+/// Starts the task, which listens in the given families.
 pub(super) fn start(
     node: &str,
     families: &[Family],
-    addresses: Option<Vec<IpAddr>>,
     health: watch::Receiver<ProxyHealth>,
     events: EventSink,
 ) -> (ServiceHealth, ServiceServers) {
-    let everywhere = families.iter().map(|family| match family {
-        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    });
-    let addresses = match addresses {
-        None => everywhere.collect(),
-        Some(addresses) => addresses.into_iter().filter(|ip| families.contains(&Family::of(*ip))).collect(),
-    };
     let (desired, receiver) = watch::channel(Arc::default());
     let keeper = Keeper {
         desired: receiver,
         health,
         events,
         node: node.to_owned(),
-        addresses,
+        families: families.to_vec(),
         open: BTreeMap::new(),
         failed: BTreeMap::new(),
     };
@@ -110,9 +111,9 @@ pub(super) fn start(
 // === impl ServiceHealth ===
 
 impl ServiceHealth {
-    /// Says everything that is desired from now on.
-    pub fn sync(&self, desired: HealthPorts) {
-        self.desired.send_replace(Arc::new(desired));
+    /// Says everything that is desired from now on, and on which addresses (IPv4, IPv6); `None` is all.
+    pub fn sync(&self, ports: HealthPorts, restricted: [Option<Vec<AddressRange>>; 2]) {
+        self.desired.send_replace(Arc::new(Desired { ports, restricted }));
     }
 }
 
@@ -141,12 +142,13 @@ impl Keeper {
         }
     }
 
-    async fn reconcile(&mut self, desired: &HealthPorts) {
+    async fn reconcile(&mut self, desired: &Desired) {
+        let addresses = addresses(&self.families, desired);
         let listeners = |(key, wanted): (&ServiceKey, &HealthPort)| {
             let (key, port) = (key.clone(), wanted.port);
-            self.addresses.iter().map(move |ip| (key.clone(), SocketAddr::new(*ip, port))).collect::<Vec<_>>()
+            addresses.iter().map(move |ip| (key.clone(), SocketAddr::new(*ip, port))).collect::<Vec<_>>()
         };
-        let wanted: BTreeSet<_> = desired.iter().flat_map(listeners).collect();
+        let wanted: BTreeSet<_> = desired.ports.iter().flat_map(listeners).collect();
         let gone: Vec<_> = self.open.keys().filter(|listener| !wanted.contains(*listener)).cloned().collect();
         for listener in gone {
             debug!(service = %listener.0, address = %listener.1, "closing a health check port");
@@ -183,15 +185,37 @@ impl Keeper {
     }
 }
 
+/// Where to listen.
+fn addresses(families: &[Family], desired: &Desired) -> Vec<IpAddr> {
+    let everywhere = |family: &Family| match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    // Asked only if it matters.
+    let mut host = None;
+    let mut within = |ranges: &[AddressRange]| -> Vec<IpAddr> {
+        if desired.ports.is_empty() {
+            return Vec::new();
+        }
+        let host: &BTreeSet<IpAddr> = host.get_or_insert_with(interface_addresses);
+        host.iter().copied().filter(|address| ranges.iter().any(|range| range.contains(*address))).collect()
+    };
+    let of = |family: &Family| match &desired.restricted[*family as usize] {
+        None => vec![everywhere(family)],
+        Some(ranges) => within(ranges),
+    };
+    families.iter().flat_map(of).collect()
+}
+
 fn handler(
     service: ServiceKey,
     address: SocketAddr,
-    desired: watch::Receiver<Arc<HealthPorts>>,
+    desired: watch::Receiver<Arc<Desired>>,
     health: watch::Receiver<ProxyHealth>,
 ) -> Handler {
     let family = usize::from(address.is_ipv6());
     Arc::new(move |_| {
-        let local = desired.borrow().get(&service).map_or(0, |wanted| wanted.local_endpoints[family]);
+        let local = desired.borrow().ports.get(&service).map_or(0, |wanted| wanted.local_endpoints[family]);
         let proxy_healthy = health.borrow().verdict(Moment::now()).healthy;
         say(&service, local, proxy_healthy)
     })

@@ -7,7 +7,7 @@
 //! | `/healthz`, `/healthz/ping` | `ok`, always: that somebody answers. The proxy's health has its own port ([`super::health`]) |
 //! | `/proxyMode` | the mode's name |
 //! | `/configz` | the configuration as JSON |
-//! | `/flagz`, `/statusz` | flags, and what is running: text, or structured on request (KEP-4827, KEP-4828) |
+//! | `/flagz`, `/statusz` | flags, and what is running: text, or structured on request (KEP-4827, KEP-4828), each unless its feature gate is closed |
 //! | `/debug/flags/v` | PUT sets the verbosity, if profiling is enabled |
 //! | anything else, `/debug/pprof` too | 404 |
 //!
@@ -43,6 +43,10 @@ pub struct Surface {
     pub profiling: bool,
     /// Sets the verbosity; the message of an error is sent to the client.
     pub set_verbosity: Arc<dyn Fn(i32) -> Result<(), String> + Send + Sync>,
+    /// Whether `/flagz` is there (feature gate ComponentFlagz).
+    pub flagz: bool,
+    /// Whether `/statusz` is there (feature gate ComponentStatusz).
+    pub statusz: bool,
     /// The version of kube-proxy that we stand for, `1.36.0`.
     pub version: String,
 }
@@ -56,7 +60,7 @@ struct Pings {
 
 /// Answers for the metrics port.
 pub(super) fn handler(surface: Surface, exposition: Exposition) -> Handler {
-    let pages = Pages::new(&surface.flags, &surface.version, surface.profiling);
+    let pages = Pages::new(&surface);
     let pings = Pings::new();
     Arc::new(move |request| match request.uri().path() {
         "/metrics" => answer(StatusCode::OK, Exposition::CONTENT_TYPE, exposition.render()),
@@ -68,8 +72,8 @@ pub(super) fn handler(surface: Surface, exposition: Exposition) -> Handler {
             Some(configuration) => configz(&configuration()),
             None => not_found(),
         },
-        "/flagz" => pages.flagz(request),
-        "/statusz" => pages.statusz(request),
+        "/flagz" if surface.flagz => pages.flagz(request),
+        "/statusz" if surface.statusz => pages.statusz(request),
         "/debug/flags/v" if surface.profiling => verbosity(&surface, request),
         _ => not_found(),
     })
@@ -109,6 +113,8 @@ impl Default for Surface {
             configuration: None,
             flags: Vec::new(),
             profiling: false,
+            flagz: true,
+            statusz: true,
             set_verbosity: Arc::new(|_| Err("the verbosity of this process is fixed".to_owned())),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

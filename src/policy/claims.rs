@@ -1,15 +1,16 @@
 //! Who gets a frontend or node port that several Services ask for.
 //!
-//! The API server hands out each ClusterIP once, but manifests, restored backups and races can ask for one frontend twice. The
-//! oldest Service keeps it, then the first by name; the others are told. When the holder goes, the next in line takes over.
+//! The API server hands out each ClusterIP once, but manifests, restored backups and races can ask for one frontend twice. A
+//! ClusterIP goes before a load balancer's address, and that before one of `externalIPs`, which anybody may write into a Service: nobody
+//! can take what the API server gave to another. Among equals the oldest Service has it, then the first by name; the others are told. When the holder goes, the next in line takes over.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
-use super::Claim;
+use super::{Claim, Role};
 use crate::model::ServiceKey;
 
-/// The order of precedence: creation time, then name.
-type Rank = (i64, ServiceKey);
+/// The order of precedence: what kind of address it is, creation time, then name.
+type Rank = (Role, i64, ServiceKey);
 
 /// All claims on all frontends.
 #[derive(Debug, Default)]
@@ -18,7 +19,7 @@ pub struct Claims {
     holders: HashMap<Claim, Rank>,
     /// Those that wait, in order of precedence.
     waiting: HashMap<Claim, BTreeSet<Rank>>,
-    by_service: HashMap<ServiceKey, (i64, HashSet<Claim>)>,
+    by_service: HashMap<ServiceKey, (i64, HashMap<Claim, Role>)>,
 }
 
 // === impl Claims ===
@@ -29,18 +30,24 @@ impl Claims {
         &mut self,
         service: &ServiceKey,
         created: i64,
-        wanted: impl IntoIterator<Item = Claim>,
+        wanted: impl IntoIterator<Item = (Claim, Role)>,
     ) -> Vec<ServiceKey> {
-        let wanted: HashSet<_> = wanted.into_iter().collect();
+        let mut roles: HashMap<Claim, Role> = HashMap::new();
+        for (claim, role) in wanted {
+            // Asked for twice by one Service: the better one counts.
+            roles.entry(claim).and_modify(|known| *known = role.min(*known)).or_insert(role);
+        }
+        let wanted = roles;
         let before = self.by_service.get(service).cloned();
         let mut others = BTreeSet::new();
         if let Some((since, had)) = before {
-            for frontend in had.iter().filter(|frontend| since != created || !wanted.contains(frontend)) {
-                self.release(frontend, &(since, service.clone()), &mut others);
+            let lasts = |(claim, role): &(&Claim, &Role)| since == created && wanted.get(claim) == Some(role);
+            for (frontend, role) in had.iter().filter(|had| !lasts(had)) {
+                self.release(frontend, &(*role, since, service.clone()), &mut others);
             }
         }
-        for frontend in &wanted {
-            self.claim(frontend, &(created, service.clone()), &mut others);
+        for (frontend, role) in &wanted {
+            self.claim(frontend, &(*role, created, service.clone()), &mut others);
         }
         if wanted.is_empty() {
             self.by_service.remove(service);
@@ -58,7 +65,7 @@ impl Claims {
 
     /// Who has the frontend.
     pub fn holder(&self, frontend: &Claim) -> Option<&ServiceKey> {
-        self.holders.get(frontend).map(|(_, service)| service)
+        self.holders.get(frontend).map(|(_, _, service)| service)
     }
 
     fn claim(&mut self, frontend: &Claim, rank: &Rank, others: &mut BTreeSet<ServiceKey>) {
@@ -69,7 +76,7 @@ impl Claims {
             Some(holder) if holder == rank => {}
             Some(holder) if rank < holder => {
                 let loser = std::mem::replace(holder, rank.clone());
-                others.insert(loser.1.clone());
+                others.insert(loser.2.clone());
                 let line = self.waiting.entry(*frontend).or_default();
                 line.remove(rank);
                 line.insert(loser);
@@ -94,7 +101,7 @@ impl Claims {
             self.waiting.remove(frontend);
         }
         if let Some(next) = next {
-            others.insert(next.1.clone());
+            others.insert(next.2.clone());
             self.holders.insert(*frontend, next);
         }
     }
@@ -107,6 +114,8 @@ mod tests {
     use super::*;
     use crate::model::Protocol;
     use crate::policy::Frontend;
+
+    const ROLES: [Role; 3] = [Role::Cluster, Role::LoadBalancer, Role::External];
 
     fn frontend(port: u16) -> Claim {
         Claim::Frontend(Frontend { address: [10, 0, 0, 1].into(), protocol: Protocol::Tcp, port })
@@ -124,7 +133,7 @@ mod tests {
     fn the_oldest_wins_then_the_name_and_the_next_in_line_follows() {
         let mut claims = Claims::default();
         let set = |claims: &mut Claims, name: &str, created: i64, ports: &[u16]| {
-            names(claims.set(&key(name), created, ports.iter().map(|port| frontend(*port))))
+            names(claims.set(&key(name), created, ports.iter().map(|port| (frontend(*port), Role::Cluster))))
         };
         assert_eq!(set(&mut claims, "young", 20, &[80]), [""; 0]);
         assert_eq!(set(&mut claims, "old", 10, &[80, 81]), ["young"], "an older one takes it");
@@ -140,21 +149,40 @@ mod tests {
         assert!(claims.holders.is_empty() && claims.waiting.is_empty() && claims.by_service.is_empty());
     }
 
+    #[test]
+    fn nobody_takes_a_cluster_address_by_external_ips_whatever_the_age() {
+        let mut claims = Claims::default();
+        let mut ask = |name: &str, created, role| names(claims.set(&key(name), created, [(frontend(80), role)]));
+        assert_eq!(ask("old", 1, Role::External), [""; 0]);
+        assert_eq!(ask("balanced", 2, Role::LoadBalancer), ["old"]);
+        assert_eq!(ask("young", 3, Role::Cluster), ["balanced"]);
+        assert_eq!(ask("older", 0, Role::External), [""; 0]);
+        assert_eq!(claims.holder(&frontend(80)), Some(&key("young")));
+        let mut ask = |name: &str, created, role| names(claims.set(&key(name), created, [(frontend(80), role)]));
+        assert_eq!(ask("young", 3, Role::External), ["balanced"], "the role counts, not who it was");
+        assert_eq!(claims.holder(&frontend(80)), Some(&key("balanced")));
+        claims.set(&key("balanced"), 0, []);
+        assert_eq!(claims.holder(&frontend(80)), Some(&key("older")));
+        // One Service with one address in two roles has it in the better one.
+        let twice = [Role::External, Role::Cluster].map(|role| (frontend(80), role));
+        assert_eq!(names(claims.set(&key("twice"), 9, twice)), ["older"]);
+    }
+
     proptest! {
         /// After any history each frontend is with the best of those who ask for it, and whoever gained or lost one was named.
         #[test]
-        fn the_best_claim_always_holds(history in proptest::collection::vec((0u8..4, 0i64..3, proptest::collection::hash_set(1u16..4, 0..3)), 1..30)) {
+        fn the_best_claim_always_holds(history in proptest::collection::vec((0u8..4, 0i64..3, proptest::collection::hash_map(1u16..4, 0usize..3, 0..3)), 1..30)) {
             let mut claims = Claims::default();
-            let mut asks: HashMap<ServiceKey, (i64, HashSet<u16>)> = HashMap::new();
+            let mut asks: HashMap<ServiceKey, (i64, HashMap<u16, usize>)> = HashMap::new();
             for (name, created, ports) in history {
                 let service = key(&name.to_string());
                 let before: HashMap<_, _> = (1..4).map(|port| (port, claims.holder(&frontend(port)).cloned())).collect();
-                let told = claims.set(&service, created, ports.iter().map(|port| frontend(*port)));
+                let told = claims.set(&service, created, ports.iter().map(|(port, role)| (frontend(*port), ROLES[*role])));
                 asks.insert(service.clone(), (created, ports));
                 for port in 1..4 {
-                    let best = asks.iter().filter(|(_, (_, ports))| ports.contains(&port)).map(|(key, (created, _))| (*created, key.clone())).min();
+                    let best = asks.iter().filter_map(|(key, (created, ports))| Some((*ports.get(&port)?, *created, key.clone()))).min();
                     let holder = claims.holder(&frontend(port)).cloned();
-                    prop_assert_eq!(&holder, &best.map(|(_, key)| key));
+                    prop_assert_eq!(&holder, &best.map(|(_, _, key)| key));
                     if holder != before[&port] {
                         for party in [holder, before[&port].clone()].into_iter().flatten() {
                             prop_assert!(party == service || told.contains(&party));

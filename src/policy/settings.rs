@@ -142,6 +142,13 @@ pub fn node_port_ranges(settings: &Settings, node: Option<&Node>, family: Family
     AddressRange::without(&ranges, AddressRange::loopback(family))
 }
 
+/// The same where node ports are not served on all addresses, and `None` where they are.
+pub fn restricted_node_ports(settings: &Settings, node: Option<&Node>, family: Family) -> Option<Vec<AddressRange>> {
+    let ranges = node_port_ranges(settings, node, family);
+    let all = AddressRange::without(&[AddressRange::everything(family)], AddressRange::loopback(family));
+    (ranges != all).then_some(ranges)
+}
+
 /// How a table tells local pods.
 pub fn detector(settings: &Settings, node: Option<&Node>, family: Family) -> Detector {
     let first = |networks: &[IpNet]| {

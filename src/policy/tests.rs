@@ -262,7 +262,7 @@ fn what_another_service_has_is_left_out() {
     assert_eq!(&*resolved[0].key.name, "b");
     let problems: Vec<_> = lost_frontends(&service, context).iter().map(ToString::to_string).collect();
     insta::assert_snapshot!(problems.join("\n"), @r#"
-    Service shop/web: spec.ports: "TCP 10.0.0.1:80": already served for Service shop/older, which is older or first by name; not served
-    Service shop/web: spec.ports: "TCP node port 30080 (IPv4)": already served for Service shop/older, which is older or first by name; not served
+    Service shop/web: spec.ports: "TCP 10.0.0.1:80": already served for Service shop/older, which goes first (by kind of address, age, name); not served
+    Service shop/web: spec.ports: "TCP node port 30080 (IPv4)": already served for Service shop/older, which goes first (by kind of address, age, name); not served
     "#);
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! access     which server, which credentials, which connection      -> a client
+//! proxy      through which proxy, if any
 //! watch      list or stream, then follow; one task per kind         -> events
 //! decode     events and pages, forgiving about single objects       -> lean objects
 //! limit      how many requests at most
@@ -26,6 +27,7 @@ mod access;
 mod decode;
 mod ledger;
 mod limit;
+mod proxy;
 mod trouble;
 mod watch;
 
@@ -36,6 +38,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use super::object::{EndpointSlice, Node, Service, ServiceCIDR};
 use super::{Change, Kind, Object, ObjectKey};
@@ -44,7 +47,8 @@ pub use access::AccessError;
 use ledger::Watched;
 use limit::Limiter;
 pub use limit::Rate;
-use watch::{Selection, Watch};
+pub use proxy::Unusable;
+use watch::{Selection, Watch, Way};
 
 /// Services another proxy is responsible for carry this label.
 const SERVICE_LABELS: &str = "!service.kubernetes.io/service-proxy-name";
@@ -54,7 +58,7 @@ const SERVICE_FIELDS: &str = "spec.clusterIP!=None";
 const SLICE_LABELS: &str = "!service.kubernetes.io/headless";
 
 /// Which API server, and as whom.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ApiConfig {
     /// `--kubeconfig`; an empty path counts as absent, as an empty flag does.
     pub kubeconfig: Option<PathBuf>,
@@ -66,6 +70,8 @@ pub struct ApiConfig {
     pub version: Option<String>,
     /// How many requests at most; any number when absent.
     pub rate: Option<Rate>,
+    /// Whether to ask for streaming lists first (feature gate WatchListClient).
+    pub streaming_lists: bool,
     /// Time constants.
     pub timing: Timing,
 }
@@ -101,6 +107,7 @@ pub struct ApiSource {
     access: Arc<Access>,
     node_name: String,
     rate: Option<Rate>,
+    streaming_lists: bool,
     timing: Timing,
 }
 
@@ -109,6 +116,22 @@ pub struct ApiSource {
 pub struct Clients {
     access: Arc<Access>,
     limiter: Option<Arc<Limiter>>,
+}
+
+// === impl ApiConfig ===
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            kubeconfig: None,
+            master: None,
+            node_name: String::new(),
+            version: None,
+            rate: None,
+            streaming_lists: true,
+            timing: Timing::default(),
+        }
+    }
 }
 
 // === impl Timing ===
@@ -144,8 +167,23 @@ impl ApiSource {
             user_agent: access::user_agent(&version),
             connect_timeout: config.timing.connect,
         };
-        access.config()?;
-        Ok(Self { access: Arc::new(access), node_name: config.node_name, rate: config.rate, timing: config.timing })
+        let found = access.config()?;
+        match access.proxy_of_environment(&found) {
+            None => {}
+            Some(Ok(proxy)) => {
+                info!(%proxy, server = %found.cluster_url, "the environment names a proxy for the API server")
+            }
+            Some(Err((variable, error))) => {
+                warn!(variable, %error, "a proxy of the environment is passed over: the API server is asked directly");
+            }
+        }
+        Ok(Self {
+            access: Arc::new(access),
+            node_name: config.node_name,
+            rate: config.rate,
+            streaming_lists: config.streaming_lists,
+            timing: config.timing,
+        })
     }
 
     /// For those who write to the same API server.
@@ -183,7 +221,8 @@ impl ApiSource {
         limiter: &Option<Arc<Limiter>>,
         changes: &mpsc::Sender<Change>,
     ) -> Watch<K> {
-        Watch::new(self.access.clone(), limiter.clone(), self.timing.clone(), selection, changes.clone())
+        let way = if self.streaming_lists { Way::Streaming } else { Way::Pages };
+        Watch::new(self.access.clone(), limiter.clone(), self.timing.clone(), selection, way, changes.clone())
     }
 
     fn limiter(&self) -> Option<Arc<Limiter>> {

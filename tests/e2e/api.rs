@@ -7,7 +7,7 @@ use pointsman::lab::Lab;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::daemon::Daemon;
+use super::daemon::{Daemon, command};
 use super::support::beds::{PATIENCE, bed, pods};
 use super::support::eventually;
 use super::support::objects::{DNS, HTTP, crowd, frontends, service, shop, slices};
@@ -183,4 +183,20 @@ fn nothing_is_programmed_before_all_endpoint_slices_are_known() {
 #[test]
 fn nothing_is_programmed_before_all_services_are_known() {
     waits_for_both("Service");
+}
+
+#[test]
+fn a_proxy_in_the_environment_keeps_nobody_from_a_server_that_it_is_not_for() {
+    let lab = bed(2);
+    let (double, directory) = server(&lab, &shop("web", 1, &pods(1..=2)));
+    let kubeconfig = double.kubeconfig(directory.path());
+    let args = ["--kubeconfig", kubeconfig.to_str().expect("UTF-8")];
+    // As in a pod of kubeadm's, which copies its own environment. The server is on this host, so it is asked directly.
+    for (variable, url) in [("HTTPS_PROXY", "http://proxy.invalid:3128"), ("HTTP_PROXY", "ftp://proxy.invalid")] {
+        let mut command = command();
+        command.env(variable, url);
+        let mut daemon = Daemon::start_as(lab.node(), command, &args);
+        daemon.programmed();
+        assert_eq!(answering(&lab, 1), ["web-1", "web-2"], "{variable}");
+    }
 }

@@ -36,8 +36,9 @@ pub fn command() -> Command {
 /// The same with another copy of the binary.
 pub fn command_at(binary: &Path) -> Command {
     let mut command = Command::new(binary);
-    for variable in ["RUST_LOG", "KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"] {
-        command.env_remove(variable);
+    let outside = ["RUST_LOG", "KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"];
+    for variable in outside.into_iter().chain(["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"]) {
+        command.env_remove(variable).env_remove(variable.to_lowercase());
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -74,7 +75,11 @@ impl Daemon {
 
     /// Starts as node `n1`, with a log line per change programmed.
     pub fn start(node: &Host, args: &[&str]) -> Self {
-        let mut command = command();
+        Self::start_as(node, command(), args)
+    }
+
+    /// The same with a command that was prepared.
+    pub fn start_as(node: &Host, mut command: Command, args: &[&str]) -> Self {
         command.args(["--hostname-override", "n1", "--v=2"]).args(args);
         let mut child = node.spawn(command).expect("the binary runs");
         let said = Arc::new(Mutex::new(Vec::new()));
@@ -87,6 +92,11 @@ impl Daemon {
 
     /// Waits for a line that has all of these parts (see [`has`]), after the last one that was waited for; returns it.
     pub fn hear(&mut self, parts: &[&str]) -> String {
+        self.hear_within(PATIENCE * 3, parts)
+    }
+
+    /// The same with a patience of one's own.
+    pub fn hear_within(&mut self, patience: Duration, parts: &[&str]) -> String {
         let begin = Instant::now();
         loop {
             let said = self.said();
@@ -97,7 +107,7 @@ impl Daemon {
             }
             let ended = self.child.try_wait().expect("a child of ours");
             assert!(ended.is_none(), "the daemon should live and say {parts:?}; {ended:?} after {said:#?}");
-            assert!(begin.elapsed() < PATIENCE * 3, "the daemon should say {parts:?}; it said {said:#?}");
+            assert!(begin.elapsed() < patience, "the daemon should say {parts:?}; it said {said:#?}");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -115,6 +125,11 @@ impl Daemon {
     /// How many lines so far have all of these parts.
     pub fn count(&self, parts: &[&str]) -> usize {
         self.said().iter().filter(|line| parts.iter().all(|part| has(line, part))).count()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Fails if it has ended.

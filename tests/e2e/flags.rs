@@ -42,6 +42,7 @@ fn a_start_that_cannot_work_says_why_and_leaves_no_trace() {
             assert!(said.contains(part), "{args:?} should be told about {part:?}: {said}");
         }
         assert!(!said.contains("panicked"), "{args:?}: {said}");
+        assert!(said.matches("No such file").count() <= 1, "{args:?}: each cause is told once: {said}");
         assert_eq!(tables(lab.node().namespace()), [""; 0], "{args:?} should leave no trace");
     }
 }
@@ -60,6 +61,21 @@ fn help_and_version() {
     let output = run(lab.node(), command(), &["--version"]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && said.contains(env!("CARGO_PKG_VERSION")), "{said}");
+}
+
+#[test]
+fn an_output_that_nobody_reads_is_an_error_and_no_panic() {
+    let lab = node();
+    for argument in ["--help", "--version"] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = command();
+        command.arg(argument).stdout(writer);
+        let output = lab.node().spawn(command).and_then(|child| child.wait_with_output()).expect("it runs");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{argument}: {said}");
+        assert!(said.starts_with("Error: writing to standard output"), "{argument}: {said}");
+    }
 }
 
 #[test]

@@ -16,11 +16,11 @@ use super::support::objects::{frontends, scheduled, shop, slices};
 use super::support::oracle::{chains, nft, try_nft};
 use super::support::traffic::tally;
 
-const HEALTH: u16 = 10256;
-const METRICS: u16 = 10249;
+pub const HEALTH: u16 = 10256;
+pub const METRICS: u16 = 10249;
 
 /// Status and body; status 0 when nobody answers.
-fn get(lab: &Lab, address: SocketAddr, path: &str) -> (u16, String) {
+pub fn get(lab: &Lab, address: SocketAddr, path: &str) -> (u16, String) {
     let ask = || {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
@@ -33,12 +33,12 @@ fn get(lab: &Lab, address: SocketAddr, path: &str) -> (u16, String) {
     (head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0), body.to_owned())
 }
 
-fn local(port: u16) -> SocketAddr {
+pub fn local(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
 /// The value of a metric, 0 when it is not there.
-fn metric(lab: &Lab, series: &str) -> f64 {
+pub fn metric(lab: &Lab, series: &str) -> f64 {
     let text = get(lab, local(METRICS), "/metrics").1;
     let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     value.map_or(0.0, |value| value.parse().expect("a number"))
@@ -59,10 +59,14 @@ fn a_cluster_sees_health_metrics_and_events() {
     let directory = tempfile::tempdir().expect("a directory");
     let kubeconfig = double.kubeconfig(directory.path());
     let mut daemon = Daemon::start(lab.node(), &["--kubeconfig", kubeconfig.to_str().expect("UTF-8")]);
-    daemon.programmed();
+    daemon.hear(&["WARN", "waiting for a Node of this name", "node=\"n1\""]);
     assert_eq!(get(&lab, local(HEALTH), "/livez").0, 200);
     assert_eq!(get(&lab, local(HEALTH), "/healthz").0, 503, "our Node has not been seen");
+    assert_eq!(get(&lab, local(HEALTH), "/readyz").0, 503, "so nothing is programmed");
     double.apply(node("n1", &[("InternalIP", "192.168.50.1")]));
+    let line = daemon.hear(&["\"first load programmed\""]);
+    assert!(line.contains(" services=2 ") && !line.contains(" written=0 "), "{line}");
+    eventually("readiness", || get(&lab, local(HEALTH), "/readyz").0 == 200);
     eventually("the node to be eligible", || get(&lab, local(HEALTH), "/healthz").0 == 200);
     let body = get(&lab, (Ipv6Addr::LOCALHOST, HEALTH).into(), "/healthz").1;
     let health: Value = serde_json::from_str(&body).expect("JSON, over IPv6");

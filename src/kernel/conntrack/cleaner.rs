@@ -10,6 +10,7 @@
 //!
 //! The same thread ends the connections of endpoints that have left for good ([`Cleaner::cut`]), after what is stale.
 
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use tracing::{debug, error, info, warn};
 use super::cutter;
 use super::table::{ConntrackError, ConntrackTable, Deleted, Filter};
 use crate::conntrack::{Cut, Destination, Flow, Judgement, View};
+use crate::kernel::addresses::interface_addresses;
 use crate::model::Family;
 
 /// Up to so many filters are asked one after the other; for more destinations all UDP entries are read in one go. The kernel walks
@@ -148,7 +150,10 @@ impl Drop for Cleaner {
 impl Known {
     fn take(&mut self, news: News) {
         match news {
-            News::Announced(view) => self.announced.merge(view),
+            News::Announced(mut view) => {
+                view.set_local_addresses(Arc::new(interface_addresses()));
+                self.announced.merge(view);
+            }
             News::Programmed => self.due.merge(std::mem::take(&mut self.announced)),
             News::Cut(cuts) => self.cuts.extend(cuts),
         }

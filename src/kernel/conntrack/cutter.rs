@@ -101,7 +101,7 @@ mod tests {
                 .chain([Destination::NodePort(Family::V4, 30080)])
                 .collect(),
             endpoints: Default::default(),
-            node_addresses: Default::default(),
+            node_port_ranges: Default::default(),
         };
         assert_eq!(filters(&cut(3)).len(), 4);
         assert!(filters(&cut(3)).iter().all(|filter| filter.protocol == Protocol::Tcp));

@@ -17,7 +17,7 @@ use crate::conntrack::{Sysctl, Write, count_cpus};
 
 /// A kernel parameter that could not be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {path}{}", .value.map(|value| format!(" = {value}")).unwrap_or_default())]
+#[error("cannot {action} {path}{}: {reason}", .value.map(|value| format!(" = {value}")).unwrap_or_default())]
 pub struct SysctlError {
     /// `read` or `set`.
     pub action: &'static str,
@@ -26,8 +26,7 @@ pub struct SysctlError {
     /// The number that was to be written, if it came to that.
     pub value: Option<u64>,
     /// Why not.
-    #[source]
-    pub source: io::Error,
+    pub reason: io::Error,
 }
 
 /// What became of kernel parameters that were not as they should be.
@@ -58,7 +57,7 @@ pub fn apply_sysctls(sysctls: &[Sysctl]) -> Result<AppliedSysctls, SysctlError> 
             // What cannot be read is written, and fails there if it is not there at all.
             (Err(_), Write::IfDifferent) => true,
             (Err(source), Write::IfSmaller) => {
-                return Err(SysctlError { action: "read", path: sysctl.path.clone(), value: None, source });
+                return Err(SysctlError { action: "read", path: sysctl.path.clone(), value: None, reason: source });
             }
         };
         // `nf_conntrack_max` belongs to the machine: in namespaces other than the first its file has no permission to write at all.
@@ -69,9 +68,9 @@ pub fn apply_sysctls(sysctls: &[Sysctl]) -> Result<AppliedSysctls, SysctlError> 
                 Ok(()) => applied.written.push(sysctl.clone()),
                 // What `hashsize` answers there, whose file can be written (`nf_conntrack_set_hashsize`).
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => applied.fixed.push(sysctl.clone()),
-                Err(source) => {
+                Err(reason) => {
                     let (path, value) = (sysctl.path.clone(), Some(sysctl.value));
-                    return Err(SysctlError { action: "set", path, value, source });
+                    return Err(SysctlError { action: "set", path, value, reason });
                 }
             }
         }

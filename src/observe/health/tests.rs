@@ -149,7 +149,12 @@ async fn probe_all(path: &str) {
     reporter.set_eligible(false);
     let ineligible = get(address, path).await.status;
     assert_eq!(ineligible, if path == "/healthz" { 503 } else { 200 });
-    for other in ["/", "/healthz/", "/readyz", "/metrics"] {
+    // Readiness is another question: no probe of the others changes it, nor does being healthy.
+    assert_eq!(get(address, "/readyz").await.status, 503);
+    reporter.loaded();
+    let ready = get(address, "/readyz").await;
+    assert_eq!((ready.status, ready.body.as_str()), (200, "ok"));
+    for other in ["/", "/healthz/", "/readyz/", "/metrics"] {
         let said = get(address, other).await;
         assert_eq!((said.status, said.body.as_str()), (404, "404 page not found\n"), "{other}");
     }

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::super::http::{Answer, answer, text};
+use super::Surface;
 
 const GROUP: &str = "config.k8s.io";
 const COMPONENT: &str = "kube-proxy";
@@ -104,9 +105,11 @@ fn choice(range: &str, kind: &str) -> Option<(f32, Form)> {
 // === impl Pages ===
 
 impl Pages {
-    pub(super) fn new(flags: &[(String, String)], version: &str, profiling: bool) -> Self {
+    pub(super) fn new(surface: &Surface) -> Self {
+        let Surface { flags, version, profiling, .. } = surface;
         let mut paths = vec!["/configz", "/flagz", "/healthz", "/metrics", "/metrics/slis", "/proxyMode", "/statusz"];
-        if profiling {
+        paths.retain(|path| (surface.flagz || *path != "/flagz") && (surface.statusz || *path != "/statusz"));
+        if *profiling {
             paths.insert(1, "/debug/flags/v");
         }
         Self {

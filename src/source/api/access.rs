@@ -2,7 +2,7 @@
 //!
 //! The rules are those of client-go's `BuildConfigFromFlags`: a kubeconfig names server and credentials, `--master` overrides
 //! the server, and with neither of them the pod's service account is used. Everything is read again whenever a client is made,
-//! so a rotated token, certificate or authority counts from the next client on.
+//! so a rotated token, certificate or authority counts from the next client on. `proxy` says through which proxy, if any.
 //!
 //! The connection is made here and not by kube's default stack for two reasons: kube's retries 429, 503 and 504 by itself, up
 //! to 15 times and for minutes, where we want to see and report them; and it sets no TCP keep-alive, without which a watch on
@@ -13,18 +13,25 @@ use std::time::Duration;
 
 use hyper::Uri;
 use hyper::header::{HeaderValue, USER_AGENT};
+use hyper::rt::{Read, Write};
 use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::client::legacy::connect::{Connect, HttpConnector};
+use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
+use hyper_util::client::legacy::connect::{Connect, Connection, HttpConnector};
+use hyper_util::client::proxy::matcher::Intercept;
 use hyper_util::rt::TokioExecutor;
 use kube::client::ConfigExt;
 use kube::config::{InClusterError, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
-use tower::{BoxError, ServiceBuilder};
+use tower::{BoxError, Service, ServiceBuilder};
 
+use super::proxy::{self, Environment, Unusable};
+use super::trouble::chain;
 use crate::observe::metrics::CountRequests;
 
 /// Set in every pod by the kubelet.
 const SERVICE_HOST: &str = "KUBERNETES_SERVICE_HOST";
+/// Stands for "none" where kube would look into the environment by its own rules.
+const DIRECT: &str = "direct";
 /// A peer is dead after one idle period and three unanswered probes: 60 s, as client-go's HTTP/2 health check has it, roughly.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_PROBE: Duration = Duration::from_secs(10);
@@ -39,7 +46,7 @@ pub(super) struct Access {
     pub(super) connect_timeout: Duration,
 }
 
-/// Why there is no way to the API server. Each says what was tried and what is missing.
+/// Why there is no way to the API server. Each says what was tried and what is missing, its causes included; so it names no `source`.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
     /// Nothing names an API server.
@@ -49,14 +56,14 @@ pub enum AccessError {
     Nowhere,
     /// In a pod, but without what a pod needs.
     #[error("in-cluster configuration: {0}")]
-    InCluster(#[source] InClusterError),
+    InCluster(InClusterError),
     /// The kubeconfig cannot be read or lacks something.
-    #[error("kubeconfig {path}: {source}")]
+    #[error("kubeconfig {path}: {reason}")]
     Kubeconfig {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: KubeconfigError,
+        reason: KubeconfigError,
     },
     /// `--master` is no URL.
     #[error("--master {master}: not a URL: {reason}")]
@@ -67,30 +74,39 @@ pub enum AccessError {
         reason: String,
     },
     /// The token file that the configuration names cannot be read.
-    #[error("token file {path}: {source}")]
+    #[error("token file {path}: {reason}")]
     Token {
         /// The file.
         path: String,
-        /// The reason.
-        source: std::io::Error,
+        /// Why not.
+        reason: std::io::Error,
     },
-    /// The kubeconfig asks for a proxy, which is not supported.
-    #[error("kubeconfig: proxy-url {0} is not supported")]
-    Proxy(Uri),
+    /// The kubeconfig asks for a proxy of a kind that we do not speak to.
+    #[error("kubeconfig {path}: clusters: proxy-url: {reason}")]
+    Proxy {
+        /// The file.
+        path: PathBuf,
+        /// Which.
+        reason: Unusable,
+    },
     /// Credentials or certificates that no client can be made of.
-    #[error("credentials: {0}")]
-    Credentials(#[source] Box<kube::Error>),
+    #[error("credentials: {}", chain(&**.0))]
+    Credentials(Box<kube::Error>),
 }
 
 // === impl Access ===
 
 impl Access {
-    /// Reads the configuration as it is now.
+    /// Reads the configuration as it is now. A `proxy_url` in it is the kubeconfig's, and never the environment's.
     pub(super) fn config(&self) -> Result<Config, AccessError> {
         let mut config = match (&self.kubeconfig, &self.master) {
             (Some(path), master) => {
-                let failed = |source| AccessError::Kubeconfig { path: path.clone(), source };
+                let failed = |reason| AccessError::Kubeconfig { path: path.clone(), reason };
                 let mut kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+                for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
+                    let unset = cluster.proxy_url.as_ref().is_none_or(String::is_empty);
+                    cluster.proxy_url = if unset { Some(DIRECT.to_owned()) } else { cluster.proxy_url.take() };
+                }
                 if let Some(master) = master {
                     for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
                         let tls = cluster.certificate_authority.is_some()
@@ -105,12 +121,14 @@ impl Access {
             (None, None) if std::env::var_os(SERVICE_HOST).is_none() => return Err(AccessError::Nowhere),
             (None, None) => Config::incluster_env().map_err(AccessError::InCluster)?,
         };
-        if let Some(proxy) = config.proxy_url.take() {
-            return Err(AccessError::Proxy(proxy));
+        config.proxy_url = config.proxy_url.take().filter(|proxy| *proxy != DIRECT);
+        if let (Some(proxy), Some(path)) = (&config.proxy_url, &self.kubeconfig) {
+            let path = path.clone();
+            proxy::parse(&proxy.to_string()).map_err(|reason| AccessError::Proxy { path, reason })?;
         }
         if let Some(path) = &config.auth_info.token_file {
             let text =
-                std::fs::read_to_string(path).map_err(|source| AccessError::Token { path: path.clone(), source })?;
+                std::fs::read_to_string(path).map_err(|reason| AccessError::Token { path: path.clone(), reason })?;
             // client-go prefers the file to a token beside it and trims what it reads; kube does neither. A file that needs
             // trimming is therefore handed over as a token, and read again when that is no longer accepted.
             let token = text.trim();
@@ -125,7 +143,6 @@ impl Access {
     /// Makes a client from the configuration as it is now. Needs a tokio runtime.
     pub(super) fn client(&self) -> Result<Client, AccessError> {
         let config = self.config()?;
-        let failed = |error| AccessError::Credentials(Box::new(error));
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
@@ -133,14 +150,56 @@ impl Access {
         connector.set_keepalive(Some(KEEPALIVE_IDLE));
         connector.set_keepalive_interval(Some(KEEPALIVE_PROBE));
         connector.set_keepalive_retries(Some(KEEPALIVE_PROBES));
-        // Without TLS there is nothing to verify, and a machine without any certificates must do.
-        match config.cluster_url.scheme_str() {
-            Some("https") => {
-                let connector = config.rustls_https_connector_with_connector(connector).map_err(failed)?;
-                assemble(config, connector).map_err(failed)
-            }
-            _ => assemble(config, connector).map_err(failed),
+        let proxy = match &config.proxy_url {
+            Some(own) => proxy::parse(&own.to_string()).ok(),
+            // What cannot be used was told about when the daemon started.
+            None => Environment::of_process().proxy(&config.cluster_url).ok().flatten(),
+        };
+        let client = match proxy {
+            None => finish(config, connector),
+            Some(proxy) if proxy.uri().scheme_str() == Some("http") => finish(config, tunnel(&proxy, connector)),
+            Some(proxy) => finish(config, socks(&proxy, connector)),
+        };
+        client.map_err(|error| AccessError::Credentials(Box::new(error)))
+    }
+
+    /// What to tell about a proxy in the environment: its URL, or what keeps it from being used.
+    pub(super) fn proxy_of_environment(&self, config: &Config) -> Option<Result<Uri, (&'static str, Unusable)>> {
+        let proxy = Environment::of_process().proxy(&config.cluster_url);
+        proxy.map(|proxy| proxy.map(|proxy| proxy.uri().clone())).transpose().filter(|_| config.proxy_url.is_none())
+    }
+}
+
+fn tunnel(proxy: &Intercept, connector: HttpConnector) -> Tunnel<HttpConnector> {
+    let tunnel = Tunnel::new(proxy.uri().clone(), connector);
+    match proxy.basic_auth() {
+        Some(authorization) => tunnel.with_auth(authorization.clone()),
+        None => tunnel,
+    }
+}
+
+fn socks(proxy: &Intercept, connector: HttpConnector) -> SocksV5<HttpConnector> {
+    let socks = SocksV5::new(proxy.uri().clone(), connector);
+    match proxy.raw_auth() {
+        Some((user, password)) => socks.with_auth(user.to_owned(), password.to_owned()),
+        None => socks,
+    }
+}
+
+/// Adds TLS where the server has it. Without TLS there is nothing to verify, and a machine without any certificates must do.
+fn finish<C>(config: Config, connector: C) -> kube::Result<Client>
+where
+    C: Service<Uri> + Connect + Clone + Send + Sync + 'static,
+    C::Response: Connection + Read + Write + Send + Unpin + 'static,
+    C::Future: Send + 'static,
+    C::Error: Into<BoxError>,
+{
+    match config.cluster_url.scheme_str() {
+        Some("https") => {
+            let connector = config.rustls_https_connector_with_connector(connector)?;
+            assemble(config, connector)
         }
+        _ => assemble(config, connector),
     }
 }
 

@@ -71,7 +71,7 @@ pub(super) struct Watch<K> {
 
 /// How to list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     /// By watching, until the server says no.
     Streaming,
     /// By pages, because a streaming list fell silent. When the pages fail as well, it was not the server's age.
@@ -91,6 +91,7 @@ impl<K: Watched> Watch<K> {
         limiter: Option<Arc<Limiter>>,
         timing: Timing,
         selection: Selection,
+        way: Way,
         changes: mpsc::Sender<Change>,
     ) -> Self {
         Self {
@@ -99,7 +100,7 @@ impl<K: Watched> Watch<K> {
             selection,
             client: None,
             ledger: Ledger::new(K::KIND, changes),
-            way: Way::Streaming,
+            way,
             cut_short: 0,
             version: None,
             listed: false,
@@ -176,6 +177,7 @@ impl<K: Watched> Watch<K> {
         self.ledger.settle_listing().await?;
         self.listed = true;
         self.cut_short = 0;
+        debug!(kind = K::KIND.name(), version, "API server: listed");
         self.version = Some(version);
         self.well();
         Ok(())
@@ -336,6 +338,7 @@ impl<K: Watched> Watch<K> {
         self.ready().await;
         let reader = self.in_time(client.request_stream(request)).await?;
         let reader = reader.map_err(if initial_events { Failure::of_streaming } else { Failure::of })?;
+        debug!(kind = K::KIND.name(), version, initial_events, seconds, "API server: watching");
         let reader: std::pin::Pin<Box<dyn AsyncBufRead + Send>> = Box::pin(reader);
         Ok((reader.lines(), Instant::now() + Duration::from_secs(seconds) + self.timing.slack))
     }
