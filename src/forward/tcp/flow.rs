@@ -1,9 +1,9 @@
 //! One direction of a connection.
 //!
-//! Bytes come in two kinds. A request or an answer is read into a buffer that the thread has anyway, and written from there: for
-//! a few kilobytes that is cheaper than two calls of `splice` and a pipe (`bench forward`). When a read fills the buffer, there is
-//! more to come, and the direction becomes *bulk*: from then on pages move from socket to pipe to socket uncopied, until reads
-//! become small again. What the receiver does not take stays in the pipe (or, of a small read, in a box), and nothing more is read
+//! Bytes come in two kinds. A request or an answer is read into a buffer that the thread has anyway, and written from there: that
+//! spares a pipe and, as a read that does not fill the buffer has emptied the socket, a call that only says so. When a read fills
+//! the buffer, there is more to come, and the direction becomes *bulk*: from then on pages move from socket to pipe to socket
+//! uncopied, until reads become small again. What the receiver does not take stays in the pipe (or, of a small read, in a box), and nothing more is read
 //! until that has gone: this is the back-pressure. A direction with an empty pipe that has to wait for its sender gives the pipe back.
 //!
 //! An end of one direction is passed on as such (half-close). A direction is *broken* if its receiver takes nothing any more; the
