@@ -63,6 +63,8 @@ pub struct Config {
     pub scheduler: Scheduler,
     /// How large the tables of hashing schedulers are.
     pub tables: TableSizes,
+    /// Whether others are kept from changing our tables, where the kernel can.
+    pub own_tables: bool,
     /// Whose defaults apply, and what `/proxyMode` says.
     pub mode: Mode,
     /// How the source of connections is hidden.

@@ -19,6 +19,7 @@
 //! Proven by `tests/e2e/`.
 
 mod controller;
+mod guard;
 mod node_wait;
 mod settings;
 
@@ -38,7 +39,7 @@ use crate::cleanup::{self, Asked, CleanupError, CleanupErrors};
 use crate::config::{Config, DetectLocal, SourceConfig};
 use crate::engine::Engine;
 use crate::kernel::conntrack::{apply_sysctls, online_cpus};
-use crate::kernel::{DataPlane, KernelError};
+use crate::kernel::{DataPlane, KernelError, Ownership};
 use crate::logging::Verbosity;
 use crate::model::{Families, Family};
 use crate::observe;
@@ -68,6 +69,7 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     let (ended, end_result) = oneshot::channel();
     let (observe, observer) = oneshot::channel();
     let policy = settings::policy(&config);
+    let ownership = if config.own_tables { Ownership::WherePossible } else { Ownership::Shared };
     let after_first_load = after_first_load(&config.source);
     let (scheduler, pause) = (config.scheduler, config.sync.min_period);
     let node_wait = match config.source {
@@ -78,7 +80,7 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
         .name("controller".to_owned())
         .spawn(move || {
             // A table owned by somebody else ends the start and not the third hour.
-            let claimed = claim();
+            let claimed = claim(ownership);
             let plane = match claimed {
                 Ok((plane, 0)) => plane,
                 Ok((plane, tables)) => {
@@ -135,11 +137,11 @@ fn check_families(config: &Config, families: Families) -> anyhow::Result<()> {
 
 /// Opens the data plane and takes possession of its tables. A predecessor that was killed a moment ago owns them until the kernel has
 /// closed its sockets, so somebody else's tables are tried again for [`HANDOVER`].
-fn claim() -> Result<(DataPlane, usize), KernelError> {
+fn claim(ownership: Ownership) -> Result<(DataPlane, usize), KernelError> {
     let begin = Instant::now();
     let mut said = false;
     loop {
-        match DataPlane::open().and_then(|mut plane| plane.claim().map(|tables| (plane, tables))) {
+        match DataPlane::open_as(ownership).and_then(|mut plane| plane.claim().map(|tables| (plane, tables))) {
             Err(error) if error.is_rival() && begin.elapsed() < HANDOVER => {
                 if !std::mem::replace(&mut said, true) {
                     info!(%error, patience = ?HANDOVER, "waiting for another instance to be gone");

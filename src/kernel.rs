@@ -7,7 +7,7 @@
 //! Where things are: `skeleton` defines tables, maps and sets, `chains` their chains and rules; `encode` translates keys and values,
 //! `write` puts them into transactions, `read` gets them back and checks a table that was there; `plane` decides what goes into
 //! which transaction; `lock` keeps two processes apart where the kernel cannot;
-//! [`watch`] notices what others do to our tables. [`conntrack`] is the other table of the kernel that
+//! [`watch`] notices what others do to our tables, [`Shadow`]s are tables of others that decide before ours. [`conntrack`] is the other table of the kernel that
 //! concerns us: the connections that exist.
 //!
 //! Invariants:
@@ -29,9 +29,11 @@ mod error;
 mod lock;
 mod plane;
 mod read;
+mod shadows;
 mod skeleton;
 pub mod watch;
 mod write;
 
 pub use error::KernelError;
 pub use plane::{Applied, DataPlane, Found, Ownership, PickReader};
+pub use shadows::Shadow;

@@ -129,6 +129,12 @@ const OURS: &[Flag] = &[
         "Serve the Services and EndpointSlices in this directory (*.yaml, *.yml, *.json) and follow it live, instead of an API server. Not in upstream's kube-proxy",
     ),
     flag(
+        "own-tables",
+        Bool,
+        "true",
+        "Let nobody else change our nftables tables while we live, where the kernel can see to that (Linux 6.9). Without, and on older kernels, what others change is noticed and repaired",
+    ),
+    flag(
         "sh-table-size",
         Int32,
         "1024",

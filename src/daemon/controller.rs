@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
+use super::guard::Guard;
 use super::node_wait::{ADDRESSES, News, NodeWait, POD_NETWORKS, Step};
 use crate::compile::{Delta, Ring};
 use crate::conntrack::ledger::Report;
@@ -59,6 +60,8 @@ pub(super) struct Controller {
     due: Families,
     /// When the changes happened that the next transaction brings.
     triggers: Vec<(Family, Timestamp)>,
+    /// Notices what others do to the tables.
+    guard: Guard,
     /// Whether a predecessor's numbers have been taken over.
     adopted: bool,
     /// Whether the kernel has what the engine desires, as far as we know.
@@ -132,6 +135,7 @@ impl Controller {
             triggers: Vec::new(),
             // The Node too: which addresses serve node ports depends on it.
             awaited: vec![Kind::Service, Kind::EndpointSlice, Kind::Node],
+            guard: Guard::new(),
             adopted: false,
             trust: Trust::Unknown { retry_at: Instant::now(), pause: FIRST_PAUSE },
         }
@@ -154,9 +158,15 @@ impl Controller {
 
     /// Serves until the source ends or something is hopeless.
     pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> anyhow::Result<()> {
-        let (mut batch, mut reports) = (Vec::new(), Vec::new());
+        let (mut batch, mut reports, mut disturbed) = (Vec::new(), Vec::new(), None);
         self.observer.loop_started();
         loop {
+            // When to go on though nothing came.
+            let wake = match self.trust {
+                _ if !self.awaited.is_empty() => None,
+                Trust::Unknown { retry_at, .. } => Some(self.node_wait.until().unwrap_or(retry_at)),
+                Trust::Known => self.engine.next_deadline().into_iter().chain(self.guard.deadline()).min(),
+            };
             let wait = async {
                 tokio::select! {
                     // Changes first: after them, other rings may have to be dealt.
@@ -166,18 +176,22 @@ impl Controller {
                         reports.push(report);
                         None
                     }
+                    Some(disturbance) = self.guard.heard() => {
+                        disturbed = Some(disturbance);
+                        None
+                    }
                 }
-            };
-            // When to go on though nothing came.
-            let wake = match self.trust {
-                _ if !self.awaited.is_empty() => None,
-                Trust::Unknown { retry_at, .. } => Some(self.node_wait.until().unwrap_or(retry_at)),
-                Trust::Known => self.engine.next_deadline(),
             };
             let received = match wake {
                 Some(at) => tokio::time::timeout_at(at.into(), wait).await.ok().flatten(),
                 None => wait.await,
             };
+            if let Some(at) = disturbed.take().and_then(|disturbance| self.guard.take(disturbance)) {
+                self.trust = Trust::Unknown { retry_at: at, pause: FIRST_PAUSE };
+            }
+            if self.guard.deadline().is_some_and(|at| at <= Instant::now()) {
+                self.guard.look(&mut self.plane);
+            }
             if !reports.is_empty() {
                 self.redeal(&mut reports)?;
                 // Reports may come all the time, and must not keep what is due from being done.
@@ -319,6 +333,7 @@ impl Controller {
             "first load programmed"
         );
         self.observer.loaded();
+        self.guard.start(&mut self.plane);
         if let Some(work) = self.after_first_load.take() {
             work();
         }
@@ -400,9 +415,18 @@ impl Controller {
     /// Reads what is there and applies the difference to everything desired.
     fn reconcile(&mut self) -> Result<Applied, KernelError> {
         let found = self.plane.read()?;
+        for reason in &found.rejected {
+            warn!(reason, "a table is not as we left it and will be replaced");
+        }
         let difference: Delta = self.engine.everything().rebase(found.image);
         debug!(elements = difference.len(), "compared with the kernel");
-        self.plane.apply(&difference)
+        let applied = self.plane.apply(&difference)?;
+        if self.loading_since.is_none() {
+            let elements = applied.elements;
+            info!(elements, "compared our tables with what is desired and put right what differed");
+            metrics::repaired(elements);
+        }
+        Ok(applied)
     }
 
     /// One line per batch programmed, shown from `-v=2` on.

@@ -25,7 +25,7 @@ const PICK: &str = "pick";
 const SOURCES: &str = "sources";
 
 /// `NF_IP_PRI_NAT_DST` (linux/netfilter_ipv4.h).
-const PRIORITY_DNAT: i32 = -100;
+pub(super) const PRIORITY_DNAT: i32 = -100;
 
 /// `NF_IP_PRI_NAT_SRC` (linux/netfilter_ipv4.h).
 const PRIORITY_SNAT: i32 = 100;

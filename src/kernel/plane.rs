@@ -9,6 +9,7 @@ mod table;
 mod update;
 mod work;
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use nft::{Connection, Table, TableFlags, Transaction};
@@ -20,6 +21,7 @@ use super::encode::nft_family;
 use super::error::KernelError;
 use super::lock::InstanceLock;
 use super::read;
+use super::shadows::{self, Shadow};
 use super::write::add_chains;
 use crate::compile::layout::{DedicatedChain, Locality, TABLE};
 use crate::compile::{Delta, Image};
@@ -225,6 +227,11 @@ impl DataPlane {
             *state = TableState::absent(state.family);
         }
         Ok(ours.len())
+    }
+
+    /// Chains of others that may translate connections to Services before ours are asked.
+    pub fn shadows(&mut self) -> Result<BTreeSet<Shadow>, KernelError> {
+        shadows::find(&mut self.connection)
     }
 
     /// The netlink port of our connection, by which the kernel tells our changes from those of others.

@@ -2,7 +2,7 @@
 //!
 //! Where tables can be owned (Linux 6.9), nobody but root with intent can; on older kernels one `nft flush ruleset` or a firewall's
 //! reload is enough. The kernel tells every committed change to those who ask (`NFNLGRP_NFTABLES`); a [`Watch`] listens on a thread
-//! of its own and reports a [`Disturbance`] per transaction of somebody else that touched a table of ours. What is wrong is not
+//! of its own and reports a [`Disturbance`] per transaction of somebody else that touched a table of ours, or made chains in another. What is wrong is not
 //! worked out from the notifications: whoever is told reads the tables and compares. So nothing depends on every notification being
 //! heard, and when some were lost that is a disturbance, too.
 //!
@@ -53,6 +53,8 @@ pub enum Disturbance {
     },
     /// Notifications were lost: there may have been one.
     Lost,
+    /// Nothing of ours: somebody made a chain elsewhere, which may decide before ours.
+    Elsewhere,
 }
 
 /// Listens until it is dropped.
@@ -62,8 +64,14 @@ pub struct Watch {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Changes of one transaction: action, kind and name, and how many elements.
-type Changes = BTreeMap<(bool, String), usize>;
+/// Changes of one transaction.
+#[derive(Debug, Default)]
+struct Changes {
+    /// In our tables: action, kind and name, and how many elements.
+    ours: BTreeMap<(bool, String), usize>,
+    /// Whether a chain was made in another table.
+    elsewhere: bool,
+}
 
 // === impl Watch ===
 
@@ -77,7 +85,7 @@ impl Watch {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let listen = move || {
-            let mut changes = Changes::new();
+            let mut changes = Changes::default();
             while !stopped.load(Ordering::Relaxed) {
                 match monitor.next_timeout(ATTENTION) {
                     Ok(None) => {}
@@ -129,16 +137,24 @@ fn take(event: Event, own: u32, changes: &mut Changes, report: &mut impl FnMut(D
                 _ => (format!("object {}", change.name), 0),
             };
             let what = format!("{}: {kind}", family(change.family));
-            *changes.entry((change.action == Action::Deleted, what)).or_default() += elements;
+            *changes.ours.entry((change.action == Action::Deleted, what)).or_default() += elements;
         }
-        Event::Changed(_) => {}
+        Event::Changed(change) => {
+            changes.elsewhere |= change.table != TABLE
+                && change.action == Action::Added
+                && matches!(change.kind, ObjectKind::Chain | ObjectKind::Rule);
+        }
         Event::NewGeneration { pid, process, .. } => {
-            if !changes.is_empty() {
-                report(Disturbance::Changed { by: (process, pid), what: words(&std::mem::take(changes)) });
+            let Changes { ours, elsewhere } = std::mem::take(changes);
+            if !ours.is_empty() {
+                report(Disturbance::Changed { by: (process, pid), what: words(&ours) });
+            }
+            if elsewhere {
+                report(Disturbance::Elsewhere);
             }
         }
         Event::Overrun => {
-            changes.clear();
+            *changes = Changes::default();
             report(Disturbance::Lost);
         }
     }
@@ -149,7 +165,7 @@ fn family(family: nft::Family) -> &'static str {
     if family == nft::Family::Ip6 { "ip6" } else { "ip" }
 }
 
-fn words(changes: &Changes) -> Vec<String> {
+fn words(changes: &BTreeMap<(bool, String), usize>) -> Vec<String> {
     let word = |((deleted, what), elements): (&(bool, String), &usize)| {
         let action = if *deleted { "deleted" } else { "added" };
         if *elements > 0 { format!("{what}: {elements} elements {action}") } else { format!("{what} {action}") }
@@ -175,6 +191,7 @@ impl fmt::Display for Disturbance {
                 write!(f, ": {}", what.join("; "))
             }
             Disturbance::Lost => f.write_str("notifications of changes were lost"),
+            Disturbance::Elsewhere => f.write_str("somebody made chains in another table"),
         }
     }
 }

@@ -134,6 +134,16 @@ pub fn cleanup_failed(family: Family) {
     metrics::counter!(names::CLEANUP_FAILURES, "ip_family" => label(family)).increment(1);
 }
 
+/// Somebody else `changed` our tables, or notifications were `lost`.
+pub fn disturbed(kind: &'static str) {
+    metrics::counter!(names::DISTURBANCES, "kind" => kind).increment(1);
+}
+
+/// So many elements were not as they should have been, and are now.
+pub fn repaired(elements: usize) {
+    metrics::counter!(names::REPAIRED).increment(elements as u64);
+}
+
 /// From the change that made it necessary to the kernel, it took so long.
 pub fn network_programming(family: Family, duration: Duration) {
     metrics::histogram!(names::NETWORK_PROGRAMMING, "ip_family" => label(family)).record(duration.as_secs_f64());

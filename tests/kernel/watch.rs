@@ -28,7 +28,7 @@ fn done(heard: &Receiver<Disturbance>) -> String {
             assert!(process == "nft" && pid > 0, "by nft: {process} {pid}");
             what.join("; ")
         }
-        Disturbance::Lost => panic!("nothing should be lost"),
+        other => panic!("a change of our tables, not {other:?}"),
     }
 }
 
@@ -56,7 +56,36 @@ fn what_we_change_and_what_is_not_ours_is_not_told() {
     proxy.put(&slices("web", &pods(1..=2)));
     proxy.put(&crowd(2000));
     nft(&inside, &["add table ip other; add chain ip other services; add rule ip other services counter"]);
+    assert_eq!(heard.recv_timeout(PATIENCE).ok(), Some(Disturbance::Elsewhere), "all that was done was done elsewhere");
+    nft(&inside, &["delete table ip other"]);
     assert_eq!(heard.recv_timeout(SILENCE).ok(), None, "nothing that concerns us happened");
     nft(&inside, &["delete table ip pointsman"]);
     assert!(done(&heard).contains("ip: table deleted"));
+}
+
+#[test]
+fn who_decides_before_us_is_known() {
+    let inside = Namespace::anonymous().expect("a namespace, which needs root");
+    let mut proxy = Proxy::serving(&inside, &shop("web", 1, &pods(1..=3)));
+    let mut shadows = || proxy.plane.shadows().expect("a listing").iter().map(ToString::to_string).collect::<Vec<_>>();
+    let table = |name: &str, hook: &str, priority: i32, rule: &str| {
+        format!(
+            "add table ip {name}; add chain ip {name} first {{ type nat hook {hook} priority {priority}; }}; \
+             add chain ip {name} second; add rule ip {name} first jump second; add rule ip {name} second {rule}"
+        )
+    };
+    for harmless in [
+        table("later", "prerouting", -99, "tcp dport 80 dnat to 10.0.0.1"),
+        table("counting", "prerouting", -200, "counter"),
+        table("sources", "postrouting", -200, "masquerade"),
+    ] {
+        nft(&inside, &[&harmless]);
+    }
+    assert_eq!(shadows(), [""; 0]);
+    nft(&inside, &[&table("earlier", "prerouting", -101, "tcp dport 80 dnat to 10.0.0.1")]);
+    nft(&inside, &[&table("equal", "output", -100, "tcp dport 80 redirect to 81")]);
+    assert_eq!(
+        shadows(),
+        ["table ip earlier, chain first (priority -101)", "table ip equal, chain first (priority -100)"]
+    );
 }

@@ -124,8 +124,14 @@ mod tests {
     fn an_error_names_parameter_and_value() {
         let absent = Path::new("/proc/sys/net/netfilter/no_such_parameter");
         let error = apply_sysctls(&[sysctl(absent, 7, Write::IfDifferent)]).expect_err("absent").to_string();
-        assert_eq!(error, "cannot set /proc/sys/net/netfilter/no_such_parameter = 7");
+        assert_eq!(
+            error,
+            "cannot set /proc/sys/net/netfilter/no_such_parameter = 7: No such file or directory (os error 2)"
+        );
         let error = apply_sysctls(&[sysctl(absent, 7, Write::IfSmaller)]).expect_err("absent").to_string();
-        assert_eq!(error, "cannot read /proc/sys/net/netfilter/no_such_parameter");
+        assert_eq!(
+            error,
+            "cannot read /proc/sys/net/netfilter/no_such_parameter: No such file or directory (os error 2)"
+        );
     }
 }

@@ -48,6 +48,8 @@ names! {
     CLEANUP_FAILURES = "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total";
     CONNTRACK_DURATION = "kubeproxy_conntrack_reconciler_sync_duration_seconds";
     CONNTRACK_DELETED = "kubeproxy_conntrack_reconciler_deleted_entries_total";
+    DISTURBANCES = "pointsman_table_disturbances_total";
+    REPAIRED = "pointsman_table_repaired_elements_total";
     REST_REQUESTS = "rest_client_requests_total";
     REST_DURATION = "rest_client_request_duration_seconds";
     BUILD_INFO = "kubernetes_build_info";
@@ -158,6 +160,18 @@ pub(super) const CATALOGUE: &[Definition] = &[
         shape: Shape::Counter,
         labels: FAMILY,
         help: "[ALPHA] Stale conntrack entries deleted",
+    },
+    Definition {
+        name: DISTURBANCES,
+        shape: Shape::Counter,
+        labels: &["kind"],
+        help: "Times that others changed our tables (changed), or that notifications of changes were lost (lost)",
+    },
+    Definition {
+        name: REPAIRED,
+        shape: Shape::Counter,
+        labels: &[],
+        help: "Elements that were found missing, different or foreign in our tables after the first load, and put right",
     },
     Definition {
         name: REST_REQUESTS,

@@ -23,6 +23,8 @@ const SPECIFIED: &[(&str, &str, &[&str], usize)] = &[
     ("kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total", "counter", &["ip_family"], 0),
     ("kubeproxy_conntrack_reconciler_sync_duration_seconds", "histogram", &["ip_family"], 15),
     ("kubeproxy_conntrack_reconciler_deleted_entries_total", "counter", &["ip_family"], 0),
+    ("pointsman_table_disturbances_total", "counter", &["kind"], 0),
+    ("pointsman_table_repaired_elements_total", "counter", &[], 0),
     ("rest_client_requests_total", "counter", &["code", "host", "method"], 0),
     ("rest_client_request_duration_seconds", "histogram", &["host", "verb"], 12),
     (
@@ -99,6 +101,8 @@ fn use_everything() {
         }
         conntrack_reconciled(family, Duration::from_secs(1), 5);
     }
+    disturbed("changed");
+    repaired(3);
     endpoint_changes(3);
     service_changes(2);
     changes_pending(6, 7);
@@ -172,6 +176,7 @@ fn metrics_with_labels_appear_after_their_first_use() {
             "kubeproxy_sync_proxy_rules_endpoint_changes_total",
             "kubeproxy_sync_proxy_rules_service_changes_pending",
             "kubeproxy_sync_proxy_rules_service_changes_total",
+            "pointsman_table_repaired_elements_total",
         ]
     );
 }
