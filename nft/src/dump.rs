@@ -100,7 +100,7 @@ fn place(family: Family, table: &str) -> Object {
     Object::new(ObjectKind::Table, family, table, "")
 }
 
-fn name(writer: &mut Writer, set: SetRef<'_>) {
+pub(crate) fn name(writer: &mut Writer, set: SetRef<'_>) {
     writer.attr_str(uapi::NFTA_SET_ELEM_LIST_TABLE, set.table);
     writer.attr_str(uapi::NFTA_SET_ELEM_LIST_SET, set.name);
 }
