@@ -239,9 +239,14 @@ impl Engine {
         self.compiler.everything()
     }
 
-    /// Forgets the adopted image; to be called after the first complete compilation.
-    pub fn settle(&mut self) {
-        self.compiler.settle();
+    /// What has to change where a kernel has this. What has been taken but not compiled is not in it.
+    pub fn difference(&self, found: Image) -> Delta {
+        self.compiler.difference(found)
+    }
+
+    /// Hands back the adopted image; to be called after the first complete compilation.
+    pub fn settle(&mut self) -> Image {
+        self.compiler.settle()
     }
 
     /// What load balancers are to be told, per Service that has a `healthCheckNodePort`; as of the last compilation.

@@ -5,7 +5,7 @@
 //! names and comments only.
 //!
 //! Where things are: `skeleton` defines tables, maps and sets, `chains` their chains and rules; `encode` translates keys and values,
-//! `write` puts them into transactions, `read` gets them back and checks a table that was there; `plane` decides what goes into
+//! `write` puts them into transactions, `image` gets them back, `read` checks a table that was there; `plane` decides what goes into
 //! which transaction; `lock` keeps two processes apart where the kernel cannot;
 //! [`watch`] notices what others do to our tables. [`conntrack`] is the other table of the kernel that
 //! concerns us: the connections that exist.
@@ -25,6 +25,7 @@ mod chains;
 pub mod conntrack;
 mod encode;
 mod error;
+mod image;
 mod lock;
 mod plane;
 mod read;
@@ -33,4 +34,5 @@ pub mod watch;
 mod write;
 
 pub use error::KernelError;
+pub use image::Reading;
 pub use plane::{Applied, DataPlane, Found, Ownership};

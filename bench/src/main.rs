@@ -12,6 +12,7 @@
 mod cluster;
 mod first_packet;
 mod load;
+mod read;
 mod report;
 mod scale;
 mod stats;
@@ -45,6 +46,8 @@ enum Measurement {
     FirstPacket(first_packet::Options),
     /// Time to program 100,000 endpoints from nothing, against a raw encoder; and the time of a single change
     Load(load::Options),
+    /// Reading a map back: listing it, against asking for its elements by key
+    Read(read::Options),
     /// What updates, storms, restarts and memory cost as the cluster grows; the daemon itself against an API server double
     Scale(scale::Options),
 }
@@ -55,6 +58,7 @@ fn main() -> anyhow::Result<()> {
     match cli.measurement {
         Measurement::FirstPacket(options) => first_packet::run(&options, cli.common.out),
         Measurement::Load(options) => load::run(&options, cli.common.out),
+        Measurement::Read(options) => read::run(&options, cli.common.out),
         Measurement::Scale(options) => scale::run(&options, cli.common.out),
     }
 }

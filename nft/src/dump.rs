@@ -2,7 +2,7 @@
 //!
 //! Invariants: a listing is of one generation: if the ruleset changes while it is read, reading starts again, and callers see only
 //! the complete attempt (at most ten, then [`Error::Interrupted`]). Reading a large set is slow in the kernel (quadratic: 8 s for
-//! 500,000 elements), so steady operation asks for single elements instead. Proven by the kernel test `dump`.
+//! 500,000 elements); [`Connection::lookup`] is for those who know the keys. Proven by the kernel test `dump`.
 
 use nix::errno::Errno;
 

@@ -100,9 +100,9 @@ impl Compiler {
         self.found = found;
     }
 
-    /// Forgets what [`Compiler::adopt`] brought; to be called when everything known has been compiled once.
-    pub fn settle(&mut self) {
-        self.found = Image::default();
+    /// Hands back what [`Compiler::adopt`] brought; to be called when everything known has been compiled once.
+    pub fn settle(&mut self) -> Image {
+        std::mem::take(&mut self.found)
     }
 
     /// Takes the new decisions for all ports of a Service (none: the Service is gone) and notes in `delta` what differs. Returns
@@ -149,20 +149,30 @@ impl Compiler {
 
     /// Everything desired, as a delta to nothing.
     pub fn everything(&self) -> Delta {
+        self.difference(Image::default())
+    }
+
+    /// What has to change where a kernel has this. Takes the image apart as it goes, so that what agrees is held only once.
+    pub fn difference(&self, mut found: Image) -> Delta {
         let mut delta = Delta::default();
+        let mut part = TableDelta::default();
         for port in self.ports.values().flatten() {
-            difference(None, Some(port), delta.table_mut(port.family));
+            difference(None, Some(port), &mut part);
+            delta.table_mut(port.family).take_differing(&mut part, found.table_mut(port.family));
         }
         for family in Family::ALL {
-            let (common, table) = (&self.common[family as usize], delta.table_mut(family));
-            common.cluster_ips.iter().for_each(|address| table.cluster_ips.note(address, None, Some(ClusterIp)));
-            common.hairpins.iter().for_each(|address| table.hairpins.note(address, None, Some(Hairpin)));
+            let common = &self.common[family as usize];
+            common.cluster_ips.iter().for_each(|address| part.cluster_ips.note(address, None, Some(ClusterIp)));
+            common.hairpins.iter().for_each(|address| part.hairpins.note(address, None, Some(Hairpin)));
             for range in &common.node_port_addresses {
-                table.node_port_addresses.note(*range, None, Some(NodePortAddress));
+                part.node_port_addresses.note(*range, None, Some(NodePortAddress));
             }
             for range in &common.service_networks {
-                table.service_networks.note(*range, None, Some(ServiceNetwork));
+                part.service_networks.note(*range, None, Some(ServiceNetwork));
             }
+            let table = delta.table_mut(family);
+            table.take_differing(&mut part, found.table_mut(family));
+            table.remove_rest(std::mem::take(found.table_mut(family)));
         }
         delta
     }

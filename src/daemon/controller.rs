@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
-use crate::compile::Delta;
 use crate::engine::{Engine, Outcome};
 use crate::kernel::conntrack::{Cleaner, Pass};
 use crate::kernel::{Applied, DataPlane, KernelError};
@@ -49,6 +48,8 @@ pub(super) struct Controller {
     triggers: Vec<(Family, Timestamp)>,
     /// Whether a predecessor's numbers have been taken over.
     adopted: bool,
+    /// Whether what was read then has been used for a first difference.
+    compared: bool,
     /// Whether the kernel has what the engine desires, as far as we know.
     trust: Trust,
 }
@@ -115,6 +116,7 @@ impl Controller {
             // The Node too: which addresses serve node ports depends on it.
             awaited: vec![Kind::Service, Kind::EndpointSlice, Kind::Node],
             adopted: false,
+            compared: false,
             trust: Trust::Unknown { retry_at: Instant::now(), pause: FIRST_PAUSE },
         }
     }
@@ -221,10 +223,7 @@ impl Controller {
             Ok(applied) => {
                 self.observer.cleanup_failed(applied.stuck);
                 self.report(&outcome, applied, begin, changes);
-                if matches!(self.trust, Trust::Unknown { .. }) {
-                    self.engine.settle();
-                    self.trust = Trust::Known;
-                }
+                self.trust = Trust::Known;
                 self.cleaner.programmed();
                 if let Some(work) = self.after_first_load.take() {
                     work();
@@ -262,10 +261,12 @@ impl Controller {
         }
     }
 
-    /// Reads what is there and applies the difference to everything desired.
+    /// Applies the difference between what is there and everything desired. The first time what adopting read need not be read again.
     fn reconcile(&mut self) -> Result<Applied, KernelError> {
-        let found = self.plane.read()?;
-        let difference: Delta = self.engine.everything().rebase(found.image);
+        let adopted = self.engine.settle();
+        let as_adopted = !std::mem::replace(&mut self.compared, true) && self.plane.is_as_read()?;
+        let found = if as_adopted { adopted } else { self.plane.read()?.image };
+        let difference = self.engine.difference(found);
         debug!(elements = difference.len(), "compared with the kernel");
         self.plane.apply(&difference)
     }

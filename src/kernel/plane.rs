@@ -18,6 +18,7 @@ use self::work::Work;
 use super::chains;
 use super::encode::nft_family;
 use super::error::KernelError;
+use super::image::Reading;
 use super::lock::InstanceLock;
 use super::read;
 use super::write::add_chains;
@@ -42,6 +43,8 @@ pub struct DataPlane {
     /// What the fixed chains are made for.
     locality: Locality,
     tables: Vec<TableState>,
+    /// The ruleset's generation when the tables were read.
+    generation: Option<u32>,
     transaction: Transaction,
 }
 
@@ -95,7 +98,7 @@ impl DataPlane {
             return Err(KernelError::NoFamily);
         }
         let locality = Locality::default();
-        Ok(Self { connection, _lock: lock, flags, locality, tables, transaction: Transaction::new() })
+        Ok(Self { connection, _lock: lock, flags, locality, tables, generation: None, transaction: Transaction::new() })
     }
 
     /// Says what the fixed chains are to be made for. `true` means that tables are there that were made for something else: only
@@ -123,7 +126,14 @@ impl DataPlane {
     /// Reads what is there, and takes possession of it. A table of ours in another layout, or one that somebody changed, is not
     /// read: the next load replaces it.
     pub fn read(&mut self) -> Result<Found, KernelError> {
+        self.read_by(Reading::BySize)
+    }
+
+    /// As [`DataPlane::read`], with a say in how large maps are read. What is found is the same.
+    pub fn read_by(&mut self, reading: Reading) -> Result<Found, KernelError> {
         let mut found = Found::default();
+        self.claim()?;
+        self.generation = Some(self.connection.generation()?);
         let present = self.connection.tables()?;
         for state in &mut self.tables {
             let family = state.family;
@@ -134,8 +144,7 @@ impl DataPlane {
             };
             found.existed = true;
             state.occupied = true;
-            claim(&mut self.connection, &mut self.transaction, info, self.flags)?;
-            match read::table(&mut self.connection, family, info, &self.locality) {
+            match read::table(&mut self.connection, family, info, &self.locality, reading) {
                 Ok((structure, image)) => {
                     state.adopt(structure, &image);
                     *found.image.table_mut(family) = image;
@@ -145,6 +154,20 @@ impl DataPlane {
             }
         }
         Ok(found)
+    }
+
+    /// Whether the tables are still as [`DataPlane::read`] found them: nobody else can change what we own, and where tables have no
+    /// owners nobody must have changed anything. To be asked before the first change.
+    pub fn is_as_read(&mut self) -> Result<bool, KernelError> {
+        if self.generation == Some(self.connection.generation()?) {
+            return Ok(true);
+        }
+        let (port, present) = (self.connection.port(), self.connection.tables()?);
+        let as_found = |state: &TableState| {
+            let info = present.iter().find(|info| info.name == TABLE && info.family == nft_family(state.family));
+            info.map_or(!state.occupied, |info| state.occupied && info.owner == Some(port))
+        };
+        Ok(self.generation.is_some() && self.tables.iter().all(as_found))
     }
 
     /// Applies a difference to what [`DataPlane::read`] found and earlier calls left. On an error nothing of the transaction that
