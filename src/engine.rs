@@ -171,6 +171,16 @@ impl Engine {
 
     /// Decides and compiles every Service touched since the last call.
     pub fn compile(&mut self) -> Outcome {
+        self.compile_with(true)
+    }
+
+    /// As [`Engine::compile`], without the delta: for those who ask for [`Engine::difference`] afterwards. What is compiled first
+    /// is everything, and need not be in memory twice.
+    pub fn catch_up(&mut self) -> Outcome {
+        self.compile_with(false)
+    }
+
+    fn compile_with(&mut self, keep_delta: bool) -> Outcome {
         let touched = std::mem::take(&mut self.touched);
         let mut services = touched.clone();
         for key in &touched {
@@ -213,6 +223,9 @@ impl Engine {
             self.no_local_endpoints.replace(before.unwrap_or_default(), lacking);
             self.flows.update(key, &resolved);
             let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
+            if !keep_delta {
+                outcome.delta = Delta::default();
+            }
             let mut problems: Vec<_> =
                 service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();
             problems.extend(shortages.into_iter().map(|shortage| Problem {

@@ -16,6 +16,9 @@ use crate::set::{SetInfo, SetRef};
 use crate::table::{Family, TableInfo};
 use crate::uapi;
 
+/// Bytes of memory kept for the next answer.
+const KEPT: usize = 1 << 18;
+
 impl Connection {
     /// All tables of all families.
     pub fn tables(&mut self) -> Result<Vec<TableInfo>, Error> {
@@ -60,6 +63,9 @@ impl Connection {
         for message in netlink::messages(&self.dumped) {
             list(message.payload).for_each(&mut show);
         }
+        // A large one is not likely to be followed by another.
+        self.dumped.clear();
+        self.dumped.shrink_to(KEPT);
         Ok(())
     }
 

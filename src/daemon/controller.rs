@@ -19,6 +19,9 @@ use crate::source::{Change, Kind, Object};
 /// Changes taken before the kernel is told, at most.
 const BATCH: usize = 16_384;
 
+/// Changes held as objects at a time, at most; one may be larger than a megabyte.
+const PIECE: usize = 128;
+
 /// A batch is complete when nothing more has come for so long, or after so many times that.
 const SETTLE: Duration = Duration::from_micros(100);
 const SETTLE_ROUNDS: usize = 20;
@@ -76,22 +79,6 @@ fn start_cleaner() -> Cleaner {
     })
 }
 
-/// Waits for the rest of a burst. The thread sleeps, because tokio's timers are no finer than a millisecond.
-fn settle(changes: &mut mpsc::Receiver<Change>, batch: &mut Vec<Change>) {
-    for _ in 0..SETTLE_ROUNDS {
-        let before = batch.len();
-        thread::sleep(SETTLE);
-        while batch.len() < BATCH
-            && let Ok(change) = changes.try_recv()
-        {
-            batch.push(change);
-        }
-        if batch.len() == before || batch.len() == BATCH {
-            break;
-        }
-    }
-}
-
 // === impl Controller ===
 
 impl Controller {
@@ -141,7 +128,7 @@ impl Controller {
         let mut batch = Vec::new();
         self.observer.loop_started();
         loop {
-            let wait = changes.recv_many(&mut batch, BATCH);
+            let wait = changes.recv_many(&mut batch, PIECE);
             let received = match self.trust {
                 Trust::Unknown { retry_at, .. } if self.awaited.is_empty() => {
                     tokio::time::timeout_at(retry_at.into(), wait).await.ok()
@@ -151,30 +138,59 @@ impl Controller {
             if received == Some(0) {
                 return Ok(());
             }
+            let mut taken = 0;
             if received.is_some() {
-                settle(&mut changes, &mut batch);
+                taken = self.take(&mut batch) + self.settle(&mut changes, &mut batch);
             }
             let begin = Instant::now();
-            let changes_taken = batch.len();
-            for change in batch.drain(..) {
-                if let Change::Synced(kind) = change {
-                    self.awaited.retain(|awaited| *awaited != kind);
-                }
-                self.observer.seen(&change);
-                self.pending.add(&change);
-                let of_node = matches!(&change, Change::Apply(Object::Node(_)));
-                self.engine.take(change);
-                if of_node && let Some(node) = self.engine.store().node() {
-                    self.observer.set_node_eligible(node.eligible);
-                }
-            }
             if self.awaited.is_empty() {
-                self.program(begin, changes_taken)?;
+                self.program(begin, taken)?;
                 if let Some(pause) = self.pause {
                     tokio::time::sleep(pause).await;
                 }
             }
         }
+    }
+
+    /// Takes changes in; returns how many.
+    fn take(&mut self, batch: &mut Vec<Change>) -> usize {
+        let count = batch.len();
+        for change in batch.drain(..) {
+            if let Change::Synced(kind) = change {
+                self.awaited.retain(|awaited| *awaited != kind);
+            }
+            self.observer.seen(&change);
+            self.pending.add(&change);
+            let of_node = matches!(&change, Change::Apply(Object::Node(_)));
+            self.engine.take(change);
+            if of_node && let Some(node) = self.engine.store().node() {
+                self.observer.set_node_eligible(node.eligible);
+            }
+        }
+        count
+    }
+
+    /// Waits for the rest of a burst, and takes it in; returns how many changes that were. The thread sleeps, because tokio's timers
+    /// are no finer than a millisecond. As long as nothing can be programmed there is nothing to wait for.
+    fn settle(&mut self, changes: &mut mpsc::Receiver<Change>, batch: &mut Vec<Change>) -> usize {
+        let mut taken = 0;
+        for _ in 0..SETTLE_ROUNDS {
+            if !self.awaited.is_empty() || taken >= BATCH {
+                break;
+            }
+            thread::sleep(SETTLE);
+            let before = taken;
+            while taken < BATCH
+                && let Ok(change) = changes.try_recv()
+            {
+                batch.push(change);
+                taken += self.take(batch);
+            }
+            if taken == before {
+                break;
+            }
+        }
+        taken
     }
 
     /// Compiles what was taken and brings the kernel there.
@@ -190,7 +206,11 @@ impl Controller {
         {
             return self.refused(error);
         }
-        let outcome = if self.engine.is_idle() { Outcome::default() } else { self.engine.compile() };
+        let outcome = match self.trust {
+            _ if self.engine.is_idle() => Outcome::default(),
+            Trust::Known => self.engine.compile(),
+            Trust::Unknown { .. } => self.engine.catch_up(),
+        };
         for problem in &outcome.problems {
             warn!("{problem}");
             self.observer.invalid(problem);

@@ -31,6 +31,10 @@ pub use self::work::Applied;
 /// Elements per transaction of a large load: the netlink lock is then held for well under 10 ms.
 const CHUNK: usize = 8192;
 
+/// Bytes of a transaction's memory that are kept for the next one. Chunks of a large load fit; only the replacement of a large table
+/// does not.
+const KEPT: usize = 2 << 20;
+
 /// The tables of this network namespace.
 ///
 /// Belongs to one thread: every call waits for the kernel, for the time of a commit.
@@ -261,6 +265,9 @@ impl DataPlane {
         work.longest = work.longest.max(begin.elapsed());
         work.bytes += self.transaction.len();
         work.transactions += 1;
+        if self.transaction.len() > KEPT {
+            self.transaction = Transaction::new();
+        }
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 //! The API server hands out each ClusterIP once, but manifests, restored backups and races can ask for one frontend twice. The
 //! oldest Service keeps it, then the first by name; the others are told. When the holder goes, the next in line takes over.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use super::Claim;
 use crate::model::ServiceKey;
@@ -18,7 +18,8 @@ pub struct Claims {
     holders: HashMap<Claim, Rank>,
     /// Those that wait, in order of precedence.
     waiting: HashMap<Claim, BTreeSet<Rank>>,
-    by_service: HashMap<ServiceKey, (i64, HashSet<Claim>)>,
+    /// Sorted.
+    by_service: HashMap<ServiceKey, (i64, Box<[Claim]>)>,
 }
 
 // === impl Claims ===
@@ -31,11 +32,13 @@ impl Claims {
         created: i64,
         wanted: impl IntoIterator<Item = Claim>,
     ) -> Vec<ServiceKey> {
-        let wanted: HashSet<_> = wanted.into_iter().collect();
+        let mut wanted: Vec<_> = wanted.into_iter().collect();
+        wanted.sort_unstable();
+        wanted.dedup();
         let before = self.by_service.get(service).cloned();
         let mut others = BTreeSet::new();
         if let Some((since, had)) = before {
-            for frontend in had.iter().filter(|frontend| since != created || !wanted.contains(frontend)) {
+            for frontend in had.iter().filter(|frontend| since != created || wanted.binary_search(frontend).is_err()) {
                 self.release(frontend, &(since, service.clone()), &mut others);
             }
         }
@@ -45,7 +48,7 @@ impl Claims {
         if wanted.is_empty() {
             self.by_service.remove(service);
         } else {
-            self.by_service.insert(service.clone(), (created, wanted));
+            self.by_service.insert(service.clone(), (created, wanted.into()));
         }
         others.remove(service);
         others.into_iter().collect()
@@ -102,6 +105,8 @@ impl Claims {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
 
     use super::*;
