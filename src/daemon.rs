@@ -46,7 +46,7 @@ use crate::source::manifests::ManifestSource;
 use controller::{AfterFirstLoad, Controller};
 
 /// Changes in flight between source and controller; a source that is faster waits.
-const CHANNEL: usize = 1024;
+const CHANNEL: usize = 2048;
 
 /// Serves until the process is ended. Returns only errors that nothing can be done about here.
 pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::engine::{Engine, Outcome};
 use crate::kernel::conntrack::{Cleaner, Pass};
-use crate::kernel::{Applied, DataPlane, KernelError};
+use crate::kernel::{Applied, DataPlane, Found, KernelError};
 use crate::model::{Families, Family};
 use crate::observe::metrics::{self, SyncKind};
 use crate::observe::{self, HealthPort, HealthPorts, Observer, Pending};
@@ -49,6 +49,8 @@ pub(super) struct Controller {
     due: Families,
     /// When the changes happened that the next transaction brings.
     triggers: Vec<(Family, Timestamp)>,
+    /// What a predecessor left, read while the cluster is being listed.
+    found: Option<Found>,
     /// Whether a predecessor's numbers have been taken over.
     adopted: bool,
     /// Whether what was read then has been used for a first difference.
@@ -102,6 +104,7 @@ impl Controller {
             triggers: Vec::new(),
             // The Node too: which addresses serve node ports depends on it.
             awaited: vec![Kind::Service, Kind::EndpointSlice, Kind::Node],
+            found: None,
             adopted: false,
             compared: false,
             trust: Trust::Unknown { retry_at: Instant::now(), pause: FIRST_PAUSE },
@@ -111,7 +114,10 @@ impl Controller {
     /// Takes over the numbers that a predecessor used; before the first compilation, and when everything that the layout depends on
     /// is known.
     fn adopt(&mut self) -> Result<(), KernelError> {
-        let found = self.plane.read()?;
+        let found = match self.found.take() {
+            Some(found) => found,
+            None => self.plane.read()?,
+        };
         for reason in &found.rejected {
             warn!(reason, "the table that is there cannot be adopted and will be replaced");
         }
@@ -123,10 +129,26 @@ impl Controller {
         Ok(())
     }
 
+    /// Reads what is there, when there is nothing else to do yet: the source begins to list meanwhile.
+    fn read_ahead(&mut self) {
+        let begin = Instant::now();
+        if self.plane.set_locality(self.engine.locality()) {
+            return;
+        }
+        match self.plane.read() {
+            Ok(found) => {
+                debug!(duration = ?begin.elapsed(), existed = found.existed, "read what is there");
+                self.found = Some(found);
+            }
+            Err(error) => debug!(%error, "what is there cannot be read; it will be tried again when it is needed"),
+        }
+    }
+
     /// Serves until the source ends or something is hopeless.
     pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> Result<(), KernelError> {
         let mut batch = Vec::new();
         self.observer.loop_started();
+        self.read_ahead();
         loop {
             let wait = changes.recv_many(&mut batch, PIECE);
             let received = match self.trust {
@@ -201,6 +223,10 @@ impl Controller {
             self.observer.queued(self.pending, touched);
         }
         let stale = self.plane.set_locality(self.engine.locality());
+        if stale {
+            // Our Node says otherwise than was thought: what was read was judged wrongly.
+            self.found = None;
+        }
         if !self.adopted
             && let Err(error) = self.adopt()
         {
