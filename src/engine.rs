@@ -252,6 +252,11 @@ impl Engine {
         self.compiler.everything()
     }
 
+    /// The same, in parts of about `size` elements.
+    pub fn everything_in_parts<E>(&self, size: usize, take: &mut dyn FnMut(&Delta) -> Result<(), E>) -> Result<(), E> {
+        self.compiler.everything_in_parts(size, take)
+    }
+
     /// What has to change where a kernel has this. What has been taken but not compiled is not in it.
     pub fn difference(&self, found: Image) -> Delta {
         self.compiler.difference(found)

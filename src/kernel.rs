@@ -35,4 +35,4 @@ mod write;
 
 pub use error::KernelError;
 pub use image::Reading;
-pub use plane::{Applied, DataPlane, Found, Ownership};
+pub use plane::{Applied, DataPlane, Found, Ownership, PART, Receive};

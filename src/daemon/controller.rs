@@ -9,7 +9,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::engine::{Engine, Outcome};
 use crate::kernel::conntrack::{Cleaner, Pass};
-use crate::kernel::{Applied, DataPlane, Found, KernelError};
+use crate::kernel::{Applied, DataPlane, Found, KernelError, PART};
 use crate::model::{Families, Family};
 use crate::observe::metrics::{self, SyncKind};
 use crate::observe::{self, HealthPort, HealthPorts, Observer, Pending};
@@ -312,6 +312,9 @@ impl Controller {
         let adopted = self.engine.settle();
         let as_adopted = !std::mem::replace(&mut self.compared, true) && self.plane.is_as_read()?;
         let found = if as_adopted { adopted } else { self.plane.read()?.image };
+        if self.plane.is_vacant() {
+            return self.plane.build(|take| self.engine.everything_in_parts(PART, take));
+        }
         let difference = self.engine.difference(found);
         debug!(elements = difference.len(), "compared with the kernel");
         self.plane.apply(&difference)

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use nft::{Connection, Table, TableFlags, Transaction};
 
-use self::table::{TableState, sizes_for};
+use self::table::{TableState, count, sizes_for};
 use self::work::Work;
 use super::chains;
 use super::encode::nft_family;
@@ -21,6 +21,7 @@ use super::error::KernelError;
 use super::image::Reading;
 use super::lock::InstanceLock;
 use super::read;
+use super::skeleton::{Counts, Sizes};
 use super::write::add_chains;
 use crate::compile::layout::{Locality, TABLE};
 use crate::compile::{Delta, Image};
@@ -61,6 +62,12 @@ pub enum Ownership {
     /// Anybody, as on older kernels. What somebody else changes is noticed ([`super::watch`]).
     Shared,
 }
+
+/// Takes one part of everything desired, for [`DataPlane::build`].
+pub type Receive<'a> = &'a mut dyn FnMut(&Delta) -> Result<(), KernelError>;
+
+/// Elements per part that [`DataPlane::build`] likes best: each is one transaction.
+pub const PART: usize = CHUNK / 2;
 
 /// What a start found.
 #[derive(Debug, Default)]
@@ -185,6 +192,29 @@ impl DataPlane {
         };
         done.map_err(|error| self.outgrown(error))?;
         self.delete_retired(&mut work);
+        Ok(work.end())
+    }
+
+    /// Whether there is no table of ours, as far as we know.
+    pub fn is_vacant(&self) -> bool {
+        self.tables.iter().all(|state| !state.occupied)
+    }
+
+    /// Builds the tables where there are none, from parts of everything desired that `parts` hands out. It is called twice: how
+    /// large maps are to be declared is not known before all was seen. Base chains come last, so that no packet meets half a table.
+    pub fn build(&mut self, parts: impl Fn(Receive<'_>) -> Result<(), KernelError>) -> Result<Applied, KernelError> {
+        let mut work = Work::begin();
+        let mut counts: Vec<_> = self.tables.iter().map(|state| (state.family, Counts::default())).collect();
+        parts(&mut |part| {
+            counts.iter_mut().for_each(|(family, counts)| count(part.table(*family), counts));
+            Ok(())
+        })?;
+        for (state, (_, counts)) in self.tables.iter_mut().zip(&counts) {
+            state.sizes = Sizes::for_counts(counts);
+        }
+        self.found(&mut work)?;
+        parts(&mut |part| self.update(part, &mut work)).map_err(|error| self.outgrown(error))?;
+        self.activate(&mut work)?;
         Ok(work.end())
     }
 

@@ -206,6 +206,7 @@ fn cluster_ips(spec: &object::ServiceSpec, report: &mut Report) -> Vec<IpAddr> {
         }
         addresses.push(address);
     }
+    addresses.shrink_to_fit();
     addresses
 }
 
@@ -246,6 +247,7 @@ fn ports(spec: &object::ServiceSpec, report: &mut Report) -> Vec<ServicePort> {
         }
         ports.push(ServicePort { name: name.into(), protocol, port: number, node_port });
     }
+    ports.shrink_to_fit();
     ports
 }
 
@@ -286,6 +288,7 @@ fn frontend_addresses<'a>(listed: impl Iterator<Item = (String, &'a str)>, repor
             },
         }
     }
+    addresses.shrink_to_fit();
     addresses
 }
 
