@@ -81,6 +81,20 @@ fn start_cleaner() -> Cleaner {
     })
 }
 
+/// Takes a change in.
+fn take(change: Change, engine: &mut Engine, observer: &Observer, pending: &mut Pending, awaited: &mut Vec<Kind>) {
+    if let Change::Synced(kind) = change {
+        awaited.retain(|awaited| *awaited != kind);
+    }
+    observer.seen(&change);
+    pending.add(&change);
+    let of_node = matches!(&change, Change::Apply(Object::Node(_)));
+    engine.take(change);
+    if of_node && let Some(node) = engine.store().node() {
+        observer.set_node_eligible(node.eligible);
+    }
+}
+
 // === impl Controller ===
 
 impl Controller {
@@ -129,13 +143,24 @@ impl Controller {
         Ok(())
     }
 
-    /// Reads what is there, when there is nothing else to do yet: the source begins to list meanwhile.
-    fn read_ahead(&mut self) {
+    /// Reads what is there, on a thread of its own, and takes in meanwhile what the source lists.
+    fn read_ahead(&mut self, changes: &mut mpsc::Receiver<Change>) {
         let begin = Instant::now();
         if self.plane.set_locality(self.engine.locality()) {
             return;
         }
-        match self.plane.read() {
+        let Self { plane, engine, observer, pending, awaited, .. } = self;
+        let read = thread::scope(|scope| {
+            let reading = scope.spawn(|| plane.read());
+            while !reading.is_finished() {
+                while let Ok(change) = changes.try_recv() {
+                    take(change, engine, observer, pending, awaited);
+                }
+                thread::sleep(SETTLE);
+            }
+            reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        match read {
             Ok(found) => {
                 debug!(duration = ?begin.elapsed(), existed = found.existed, "read what is there");
                 self.found = Some(found);
@@ -148,7 +173,7 @@ impl Controller {
     pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> Result<(), KernelError> {
         let mut batch = Vec::new();
         self.observer.loop_started();
-        self.read_ahead();
+        self.read_ahead(&mut changes);
         loop {
             let wait = changes.recv_many(&mut batch, PIECE);
             let received = match self.trust {
@@ -178,16 +203,7 @@ impl Controller {
     fn take(&mut self, batch: &mut Vec<Change>) -> usize {
         let count = batch.len();
         for change in batch.drain(..) {
-            if let Change::Synced(kind) = change {
-                self.awaited.retain(|awaited| *awaited != kind);
-            }
-            self.observer.seen(&change);
-            self.pending.add(&change);
-            let of_node = matches!(&change, Change::Apply(Object::Node(_)));
-            self.engine.take(change);
-            if of_node && let Some(node) = self.engine.store().node() {
-                self.observer.set_node_eligible(node.eligible);
-            }
+            take(change, &mut self.engine, &self.observer, &mut self.pending, &mut self.awaited);
         }
         count
     }
