@@ -50,7 +50,7 @@ use controller::{AfterFirstLoad, Controller};
 use node_wait::NodeWait;
 
 /// Changes in flight between source and controller; a source that is faster waits.
-const CHANNEL: usize = 4096;
+const CHANNEL: usize = 2048;
 
 /// How long a predecessor that has just been killed may take to be gone, and how often to look.
 const HANDOVER: Duration = Duration::from_secs(3);

@@ -30,6 +30,9 @@ use drains::Drains;
 use triggers::Triggers;
 use warmth::Warmth;
 
+/// Elements looked at in one go when they are counted.
+const COUNTED: usize = 4096;
+
 /// Model, policy, schedule and compile under one roof.
 #[derive(Debug)]
 pub struct Engine {
@@ -210,6 +213,16 @@ impl Engine {
 
     /// Decides and compiles every Service touched since the last call.
     pub fn compile(&mut self) -> Outcome {
+        self.compile_with(true)
+    }
+
+    /// As [`Engine::compile`], without the delta: for those who ask for [`Engine::difference`] afterwards. What is compiled first
+    /// is everything, and need not be in memory twice.
+    pub fn catch_up(&mut self) -> Outcome {
+        self.compile_with(false)
+    }
+
+    fn compile_with(&mut self, keep_delta: bool) -> Outcome {
         let touched = std::mem::take(&mut self.touched);
         let mut services = touched.clone();
         for key in &touched {
@@ -262,6 +275,9 @@ impl Engine {
             self.no_local_endpoints.replace(before.unwrap_or_default(), lacking);
             self.flows.update(key, &resolved);
             let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
+            if !keep_delta {
+                outcome.delta = Delta::default();
+            }
             self.watch.update(key, &resolved, |subject| self.compiler.rings(&subject.port, subject.family));
             let mut problems: Vec<_> =
                 service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();
@@ -303,9 +319,31 @@ impl Engine {
         self.compiler.everything()
     }
 
-    /// Forgets the adopted image; to be called after the first complete compilation.
-    pub fn settle(&mut self) {
-        self.compiler.settle();
+    /// The same, in parts of about `size` elements.
+    pub fn everything_in_parts<E>(&self, size: usize, take: &mut dyn FnMut(&Delta) -> Result<(), E>) -> Result<(), E> {
+        self.compiler.everything_in_parts(size, take)
+    }
+
+    /// How many elements are desired.
+    pub fn elements(&self) -> usize {
+        let mut elements = 0;
+        let counted: Result<(), std::convert::Infallible> = self.everything_in_parts(COUNTED, &mut |part| {
+            elements += part.len();
+            Ok(())
+        });
+        match counted {
+            Ok(()) => elements,
+        }
+    }
+
+    /// What has to change where a kernel has this. What has been taken but not compiled is not in it.
+    pub fn difference(&self, found: Image) -> Delta {
+        self.compiler.difference(found)
+    }
+
+    /// Hands back the adopted image; to be called after the first complete compilation.
+    pub fn settle(&mut self) -> Image {
+        self.compiler.settle()
     }
 
     /// What load balancers are to be told, per Service that has a `healthCheckNodePort`; as of the last compilation.

@@ -5,7 +5,7 @@
 //! names and comments only.
 //!
 //! Where things are: `skeleton` defines tables, maps and sets, `chains` their chains and rules; `encode` translates keys and values,
-//! `write` puts them into transactions, `read` gets them back and checks a table that was there; `plane` decides what goes into
+//! `write` puts them into transactions, `image` gets them back, `read` checks a table that was there; `plane` decides what goes into
 //! which transaction; `lock` keeps two processes apart where the kernel cannot;
 //! [`watch`] notices what others do to our tables, [`Shadow`]s are tables of others that decide before ours. [`conntrack`] is the other table of the kernel that
 //! concerns us: the connections that exist.
@@ -26,6 +26,7 @@ mod chains;
 pub mod conntrack;
 mod encode;
 mod error;
+mod image;
 mod lock;
 mod plane;
 mod read;
@@ -35,5 +36,6 @@ pub mod watch;
 mod write;
 
 pub use error::KernelError;
-pub use plane::{Applied, DataPlane, Found, Ownership, PickReader};
+pub use image::Reading;
+pub use plane::{Applied, DataPlane, Found, Ownership, PART, PickReader, Receive};
 pub use shadows::Shadow;

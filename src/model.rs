@@ -14,6 +14,7 @@
 
 mod address;
 mod families;
+mod names;
 mod network;
 mod node;
 mod problem;
@@ -24,10 +25,11 @@ pub mod tuning;
 
 pub use address::{Family, Protocol, parse_address};
 pub use families::Families;
+pub use names::Names;
 pub use network::{AddressRange, parse_network};
 pub use node::Node;
 pub use problem::{Problem, Problems};
 pub use service::{Affinity, PortKey, Service, ServiceKey, ServicePort};
-pub use slice::{Endpoint, Slice, SlicePort};
+pub use slice::{Endpoint, Hints, Slice, SlicePort};
 pub use store::{Effect, SliceEffect, Store};
 pub use tuning::Tuning;

@@ -16,6 +16,7 @@
 
 pub mod api;
 pub mod manifests;
+mod metadata;
 pub mod object;
 
 use object::{EndpointSlice, Node, Service, ServiceCIDR};

@@ -5,7 +5,8 @@
 //! bare namespace.
 //!
 //! Where things are: `traffic` who answers; `schedulers` who answers whom; `change` how changes look from outside; `large` what needs
-//! many elements; `adopt` what a start makes of what is there; `watch` what others do to our tables; `golden` how the ruleset reads.
+//! many elements; `adopt` what a start makes of what is there, `reading` the two ways of finding out; `watch` what others do to our tables;
+//! `golden` how the ruleset reads.
 
 #[path = "kernel/adopt.rs"]
 mod adopt;
@@ -17,6 +18,8 @@ mod golden;
 mod large;
 #[path = "kernel/proxy.rs"]
 mod proxy;
+#[path = "kernel/reading.rs"]
+mod reading;
 #[path = "kernel/schedulers.rs"]
 mod schedulers;
 #[allow(dead_code, reason = "the end-to-end tier uses the rest")]

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pointsman::engine::Engine;
-use pointsman::model::Slice;
+use pointsman::model::{Names, Slice};
 use pointsman::schedule::Scheduler;
 use pointsman::source::{Change, Object, ObjectKey};
 use serde_json::{Value, json};
@@ -121,7 +121,8 @@ fn slices(criterion: &mut Criterion) {
     group.bench_function("decode", |bencher| {
         bencher.iter(|| -> pointsman::source::object::EndpointSlice { decode() });
     });
-    group.bench_function("decode-and-parse", |bencher| bencher.iter(|| Slice::parse(&key, &decode())));
+    let mut names = Names::default();
+    group.bench_function("decode-and-parse", |bencher| bencher.iter(|| Slice::parse(&key, &decode(), &mut names)));
     group.finish();
 }
 

@@ -16,6 +16,7 @@ mod forward;
 mod forward_udp;
 mod live;
 mod load;
+mod read;
 mod report;
 mod scale;
 mod schedulers;
@@ -58,6 +59,8 @@ enum Measurement {
     ForwardUdp(forward_udp::Options),
     /// Time to program 100,000 endpoints from nothing, against a raw encoder; and the time of a single change
     Load(load::Options),
+    /// Reading a map back: listing it, against asking for its elements by key
+    Read(read::Options),
     /// What updates, storms, restarts and memory cost as the cluster grows; the daemon itself against an API server double
     Scale(scale::Options),
     /// What the schedulers promise: turns, shares, clients that stay; and what each costs
@@ -79,6 +82,7 @@ fn main() -> anyhow::Result<()> {
         Measurement::ForwardPeer(own) => forward::serve(own),
         Measurement::ForwardUdp(options) => forward_udp::run(&options, cli.common.out),
         Measurement::Load(options) => load::run(&options, cli.common.out),
+        Measurement::Read(options) => read::run(&options, cli.common.out),
         Measurement::Scale(options) => scale::run(&options, cli.common.out),
         Measurement::Schedulers(options) => schedulers::run(&options, cli.common.out),
         Measurement::Split(options) => split::run(&options, cli.common.out),

@@ -74,10 +74,10 @@ struct Answers {
 }
 
 #[derive(Debug)]
-struct Answer {
+pub(crate) struct Answer {
     seq: u32,
-    errno: Errno,
-    offset: Option<u32>,
+    pub(crate) errno: Errno,
+    pub(crate) offset: Option<u32>,
     message: Option<String>,
 }
 
@@ -224,7 +224,7 @@ impl Connection {
         }
     }
 
-    fn send(&self, parts: &[&[u8]]) -> Result<(), Error> {
+    pub(crate) fn send(&self, parts: &[&[u8]]) -> Result<(), Error> {
         let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
         let fd = self.socket.as_fd().as_raw_fd();
         loop {
@@ -236,18 +236,29 @@ impl Connection {
         }
     }
 
-    fn receive(&mut self) -> Result<usize, Errno> {
+    pub(crate) fn receive(&mut self) -> Result<usize, Errno> {
         recv(self.socket.as_fd().as_raw_fd(), &mut self.receive, MsgFlags::MSG_DONTWAIT)
     }
 
+    /// The datagram of this length that was received last.
+    pub(crate) fn received(&self, len: usize) -> &[u8] {
+        &self.receive[..len]
+    }
+
+    /// The number of the next question.
+    pub(crate) fn next_seq(&mut self) -> u32 {
+        self.seq = self.seq.wrapping_add(1);
+        self.seq
+    }
+
     /// Throws away what an interrupted exchange may have left.
-    fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         // What is lost now is what was to be thrown away; any other error would not go away by asking again.
         while matches!(self.receive(), Ok(_) | Err(Errno::EINTR | Errno::ENOBUFS)) {}
     }
 
     /// Raises the send buffer: the kernel refuses datagrams larger than it with EMSGSIZE.
-    fn make_room(&mut self, len: usize) {
+    pub(crate) fn make_room(&mut self, len: usize) {
         let needed = len + 4096;
         if needed > self.send_buffer {
             // The kernel doubles what it is told.
@@ -359,14 +370,10 @@ impl Connection {
         family: u8,
         write: &impl Fn(&mut Writer),
     ) -> Result<bool, Error> {
-        self.seq = self.seq.wrapping_add(1);
+        let seq = self.next_seq();
         let mut request = Writer::new();
-        let message = request.begin(
-            uapi::NFNL_SUBSYS_NFTABLES << 8 | kind,
-            uapi::NLM_F_REQUEST | flags,
-            self.seq,
-            &[family, 0, 0, 0],
-        );
+        let message =
+            request.begin(uapi::NFNL_SUBSYS_NFTABLES << 8 | kind, uapi::NLM_F_REQUEST | flags, seq, &[family, 0, 0, 0]);
         write(&mut request);
         request.end(message);
         self.drain();
@@ -427,7 +434,7 @@ fn batch(writer: &mut Writer, kind: u16, flags: u16, seq: u32, generation: Optio
 }
 
 /// The positive error number of an error message or of the end of a dump; 0 is success.
-fn status(message: &Message<'_>) -> Option<i32> {
+pub(crate) fn status(message: &Message<'_>) -> Option<i32> {
     let bytes = message.payload.get(..4)?;
     Some(-i32::from_ne_bytes(bytes.try_into().ok()?))
 }
@@ -454,7 +461,7 @@ impl Answers {
 
 impl Answer {
     /// `struct nlmsgerr`: the error, the refused message's header (and, on kernels that do not cap, its payload), attributes.
-    fn decode(message: &Message<'_>, errno: i32) -> Self {
+    pub(crate) fn decode(message: &Message<'_>, errno: i32) -> Self {
         let mut answer = Self { seq: message.seq, errno: Errno::from_raw(errno), offset: None, message: None };
         if message.flags & uapi::NLM_F_ACK_TLVS == 0 {
             return answer;

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a listing is of one generation: if the ruleset changes while it is read, reading starts again, and callers see only
 //! the complete attempt (at most ten, then [`Error::Interrupted`]). Reading a large set is slow in the kernel (quadratic: 8 s for
-//! 500,000 elements), so steady operation asks for single elements instead. Proven by the kernel test `dump`.
+//! 500,000 elements); [`Connection::lookup`] is for those who know the keys. Proven by the kernel test `dump`.
 
 use nix::errno::Errno;
 
@@ -15,6 +15,9 @@ use crate::rule::RuleInfo;
 use crate::set::{SetInfo, SetRef};
 use crate::table::{Family, TableInfo};
 use crate::uapi;
+
+/// Bytes of memory kept for the next answer.
+const KEPT: usize = 1 << 18;
 
 impl Connection {
     /// All tables of all families.
@@ -73,6 +76,9 @@ impl Connection {
         for message in netlink::messages(&self.dumped) {
             list(message.payload).for_each(&mut show);
         }
+        // A large one is not likely to be followed by another.
+        self.dumped.clear();
+        self.dumped.shrink_to(KEPT);
         Ok(())
     }
 
@@ -113,7 +119,7 @@ fn place(family: Family, table: &str) -> Object {
     Object::new(ObjectKind::Table, family, table, "")
 }
 
-fn name(writer: &mut Writer, set: SetRef<'_>) {
+pub(crate) fn name(writer: &mut Writer, set: SetRef<'_>) {
     writer.attr_str(uapi::NFTA_SET_ELEM_LIST_TABLE, set.table);
     writer.attr_str(uapi::NFTA_SET_ELEM_LIST_SET, set.name);
 }

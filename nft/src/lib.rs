@@ -22,6 +22,7 @@ mod expr;
 mod expr_encode;
 mod key;
 mod list;
+mod lookup;
 mod monitor;
 pub mod netlink;
 mod object;

@@ -99,6 +99,8 @@ pub struct SetInfo {
     pub data_len: u32,
     /// Declared size.
     pub size: Option<u32>,
+    /// How many elements it has; `None` from kernels before 6.17, which do not tell.
+    pub count: Option<u32>,
     /// Default life time.
     pub timeout: Option<Duration>,
     /// Free text.
@@ -263,6 +265,7 @@ impl SetInfo {
             data_type: None,
             data_len: 0,
             size: None,
+            count: None,
             timeout: None,
             comment: None,
         };
@@ -279,6 +282,7 @@ impl SetInfo {
                 uapi::NFTA_SET_DESC => {
                     info.size = find(attribute.value, uapi::NFTA_SET_DESC_SIZE).and_then(|size| size.be32());
                 }
+                uapi::NFTA_SET_COUNT => info.count = attribute.be32(),
                 uapi::NFTA_SET_TIMEOUT => info.timeout = attribute.be64().map(Duration::from_millis),
                 uapi::NFTA_SET_USERDATA => {
                     info.comment = userdata::comment(attribute.value, uapi::UDATA_SET_COMMENT).map(str::to_owned);

@@ -112,6 +112,7 @@ pub const NFTA_SET_DESC_SIZE: u16 = 1;
 pub const NFTA_SET_TIMEOUT: u16 = 11;
 pub const NFTA_SET_USERDATA: u16 = 13;
 pub const NFTA_SET_HANDLE: u16 = 16;
+pub const NFTA_SET_COUNT: u16 = 20;
 
 // linux/netfilter/nf_tables.h: elements
 pub const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;

@@ -120,9 +120,9 @@ impl Compiler {
         self.found = found;
     }
 
-    /// Forgets what [`Compiler::adopt`] brought; to be called when everything known has been compiled once.
-    pub fn settle(&mut self) {
-        self.found = Image::default();
+    /// Hands back what [`Compiler::adopt`] brought; to be called when everything known has been compiled once.
+    pub fn settle(&mut self) -> Image {
+        std::mem::take(&mut self.found)
     }
 
     /// Takes the new decisions for all ports of a Service (none: the Service is gone) and notes in `delta` what differs. Returns
@@ -222,20 +222,50 @@ impl Compiler {
 
     /// Everything desired, as a delta to nothing.
     pub fn everything(&self) -> Delta {
-        let mut delta = Delta::default();
+        self.difference(Image::default())
+    }
+
+    /// Everything desired, handed out in parts of about `size` elements: a delta of a whole cluster takes more memory than all that
+    /// the engine remembers of it. Ends with the first error.
+    pub fn everything_in_parts<E>(&self, size: usize, take: &mut dyn FnMut(&Delta) -> Result<(), E>) -> Result<(), E> {
+        let mut part = Delta::default();
+        let mut hand_out = |part: &mut Delta, size| {
+            if part.len() < size {
+                return Ok(());
+            }
+            take(&std::mem::take(part))
+        };
         for port in self.ports.values().flatten() {
-            difference(None, Some(port), delta.table_mut(port.family));
+            difference(None, Some(port), part.table_mut(port.family));
+            hand_out(&mut part, size)?;
         }
         for family in Family::ALL {
-            let (common, table) = (&self.common[family as usize], delta.table_mut(family));
-            common.cluster_ips.iter().for_each(|address| table.cluster_ips.note(address, None, Some(ClusterIp)));
-            common.hairpins.iter().for_each(|address| table.hairpins.note(address, None, Some(Hairpin)));
-            for range in &common.node_port_addresses {
-                table.node_port_addresses.note(*range, None, Some(NodePortAddress));
+            let common = &self.common[family as usize];
+            for address in common.cluster_ips.iter() {
+                part.table_mut(family).cluster_ips.note(address, None, Some(ClusterIp));
+                hand_out(&mut part, size)?;
             }
-            for range in &common.service_networks {
-                table.service_networks.note(*range, None, Some(ServiceNetwork));
-            }
+            common.note_rest(part.table_mut(family));
+            hand_out(&mut part, size)?;
+        }
+        hand_out(&mut part, 0)
+    }
+
+    /// What has to change where a kernel has this. Takes the image apart as it goes, so that what agrees is held only once.
+    pub fn difference(&self, mut found: Image) -> Delta {
+        let mut delta = Delta::default();
+        let mut part = TableDelta::default();
+        for port in self.ports.values().flatten() {
+            difference(None, Some(port), &mut part);
+            delta.table_mut(port.family).take_differing(&mut part, found.table_mut(port.family));
+        }
+        for family in Family::ALL {
+            let common = &self.common[family as usize];
+            common.cluster_ips.iter().for_each(|address| part.cluster_ips.note(address, None, Some(ClusterIp)));
+            common.note_rest(&mut part);
+            let table = delta.table_mut(family);
+            table.take_differing(&mut part, found.table_mut(family));
+            table.remove_rest(std::mem::take(found.table_mut(family)));
         }
         delta
     }
@@ -373,6 +403,21 @@ impl Compiler {
         let local = |port: Option<&CompiledPort>| port.map(|port| port.local_addresses.clone()).unwrap_or_default();
         common.hairpins.replace(&local(before), &local(after), || Hairpin, &mut delta.hairpins);
         difference(before, after, delta);
+    }
+}
+
+// === impl Common ===
+
+impl Common {
+    /// All but the cluster addresses, which are many.
+    fn note_rest(&self, table: &mut TableDelta) {
+        self.hairpins.iter().for_each(|address| table.hairpins.note(address, None, Some(Hairpin)));
+        for range in &self.node_port_addresses {
+            table.node_port_addresses.note(*range, None, Some(NodePortAddress));
+        }
+        for range in &self.service_networks {
+            table.service_networks.note(*range, None, Some(ServiceNetwork));
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 
 use super::elements::{TableDelta, TableImage};
 use crate::model::Family;
@@ -83,24 +84,22 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
         }
     }
 
-    /// Turns the complete desired content (every `before` empty) into the difference to what a kernel has.
-    pub(super) fn rebase(&mut self, actual: HashMap<K, V>) {
-        for (key, value) in actual {
-            match self.edits.entry(key) {
-                Entry::Occupied(entry) if entry.get().after.as_ref() == Some(&value) => {
-                    entry.remove();
-                    self.afters -= 1;
-                }
-                Entry::Occupied(mut entry) => {
-                    entry.get_mut().before = Some(value);
-                    self.befores += 1;
-                }
-                Entry::Vacant(entry) => {
-                    entry.insert(Edit { before: Some(value), after: None });
-                    self.befores += 1;
-                }
+    /// Moves desired elements over: see [`TableDelta::take_differing`].
+    pub(super) fn take_differing(&mut self, part: &mut Self, actual: &mut HashMap<K, V>)
+    where
+        K: Hash,
+    {
+        for (key, edit) in std::mem::take(part).edits {
+            let before = actual.remove(&key);
+            if before != edit.after {
+                self.note(key, before, edit.after);
             }
         }
+    }
+
+    /// What a kernel has and nobody desires goes.
+    pub(super) fn remove_rest(&mut self, actual: HashMap<K, V>) {
+        actual.into_iter().for_each(|(key, value)| self.note(key, Some(value), None));
     }
 
     /// The edits, in the order of their keys.
@@ -190,13 +189,6 @@ impl Delta {
     pub fn len(&self) -> usize {
         self.v4.len() + self.v6.len()
     }
-
-    /// Turns the complete desired state (a delta to nothing) into the difference to what a kernel has.
-    pub fn rebase(mut self, actual: Image) -> Self {
-        self.v4.rebase(actual.v4);
-        self.v6.rebase(actual.v6);
-        self
-    }
 }
 
 // === impl Image ===
@@ -249,12 +241,16 @@ mod tests {
     }
 
     #[test]
-    fn rebasing_leaves_what_differs() {
+    fn what_a_kernel_has_already_is_no_difference() {
         let mut edits = Edits::default();
+        let mut actual = HashMap::from([("same", 1), ("other", 9), ("stale", 4)]);
         for (key, value) in [("same", 1), ("other", 2), ("new", 3)] {
-            edits.note(key, None, Some(value));
+            let mut part = Edits::default();
+            part.note(key, None, Some(value));
+            edits.take_differing(&mut part, &mut actual);
+            assert!(part.is_empty());
         }
-        edits.rebase(HashMap::from([("same", 1), ("other", 9), ("stale", 4)]));
+        edits.remove_rest(actual);
         let all: Vec<_> = edits.iter().map(|(key, edit)| (*key, edit.before, edit.after)).collect();
         assert_eq!(all, [("new", None, Some(3)), ("other", Some(9), Some(2)), ("stale", Some(4), None)]);
         assert_eq!(edits.removed().map(|(key, _)| *key).collect::<Vec<_>>(), ["other", "stale"]);

@@ -122,8 +122,15 @@ macro_rules! maps {
                 self.len() == 0
             }
 
-            pub(super) fn rebase(&mut self, actual: TableImage) {
-                $(self.$field.rebase(actual.$field);)*
+            /// Moves the desired elements of `part` (every `before` empty) over, except those that a kernel already has like that;
+            /// what it has otherwise is taken along. Leaves in `actual` what `part` says nothing of.
+            pub(super) fn take_differing(&mut self, part: &mut TableDelta, actual: &mut TableImage) {
+                $(self.$field.take_differing(&mut part.$field, &mut actual.$field);)*
+            }
+
+            /// Removes what a kernel has and nobody desires.
+            pub(super) fn remove_rest(&mut self, actual: TableImage) {
+                $(self.$field.remove_rest(actual.$field);)*
             }
         }
 

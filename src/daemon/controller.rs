@@ -10,11 +10,11 @@ use tracing::{debug, error, info, warn};
 
 use super::guard::Guard;
 use super::node_wait::{ADDRESSES, News, NodeWait, POD_NETWORKS, Step};
-use crate::compile::{Delta, Ring};
+use crate::compile::{Delta, Image, Ring};
 use crate::conntrack::ledger::Report;
 use crate::engine::{Engine, Outcome};
 use crate::kernel::conntrack::{Cleaner, Counts, Pass};
-use crate::kernel::{Applied, DataPlane, KernelError};
+use crate::kernel::{Applied, DataPlane, Found, KernelError, PART};
 use crate::model::{Families, Family};
 use crate::observe::metrics::{self, SyncKind};
 use crate::observe::{self, HealthPort, HealthPorts, Observer, Pending};
@@ -23,6 +23,9 @@ use crate::source::{Change, Kind, Object};
 
 /// Changes taken before the kernel is told, at most.
 const BATCH: usize = 16_384;
+
+/// Changes held as objects at a time, at most; one may be larger than a megabyte.
+const PIECE: usize = 128;
 
 /// A batch is complete when nothing more has come for so long, or after so many times that.
 const SETTLE: Duration = Duration::from_micros(100);
@@ -62,8 +65,12 @@ pub(super) struct Controller {
     triggers: Vec<(Family, Timestamp)>,
     /// Notices what others do to the tables.
     guard: Guard,
+    /// What a predecessor left, read while the cluster is being listed.
+    found: Option<Found>,
     /// Whether a predecessor's numbers have been taken over.
     adopted: bool,
+    /// Whether what was read then has been used for a first difference.
+    compared: bool,
     /// Whether the kernel has what the engine desires, as far as we know.
     trust: Trust,
 }
@@ -90,19 +97,17 @@ fn start_cleaner() -> Cleaner {
     })
 }
 
-/// Waits for the rest of a burst. The thread sleeps, because tokio's timers are no finer than a millisecond.
-fn settle(changes: &mut mpsc::Receiver<Change>, batch: &mut Vec<Change>) {
-    for _ in 0..SETTLE_ROUNDS {
-        let before = batch.len();
-        thread::sleep(SETTLE);
-        while batch.len() < BATCH
-            && let Ok(change) = changes.try_recv()
-        {
-            batch.push(change);
-        }
-        if batch.len() == before || batch.len() == BATCH {
-            break;
-        }
+/// Takes a change in.
+fn take(change: Change, engine: &mut Engine, observer: &Observer, pending: &mut Pending, awaited: &mut Vec<Kind>) {
+    if let Change::Synced(kind) = change {
+        awaited.retain(|awaited| *awaited != kind);
+    }
+    observer.seen(&change);
+    pending.add(&change);
+    let of_node = matches!(&change, Change::Apply(Object::Node(_)));
+    engine.take(change);
+    if of_node && let Some(node) = engine.store().node() {
+        observer.set_node_eligible(node.eligible);
     }
 }
 
@@ -136,7 +141,9 @@ impl Controller {
             // The Node too: which addresses serve node ports depends on it.
             awaited: vec![Kind::Service, Kind::EndpointSlice, Kind::Node],
             guard: Guard::new(),
+            found: None,
             adopted: false,
+            compared: false,
             trust: Trust::Unknown { retry_at: Instant::now(), pause: FIRST_PAUSE },
         }
     }
@@ -144,7 +151,10 @@ impl Controller {
     /// Takes over the numbers that a predecessor used; before the first compilation, and when everything that the layout depends on
     /// is known.
     fn adopt(&mut self) -> Result<(), KernelError> {
-        let found = self.plane.read()?;
+        let found = match self.found.take() {
+            Some(found) => found,
+            None => self.plane.read()?,
+        };
         for reason in &found.rejected {
             warn!(reason, "the table that is there cannot be adopted and will be replaced");
         }
@@ -156,10 +166,37 @@ impl Controller {
         Ok(())
     }
 
+    /// Reads what is there, on a thread of its own, and takes in meanwhile what the source lists.
+    fn read_ahead(&mut self, changes: &mut mpsc::Receiver<Change>) {
+        let begin = Instant::now();
+        if self.plane.set_locality(self.engine.locality()) {
+            return;
+        }
+        let Self { plane, engine, observer, pending, awaited, .. } = self;
+        let read = thread::scope(|scope| {
+            let reading = scope.spawn(|| plane.read());
+            while !reading.is_finished() {
+                while let Ok(change) = changes.try_recv() {
+                    take(change, engine, observer, pending, awaited);
+                }
+                thread::sleep(SETTLE);
+            }
+            reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        match read {
+            Ok(found) => {
+                debug!(duration = ?begin.elapsed(), existed = found.existed, "read what is there");
+                self.found = Some(found);
+            }
+            Err(error) => debug!(%error, "what is there cannot be read; it will be tried again when it is needed"),
+        }
+    }
+
     /// Serves until the source ends or something is hopeless.
     pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> anyhow::Result<()> {
         let (mut batch, mut reports, mut disturbed) = (Vec::new(), Vec::new(), None);
         self.observer.loop_started();
+        self.read_ahead(&mut changes);
         loop {
             // When to go on though nothing came.
             let wake = match self.trust {
@@ -171,7 +208,7 @@ impl Controller {
                 tokio::select! {
                     // Changes first: after them, other rings may have to be dealt.
                     biased;
-                    received = changes.recv_many(&mut batch, BATCH) => Some(received),
+                    received = changes.recv_many(&mut batch, PIECE) => Some(received),
                     Some(report) = self.reports.recv() => {
                         reports.push(report);
                         None
@@ -202,26 +239,14 @@ impl Controller {
             if received == Some(0) {
                 return Ok(());
             }
+            let mut taken = 0;
             if received.is_some() {
-                settle(&mut changes, &mut batch);
+                taken = self.take(&mut batch) + self.settle(&mut changes, &mut batch);
             }
             let begin = Instant::now();
-            let changes_taken = batch.len();
-            for change in batch.drain(..) {
-                if let Change::Synced(kind) = change {
-                    self.awaited.retain(|awaited| *awaited != kind);
-                }
-                self.observer.seen(&change);
-                self.pending.add(&change);
-                let of_node = matches!(&change, Change::Apply(Object::Node(_)));
-                self.engine.take(change);
-                if of_node && let Some(node) = self.engine.store().node() {
-                    self.observer.set_node_eligible(node.eligible);
-                }
-            }
             self.engine.take_time(Instant::now());
             if self.awaited.is_empty() && self.node_is_known()? {
-                let wrote = self.program(begin, changes_taken)?;
+                let wrote = self.program(begin, taken)?;
                 // What changed nothing holds nobody up: after a quiet time the next change is programmed at once.
                 if let Some(pause) = self.pause.filter(|_| wrote) {
                     tokio::time::sleep(pause).await;
@@ -259,6 +284,38 @@ impl Controller {
         }
     }
 
+    /// Takes changes in; returns how many.
+    fn take(&mut self, batch: &mut Vec<Change>) -> usize {
+        let count = batch.len();
+        for change in batch.drain(..) {
+            take(change, &mut self.engine, &self.observer, &mut self.pending, &mut self.awaited);
+        }
+        count
+    }
+
+    /// Waits for the rest of a burst, and takes it in; returns how many changes that were. The thread sleeps, because tokio's timers
+    /// are no finer than a millisecond. As long as nothing can be programmed there is nothing to wait for.
+    fn settle(&mut self, changes: &mut mpsc::Receiver<Change>, batch: &mut Vec<Change>) -> usize {
+        let mut taken = 0;
+        for _ in 0..SETTLE_ROUNDS {
+            if !self.awaited.is_empty() || taken >= BATCH {
+                break;
+            }
+            thread::sleep(SETTLE);
+            let before = taken;
+            while taken < BATCH
+                && let Ok(change) = changes.try_recv()
+            {
+                batch.push(change);
+                taken += self.take(batch);
+            }
+            if taken == before {
+                break;
+            }
+        }
+        taken
+    }
+
     /// Compiles what was taken and brings the kernel there. Whether something was written.
     fn program(&mut self, begin: Instant, changes: usize) -> Result<bool, KernelError> {
         let touched = self.engine.touched();
@@ -267,12 +324,20 @@ impl Controller {
             self.observer.queued(self.pending, touched);
         }
         let stale = self.plane.set_locality(self.engine.locality());
+        if stale {
+            // Our Node says otherwise than was thought: what was read was judged wrongly.
+            self.found = None;
+        }
         if !self.adopted
             && let Err(error) = self.adopt()
         {
             return self.refused(error).map(|()| false);
         }
-        let outcome = if self.engine.is_idle() { Outcome::default() } else { self.engine.compile() };
+        let outcome = match self.trust {
+            _ if self.engine.is_idle() => Outcome::default(),
+            Trust::Known => self.engine.compile(),
+            Trust::Unknown { .. } => self.engine.catch_up(),
+        };
         for problem in &outcome.problems {
             match problem.is_passed_over() {
                 true => info!("{problem}"),
@@ -309,7 +374,6 @@ impl Controller {
                 self.observer.cleanup_failed(applied.stuck);
                 self.report(&outcome, applied, begin, changes);
                 if matches!(self.trust, Trust::Unknown { .. }) {
-                    self.engine.settle();
                     self.trust = Trust::Known;
                     self.counts.report_all();
                 }
@@ -327,7 +391,7 @@ impl Controller {
     fn loaded(&mut self, applied: Applied, begin: Instant) {
         info!(
             services = self.engine.store().services().count(),
-            elements = self.engine.everything().len(),
+            elements = self.engine.elements(),
             written = applied.elements,
             after_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
             "first load programmed"
@@ -412,21 +476,39 @@ impl Controller {
         }
     }
 
-    /// Reads what is there and applies the difference to everything desired.
+    /// Applies the difference between what is there and everything desired. The first time what adopting read need not be read again.
     fn reconcile(&mut self) -> Result<Applied, KernelError> {
+        let adopted = self.engine.settle();
+        let as_adopted = !std::mem::replace(&mut self.compared, true) && self.plane.is_as_read()?;
+        let found = if as_adopted { adopted } else { self.read_again()? };
+        if self.plane.is_vacant() {
+            let applied = self.plane.build(|take| self.engine.everything_in_parts(PART, take))?;
+            self.repaired(applied);
+            return Ok(applied);
+        }
+        let difference = self.engine.difference(found);
+        debug!(elements = difference.len(), "compared with the kernel");
+        let applied = self.plane.apply(&difference)?;
+        self.repaired(applied);
+        Ok(applied)
+    }
+
+    /// Reads what is there after somebody else may have changed it.
+    fn read_again(&mut self) -> Result<Image, KernelError> {
         let found = self.plane.read()?;
         for reason in &found.rejected {
             warn!(reason, "a table is not as we left it and will be replaced");
         }
-        let difference: Delta = self.engine.everything().rebase(found.image);
-        debug!(elements = difference.len(), "compared with the kernel");
-        let applied = self.plane.apply(&difference)?;
+        Ok(found.image)
+    }
+
+    /// Everything is as it should be again; the first load is no repair.
+    fn repaired(&self, applied: Applied) {
         if self.loading_since.is_none() {
             let elements = applied.elements;
             info!(elements, "compared our tables with what is desired and put right what differed");
             metrics::repaired(elements);
         }
-        Ok(applied)
     }
 
     /// One line per batch programmed, shown from `-v=2` on.

@@ -292,7 +292,7 @@ proptest! {
                 past.iter().cloned().for_each(|change| engine.take(change));
                 engine.compile();
                 engine.settle();
-                let difference = engine.everything().rebase(kernel.clone());
+                let difference = engine.difference(kernel.clone());
                 apply(&mut kernel, &difference);
             } else {
                 apply(&mut kernel, &engine.compile().delta);
@@ -307,7 +307,7 @@ proptest! {
                 prop_assert_eq!(numbered(kernel.table(family)), numbered(wanted.table(family)));
             }
             // What the engine believes is what the kernel has.
-            let drift = engine.everything().rebase(kernel.clone());
+            let drift = engine.difference(kernel.clone());
             prop_assert!(drift.is_empty(), "{:?}", drift);
         }
     }
@@ -323,7 +323,7 @@ proptest! {
         next.adopt(kernel.clone());
         history.into_iter().for_each(|change| next.take(change));
         next.compile();
-        let delta = next.everything().rebase(kernel);
+        let delta = next.difference(kernel);
         prop_assert!(delta.is_empty(), "{:?}", delta);
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use nft::{ElementView, Field, Key, Verdict, ViewData};
 
+use super::image::Labels;
 use super::skeleton::*;
 use crate::compile::layout::{Decision, DedicatedChain, MemberId, Plan, PoolId};
 use crate::compile::{
@@ -47,7 +48,7 @@ pub(super) trait Mapped<V>: Sized {
 
     /// Reads an element of one of the sets; `None` if it cannot be ours. In sets of ranges with a single field the end is given by
     /// the reader, as the kernel reports it by an element of its own.
-    fn decode(family: Family, set: &str, element: &ElementView<'_>) -> Option<(Self, V)>;
+    fn decode(family: Family, set: &str, element: &ElementView<'_>, labels: &mut Labels) -> Option<(Self, V)>;
 }
 
 /// The type of an address.
@@ -103,8 +104,8 @@ impl Mapped<Target> for Frontend {
         Encoded::value(frontend_key(self), number(target.decision.value())).label(&target.label)
     }
 
-    fn decode(family: Family, _: &str, element: &ElementView<'_>) -> Option<(Self, Target)> {
-        Some((read_frontend(family, element.key)?, read_target(element)?))
+    fn decode(family: Family, _: &str, element: &ElementView<'_>, labels: &mut Labels) -> Option<(Self, Target)> {
+        Some((read_frontend(family, element.key)?, read_target(element, labels)?))
     }
 }
 
@@ -115,8 +116,8 @@ impl Mapped<Target> for NodePort {
         Encoded::value(node_port_key(self), number(target.decision.value())).label(&target.label)
     }
 
-    fn decode(_: Family, _: &str, element: &ElementView<'_>) -> Option<(Self, Target)> {
-        Some((read_node_port(element.key)?, read_target(element)?))
+    fn decode(_: Family, _: &str, element: &ElementView<'_>, labels: &mut Labels) -> Option<(Self, Target)> {
+        Some((read_node_port(element.key)?, read_target(element, labels)?))
     }
 }
 
@@ -133,10 +134,10 @@ impl Mapped<Target> for Hop {
         Encoded::value(number(key.value()), number(target.decision.value())).label(&target.label)
     }
 
-    fn decode(_: Family, set: &str, element: &ElementView<'_>) -> Option<(Self, Target)> {
+    fn decode(_: Family, set: &str, element: &ElementView<'_>, labels: &mut Labels) -> Option<(Self, Target)> {
         let stages = [Stage::Admitted, Stage::Inside, Stage::Outside];
         let stage = stages.into_iter().zip(Self::SETS).find(|(_, name)| **name == set)?.0;
-        Some((Hop { stage, pool: read_decision(element.key)?.pool? }, read_target(element)?))
+        Some((Hop { stage, pool: read_decision(element.key)?.pool? }, read_target(element, labels)?))
     }
 }
 
@@ -151,8 +152,9 @@ impl Mapped<Masquerade> for Frontend {
         Encoded::new(frontend_key(self)).label(&masquerade.label)
     }
 
-    fn decode(family: Family, set: &str, element: &ElementView<'_>) -> Option<(Self, Masquerade)> {
-        let masquerade = Masquerade { from_host_only: set == MASQUERADED_FROM_HOST, label: read_label(element) };
+    fn decode(family: Family, set: &str, element: &ElementView<'_>, labels: &mut Labels) -> Option<(Self, Masquerade)> {
+        let masquerade =
+            Masquerade { from_host_only: set == MASQUERADED_FROM_HOST, label: read_label(element, labels) };
         Some((read_frontend(family, element.key)?, masquerade))
     }
 }
@@ -168,9 +170,9 @@ impl Mapped<Masquerade> for NodePort {
         Encoded::new(node_port_key(self)).label(&masquerade.label)
     }
 
-    fn decode(_: Family, set: &str, element: &ElementView<'_>) -> Option<(Self, Masquerade)> {
+    fn decode(_: Family, set: &str, element: &ElementView<'_>, labels: &mut Labels) -> Option<(Self, Masquerade)> {
         let from_host_only = set == MASQUERADED_NODE_PORTS_FROM_HOST;
-        Some((read_node_port(element.key)?, Masquerade { from_host_only, label: read_label(element) }))
+        Some((read_node_port(element.key)?, Masquerade { from_host_only, label: read_label(element, labels) }))
     }
 }
 
@@ -183,8 +185,8 @@ impl Mapped<Slot> for SlotKey {
         Encoded::value(slot_key(self), endpoint_value(slot.endpoint)).label(&slot.label)
     }
 
-    fn decode(family: Family, _: &str, element: &ElementView<'_>) -> Option<(Self, Slot)> {
-        Some((read_slot_key(element.key)?, read_slot(family, element)?))
+    fn decode(family: Family, _: &str, element: &ElementView<'_>, labels: &mut Labels) -> Option<(Self, Slot)> {
+        Some((read_slot_key(element.key)?, read_slot(family, element, labels)?))
     }
 }
 
@@ -192,11 +194,11 @@ impl Mapped<Slot> for MemberId {
     const SETS: &'static [&'static str] = &[MEMBERS];
 
     fn encode(&self, slot: &Slot) -> Encoded {
-        Encoded::value(number(self.value()), endpoint_value(slot.endpoint)).label(&slot.label)
+        Encoded::value(member_key(self), endpoint_value(slot.endpoint)).label(&slot.label)
     }
 
-    fn decode(family: Family, _: &str, element: &ElementView<'_>) -> Option<(Self, Slot)> {
-        Some((MemberId::from_value(read_number(element.key)?)?, read_slot(family, element)?))
+    fn decode(family: Family, _: &str, element: &ElementView<'_>, labels: &mut Labels) -> Option<(Self, Slot)> {
+        Some((MemberId::from_value(read_number(element.key)?)?, read_slot(family, element, labels)?))
     }
 }
 
@@ -207,7 +209,7 @@ impl Mapped<MemberId> for SlotKey {
         Encoded::value(slot_key(self), number(member.value()))
     }
 
-    fn decode(_: Family, _: &str, element: &ElementView<'_>) -> Option<(Self, MemberId)> {
+    fn decode(_: Family, _: &str, element: &ElementView<'_>, _: &mut Labels) -> Option<(Self, MemberId)> {
         Some((read_slot_key(element.key)?, MemberId::from_value(read_number(value(element)?)?)?))
     }
 }
@@ -221,7 +223,7 @@ impl Mapped<DedicatedChain> for PoolId {
         Encoded { data: Datum::Verdict(Verdict::Goto(chain.name())), ..Encoded::new(number(key.value())) }
     }
 
-    fn decode(_: Family, _: &str, element: &ElementView<'_>) -> Option<(Self, DedicatedChain)> {
+    fn decode(_: Family, _: &str, element: &ElementView<'_>, _: &mut Labels) -> Option<(Self, DedicatedChain)> {
         let ViewData::Verdict(verdict) = &element.data else { return None };
         Some((read_decision(element.key)?.pool?, DedicatedChain::from_name(verdict.chain()?)?))
     }
@@ -238,11 +240,11 @@ impl Mapped<Label> for SourceRange {
         Encoded { end: Some(key(self.range.last)), ..Encoded::new(key(self.range.first)).label(&label.0) }
     }
 
-    fn decode(family: Family, _: &str, element: &ElementView<'_>) -> Option<(Self, Label)> {
+    fn decode(family: Family, _: &str, element: &ElementView<'_>, labels: &mut Labels) -> Option<(Self, Label)> {
         let (first, rest) = read_address(family, element.key)?;
         let (last, _) = read_address(family, element.key_end.unwrap_or(element.key))?;
         let pool = read_decision(rest)?.pool?;
-        Some((SourceRange { pool, range: AddressRange { first, last } }, Label(read_label(element))))
+        Some((SourceRange { pool, range: AddressRange { first, last } }, Label(read_label(element, labels))))
     }
 }
 
@@ -253,7 +255,7 @@ impl Mapped<ClusterIp> for IpAddr {
         Encoded::new(address(Key::new(), *self))
     }
 
-    fn decode(family: Family, _: &str, element: &ElementView<'_>) -> Option<(Self, ClusterIp)> {
+    fn decode(family: Family, _: &str, element: &ElementView<'_>, _: &mut Labels) -> Option<(Self, ClusterIp)> {
         Some((read_address(family, element.key)?.0, ClusterIp))
     }
 }
@@ -266,7 +268,7 @@ impl Mapped<Hairpin> for IpAddr {
         Encoded::new(address(address(Key::new(), *self), *self))
     }
 
-    fn decode(family: Family, _: &str, element: &ElementView<'_>) -> Option<(Self, Hairpin)> {
+    fn decode(family: Family, _: &str, element: &ElementView<'_>, _: &mut Labels) -> Option<(Self, Hairpin)> {
         let (source, rest) = read_address(family, element.key)?;
         (read_address(family, rest)?.0 == source).then_some((source, Hairpin))
     }
@@ -281,7 +283,7 @@ macro_rules! address_ranges {
                 Encoded { end: Some(address(Key::new(), self.last)), ..Encoded::new(address(Key::new(), self.first)) }
             }
 
-            fn decode(family: Family, _: &str, element: &ElementView<'_>) -> Option<(Self, $mark)> {
+            fn decode(family: Family, _: &str, element: &ElementView<'_>, _: &mut Labels) -> Option<(Self, $mark)> {
                 let (first, _) = read_address(family, element.key)?;
                 let (last, _) = read_address(family, element.key_end?)?;
                 Some((AddressRange { first, last }, $mark))
@@ -304,7 +306,13 @@ fn node_port_key(node_port: &NodePort) -> Key {
     Key::new().part(&[node_port.protocol.number(), 0, 0, 0]).port(node_port.port)
 }
 
-fn slot_key(key: &SlotKey) -> Key {
+/// The key of map `members`.
+pub(super) fn member_key(member: &MemberId) -> Key {
+    number(member.value())
+}
+
+/// The key of maps `endpoints` and `member-slots`.
+pub(super) fn slot_key(key: &SlotKey) -> Key {
     Key::new().mark(key.pool.key()).mark(key.slot)
 }
 
@@ -328,21 +336,21 @@ fn read_slot_key(bytes: &[u8]) -> Option<SlotKey> {
     Some(SlotKey { pool, slot: read_number(bytes.get(4..)?)? })
 }
 
-fn read_slot(family: Family, element: &ElementView<'_>) -> Option<Slot> {
+fn read_slot(family: Family, element: &ElementView<'_>, labels: &mut Labels) -> Option<Slot> {
     let (address, rest) = read_address(family, value(element)?)?;
-    Some(Slot { endpoint: SocketAddr::new(address, read_port(rest)?), label: read_label(element) })
+    Some(Slot { endpoint: SocketAddr::new(address, read_port(rest)?), label: read_label(element, labels) })
 }
 
-fn read_target(element: &ElementView<'_>) -> Option<Target> {
-    Some(Target { decision: read_decision(value(element)?)?, label: read_label(element) })
+fn read_target(element: &ElementView<'_>, labels: &mut Labels) -> Option<Target> {
+    Some(Target { decision: read_decision(value(element)?)?, label: read_label(element, labels) })
 }
 
 fn read_decision(bytes: &[u8]) -> Option<Decision> {
     Decision::from_value(read_number(bytes)?)
 }
 
-fn read_label(element: &ElementView<'_>) -> Arc<str> {
-    element.comment.unwrap_or_default().into()
+fn read_label(element: &ElementView<'_>, labels: &mut Labels) -> Arc<str> {
+    labels.get(element.comment.unwrap_or_default())
 }
 
 fn value<'a>(element: &ElementView<'a>) -> Option<&'a [u8]> {
@@ -396,7 +404,7 @@ mod tests {
             expires: None,
             interval_end: false,
         };
-        K::decode(family, key.set(value), &element)
+        K::decode(family, key.set(value), &element, &mut Labels::default())
     }
 
     proptest! {
@@ -439,16 +447,16 @@ mod tests {
                 key: &key, key_end: Some(&data), data: ViewData::Value(&data), comment: None, timeout: None, expires: None, interval_end: false,
             };
             for family in Family::ALL {
-                let _ = <Frontend as Mapped<Target>>::decode(family, SERVICES, &element);
-                let _ = <NodePort as Mapped<Target>>::decode(family, NODE_PORTS, &element);
-                let _ = Hop::decode(family, INSIDE, &element);
-                let _ = <SlotKey as Mapped<Slot>>::decode(family, ENDPOINTS, &element);
-                let _ = <SlotKey as Mapped<MemberId>>::decode(family, MEMBER_SLOTS, &element);
-                let _ = MemberId::decode(family, MEMBERS, &element);
-                let _ = PoolId::decode(family, DEDICATED, &element);
-                let _ = SourceRange::decode(family, SOURCE_RANGES, &element);
-                let _ = <IpAddr as Mapped<Hairpin>>::decode(family, HAIRPINS, &element);
-                let _ = <AddressRange as Mapped<ServiceNetwork>>::decode(family, SERVICE_NETWORKS, &element);
+                let _ = <Frontend as Mapped<Target>>::decode(family, SERVICES, &element, &mut Labels::default());
+                let _ = <NodePort as Mapped<Target>>::decode(family, NODE_PORTS, &element, &mut Labels::default());
+                let _ = Hop::decode(family, INSIDE, &element, &mut Labels::default());
+                let _ = <SlotKey as Mapped<Slot>>::decode(family, ENDPOINTS, &element, &mut Labels::default());
+                let _ = <SlotKey as Mapped<MemberId>>::decode(family, MEMBER_SLOTS, &element, &mut Labels::default());
+                let _ = MemberId::decode(family, MEMBERS, &element, &mut Labels::default());
+                let _ = PoolId::decode(family, DEDICATED, &element, &mut Labels::default());
+                let _ = SourceRange::decode(family, SOURCE_RANGES, &element, &mut Labels::default());
+                let _ = <IpAddr as Mapped<Hairpin>>::decode(family, HAIRPINS, &element, &mut Labels::default());
+                let _ = <AddressRange as Mapped<ServiceNetwork>>::decode(family, SERVICE_NETWORKS, &element, &mut Labels::default());
             }
         }
     }

@@ -14,14 +14,16 @@ use std::time::Instant;
 
 use nft::{Connection, Table, TableFlags, Transaction};
 
-use self::table::{TableState, sizes_for};
+use self::table::{TableState, count, sizes_for};
 use self::work::Work;
 use super::chains;
 use super::encode::nft_family;
 use super::error::KernelError;
+use super::image::Reading;
 use super::lock::InstanceLock;
 use super::read;
 use super::shadows::{self, Shadow};
+use super::skeleton::{Counts, Sizes};
 use super::write::add_chains;
 use crate::compile::layout::{DedicatedChain, Locality, TABLE};
 use crate::compile::{Delta, Image};
@@ -31,6 +33,10 @@ pub use self::work::Applied;
 
 /// Elements per transaction of a large load: the netlink lock is then held for well under 10 ms.
 const CHUNK: usize = 8192;
+
+/// Bytes of a transaction's memory that are kept for the next one. Chunks of a large load fit; only the replacement of a large table
+/// does not.
+const KEPT: usize = 2 << 20;
 
 /// The tables of this network namespace.
 ///
@@ -44,6 +50,8 @@ pub struct DataPlane {
     /// What the fixed chains are made for.
     locality: Locality,
     tables: Vec<TableState>,
+    /// The ruleset's generation when the tables were read.
+    generation: Option<u32>,
     transaction: Transaction,
 }
 
@@ -59,6 +67,12 @@ pub enum Ownership {
 /// Reads how far rings are, for somebody who does not own the tables.
 #[derive(Debug)]
 pub struct PickReader(Connection);
+
+/// Takes one part of everything desired, for [`DataPlane::build`].
+pub type Receive<'a> = &'a mut dyn FnMut(&Delta) -> Result<(), KernelError>;
+
+/// Elements per part that [`DataPlane::build`] likes best: each is one transaction.
+pub const PART: usize = CHUNK / 2;
 
 /// What a start found.
 #[derive(Debug, Default)]
@@ -100,7 +114,7 @@ impl DataPlane {
             return Err(KernelError::NoFamily);
         }
         let locality = Locality::default();
-        Ok(Self { connection, _lock: lock, flags, locality, tables, transaction: Transaction::new() })
+        Ok(Self { connection, _lock: lock, flags, locality, tables, generation: None, transaction: Transaction::new() })
     }
 
     /// Says what the fixed chains are to be made for. `true` means that tables are there that were made for something else: only
@@ -128,7 +142,14 @@ impl DataPlane {
     /// Reads what is there, and takes possession of it. A table of ours in another layout, or one that somebody changed, is not
     /// read: the next load replaces it.
     pub fn read(&mut self) -> Result<Found, KernelError> {
+        self.read_by(Reading::BySize)
+    }
+
+    /// As [`DataPlane::read`], with a say in how large maps are read. What is found is the same.
+    pub fn read_by(&mut self, reading: Reading) -> Result<Found, KernelError> {
         let mut found = Found::default();
+        self.claim()?;
+        self.generation = Some(self.connection.generation()?);
         let present = self.connection.tables()?;
         for state in &mut self.tables {
             let family = state.family;
@@ -139,8 +160,7 @@ impl DataPlane {
             };
             found.existed = true;
             state.occupied = true;
-            claim(&mut self.connection, &mut self.transaction, info, self.flags)?;
-            match read::table(&mut self.connection, family, info, &self.locality) {
+            match read::table(&mut self.connection, family, info, &self.locality, reading) {
                 Ok((structure, image)) => {
                     state.adopt(structure, &image);
                     *found.image.table_mut(family) = image;
@@ -150,6 +170,20 @@ impl DataPlane {
             }
         }
         Ok(found)
+    }
+
+    /// Whether the tables are still as [`DataPlane::read`] found them: nobody else can change what we own, and where tables have no
+    /// owners nobody must have changed anything. To be asked before the first change.
+    pub fn is_as_read(&mut self) -> Result<bool, KernelError> {
+        if self.generation == Some(self.connection.generation()?) {
+            return Ok(true);
+        }
+        let (port, present) = (self.connection.port(), self.connection.tables()?);
+        let as_found = |state: &TableState| {
+            let info = present.iter().find(|info| info.name == TABLE && info.family == nft_family(state.family));
+            info.map_or(!state.occupied, |info| state.occupied && info.owner == Some(port))
+        };
+        Ok(self.generation.is_some() && self.tables.iter().all(as_found))
     }
 
     /// Applies a difference to what [`DataPlane::read`] found and earlier calls left. On an error nothing of the transaction that
@@ -163,6 +197,29 @@ impl DataPlane {
         };
         done.map_err(|error| self.outgrown(error))?;
         self.delete_retired(&mut work);
+        Ok(work.end())
+    }
+
+    /// Whether there is no table of ours, as far as we know.
+    pub fn is_vacant(&self) -> bool {
+        self.tables.iter().all(|state| !state.occupied)
+    }
+
+    /// Builds the tables where there are none, from parts of everything desired that `parts` hands out. It is called twice: how
+    /// large maps are to be declared is not known before all was seen. Base chains come last, so that no packet meets half a table.
+    pub fn build(&mut self, parts: impl Fn(Receive<'_>) -> Result<(), KernelError>) -> Result<Applied, KernelError> {
+        let mut work = Work::begin();
+        let mut counts: Vec<_> = self.tables.iter().map(|state| (state.family, Counts::default())).collect();
+        parts(&mut |part| {
+            counts.iter_mut().for_each(|(family, counts)| count(part.table(*family), counts));
+            Ok(())
+        })?;
+        for (state, (_, counts)) in self.tables.iter_mut().zip(&counts) {
+            state.sizes = Sizes::for_counts(counts);
+        }
+        self.found(&mut work)?;
+        parts(&mut |part| self.update(part, &mut work)).map_err(|error| self.outgrown(error))?;
+        self.activate(&mut work)?;
         Ok(work.end())
     }
 
@@ -253,6 +310,9 @@ impl DataPlane {
         work.longest = work.longest.max(begin.elapsed());
         work.bytes += self.transaction.len();
         work.transactions += 1;
+        if self.transaction.len() > KEPT {
+            self.transaction = Transaction::new();
+        }
         Ok(())
     }
 }

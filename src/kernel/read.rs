@@ -4,19 +4,19 @@
 //! kinds of expressions in their rules, and elements that decode. Anything else is [`KernelError::Foreign`], and the table will be
 //! replaced as a whole.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::Hash;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use nft::{BaseChain, Chain, Connection, ElementView, Field, Rule, SetData, SetInfo, TableInfo, ViewData};
+use nft::{BaseChain, Chain, Connection, Field, Rule, SetData, SetInfo, TableInfo, ViewData};
 
 use super::chains;
-use super::encode::{Mapped, nft_family, read_number};
+use super::encode::{nft_family, read_number};
 use super::error::KernelError;
+use super::image::{Reader, Reading};
 use super::skeleton::{self, AFFINITY, PICKS, PLANS, Sizes, set_ref};
 use super::write::key_fields;
+use crate::compile::TableImage;
 use crate::compile::layout::{DedicatedChain, Locality, Plan, TABLE};
-use crate::compile::{TableImage, each_map};
 use crate::model::Family;
 
 /// `NFT_DATA_VERDICT` (linux/netfilter/nf_tables.h).
@@ -46,6 +46,7 @@ pub(super) fn table(
     family: Family,
     info: &TableInfo,
     locality: &Locality,
+    reading: Reading,
 ) -> Result<(Structure, TableImage), KernelError> {
     let foreign = |what: String| KernelError::Foreign { family, what };
     let wanted = locality.comment(family);
@@ -53,8 +54,9 @@ pub(super) fn table(
         let comment = info.comment.as_deref().unwrap_or("none");
         return Err(foreign(format!("its layout is {comment:?}, ours is {wanted:?}")));
     }
-    let structure = structure(connection, family, locality)?;
-    let image = elements(connection, family)?;
+    let sets = connection.sets(nft_family(family), TABLE)?;
+    let structure = structure(connection, family, locality, &sets)?;
+    let image = Reader::new(connection, family, &sets, reading).read()?;
     let plans = plans(connection, family, PLANS)?;
     let decided = image.services.values().chain(image.node_ports.values()).chain(image.hops.values());
     let needed: BTreeSet<Plan> = decided.map(|target| target.decision.plan).chain(chains::FIXED_PLANS).collect();
@@ -99,7 +101,12 @@ fn is_known(chain: &str, plans: &BTreeMap<Plan, String>) -> bool {
     plans.values().any(|name| name == chain) || DedicatedChain::from_name(chain).is_some()
 }
 
-fn structure(connection: &mut Connection, family: Family, locality: &Locality) -> Result<Structure, KernelError> {
+fn structure(
+    connection: &mut Connection,
+    family: Family,
+    locality: &Locality,
+    found: &[SetInfo],
+) -> Result<Structure, KernelError> {
     let foreign = |what: String| KernelError::Foreign { family, what };
     let mut rules: BTreeMap<String, Vec<Vec<String>>> = BTreeMap::new();
     for rule in connection.rules(nft_family(family), TABLE)? {
@@ -132,7 +139,6 @@ fn structure(connection: &mut Connection, family: Family, locality: &Locality) -
         check(&chain, &expected)?;
     }
     let chains: BTreeSet<String> = chains.into_keys().collect();
-    let found = connection.sets(nft_family(family), TABLE)?;
     for wanted in skeleton::sets(family, &Sizes::default()) {
         let set = found.iter().find(|set| set.name == wanted.name);
         let set = set.ok_or_else(|| foreign(format!("set {} is missing", wanted.name)))?;
@@ -165,86 +171,6 @@ fn check_set(wanted: &nft::Set, set: &SetInfo) -> Result<(), String> {
     } else {
         Err(format!("set {} has other types", set.name))
     }
-}
-
-fn elements(connection: &mut Connection, family: Family) -> Result<TableImage, KernelError> {
-    let mut image = TableImage::default();
-    let mut unknown = 0;
-    each_map!(TableImage, &mut image, |map| unknown += read_map(connection, family, map)?);
-    match unknown {
-        0 => Ok(image),
-        _ => Err(KernelError::Foreign { family, what: format!("{unknown} elements are none of ours") }),
-    }
-}
-
-/// Reads the sets of one kind of element; returns how many of their elements cannot be ours.
-fn read_map<K: Mapped<V> + Eq + Hash, V>(
-    connection: &mut Connection,
-    family: Family,
-    map: &mut HashMap<K, V>,
-) -> Result<usize, KernelError> {
-    let mut counted = 0;
-    for set in K::SETS.iter().copied() {
-        let declared = skeleton::sets(family, &Sizes::default()).into_iter().find(|declared| declared.name == set);
-        if declared.is_some_and(|set| set.interval && set.key.len() == 1) {
-            counted += read_ranges(connection, family, set, map)?;
-            continue;
-        }
-        connection.elements(set_ref(family, set), |element| {
-            counted += 1;
-            map.extend(K::decode(family, set, &element));
-        })?;
-    }
-    Ok(counted - map.len())
-}
-
-/// Reads a set of ranges with a single field: the kernel reports where a range begins and what comes behind it.
-fn read_ranges<K: Mapped<V> + Eq + Hash, V>(
-    connection: &mut Connection,
-    family: Family,
-    set: &'static str,
-    map: &mut HashMap<K, V>,
-) -> Result<usize, KernelError> {
-    let mut bounds: Vec<(Vec<u8>, bool)> = Vec::new();
-    connection.elements(set_ref(family, set), |element| bounds.push((element.key.to_vec(), !element.interval_end)))?;
-    // At the same key one range ends before the next begins.
-    bounds.sort();
-    let mut bounds = bounds.into_iter().peekable();
-    let mut counted = 0;
-    while let Some((first, begins)) = bounds.next() {
-        if !begins {
-            // What comes before the first range.
-            continue;
-        }
-        counted += 1;
-        let last = match bounds.next_if(|(_, begins)| !begins) {
-            Some((behind, _)) => before(behind),
-            None => vec![0xff; first.len()],
-        };
-        let view = ElementView {
-            key: &first,
-            key_end: Some(&last),
-            data: ViewData::None,
-            comment: None,
-            timeout: None,
-            expires: None,
-            interval_end: false,
-        };
-        map.extend(K::decode(family, set, &view));
-    }
-    Ok(counted)
-}
-
-/// The big-endian number before.
-fn before(mut number: Vec<u8>) -> Vec<u8> {
-    for byte in number.iter_mut().rev() {
-        let (less, borrow) = byte.overflowing_sub(1);
-        *byte = less;
-        if !borrow {
-            break;
-        }
-    }
-    number
 }
 
 /// Which chain each plan leads to.

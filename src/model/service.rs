@@ -213,6 +213,7 @@ fn cluster_ips(spec: &object::ServiceSpec, report: &mut Report) -> Vec<IpAddr> {
         }
         addresses.push(address);
     }
+    addresses.shrink_to_fit();
     addresses
 }
 
@@ -253,6 +254,7 @@ fn ports(spec: &object::ServiceSpec, report: &mut Report) -> Vec<ServicePort> {
         }
         ports.push(ServicePort { name: name.into(), protocol, port: number, node_port });
     }
+    ports.shrink_to_fit();
     ports
 }
 
@@ -293,6 +295,7 @@ fn frontend_addresses<'a>(listed: impl Iterator<Item = (String, &'a str)>, repor
             },
         }
     }
+    addresses.shrink_to_fit();
     addresses
 }
 

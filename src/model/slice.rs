@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::address::{Family, Protocol, parse_address, unusable};
+use super::names::Names;
 use super::problem::{Problem, Report};
 use super::service::{ServiceKey, port_number};
 use super::tuning;
@@ -59,9 +60,16 @@ pub struct Endpoint {
     pub zone: Option<Arc<str>>,
     /// What its slice says that it weighs.
     pub weight: Option<u16>,
-    /// Zones whose nodes shall use it; empty without hints.
+    /// Who shall use it, if somebody said so; neighbours in a slice share it.
+    pub hints: Option<Arc<Hints>>,
+}
+
+/// Where the control plane wants an endpoint used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Zones whose nodes shall use it.
     pub zones: Vec<Arc<str>>,
-    /// Nodes that shall use it; empty without hints.
+    /// Nodes that shall use it.
     pub nodes: Vec<Arc<str>>,
 }
 
@@ -69,7 +77,7 @@ pub struct Endpoint {
 
 impl Slice {
     /// Parses a slice. `None` means it is none of our business or not usable as a whole (the latter is reported).
-    pub fn parse(key: &ObjectKey, slice: &object::EndpointSlice) -> (Option<Self>, Vec<Problem>) {
+    pub fn parse(key: &ObjectKey, slice: &object::EndpointSlice, names: &mut Names) -> (Option<Self>, Vec<Problem>) {
         let labels = labels(&slice.metadata);
         if labels.contains_key(HEADLESS_LABEL) {
             return (None, Vec::new());
@@ -84,17 +92,17 @@ impl Slice {
             return (None, report.problems);
         };
         let parsed = Self {
-            service: ServiceKey::new(&key.namespace, service),
+            service: ServiceKey { namespace: names.get(&key.namespace), name: names.get(service) },
             family,
-            ports: ports(slice, &mut report),
-            endpoints: endpoints(slice, family, &mut report),
+            ports: ports(slice, names, &mut report),
+            endpoints: endpoints(slice, family, names, &mut report),
         };
         (Some(parsed), report.problems)
     }
 }
 
-fn ports(slice: &object::EndpointSlice, report: &mut Report) -> Vec<SlicePort> {
-    let mut ports = Vec::new();
+fn ports(slice: &object::EndpointSlice, names: &mut Names, report: &mut Report) -> Vec<SlicePort> {
+    let mut ports = Vec::with_capacity(slice.ports.len());
     for (index, port) in slice.ports.iter().enumerate() {
         let Some(name) = &port.name else {
             report.add(format!("ports[{index}].name"), "", "a port without a name matches no Service port; skipped");
@@ -110,13 +118,14 @@ fn ports(slice: &object::EndpointSlice, report: &mut Report) -> Vec<SlicePort> {
             report.add(format!("ports[{index}].port"), number, "not in 1..65535; skipped");
             continue;
         };
-        ports.push(SlicePort { name: name.as_str().into(), protocol, port: number });
+        ports.push(SlicePort { name: names.get(name), protocol, port: number });
     }
     ports
 }
 
-fn endpoints(slice: &object::EndpointSlice, family: Family, report: &mut Report) -> Vec<Endpoint> {
+fn endpoints(slice: &object::EndpointSlice, family: Family, names: &mut Names, report: &mut Report) -> Vec<Endpoint> {
     let weight = tuning::slice_weight(slice.metadata.annotations.as_ref(), report);
+    let mut last: Option<Arc<Hints>> = None;
     let mut endpoints = Vec::with_capacity(slice.endpoints.len());
     for (index, endpoint) in slice.endpoints.iter().enumerate() {
         let Some(text) = endpoint.addresses.first() else {
@@ -136,24 +145,45 @@ fn endpoints(slice: &object::EndpointSlice, family: Family, report: &mut Report)
             report.add(field(), text, format!("the slice's addressType is {family}; skipped"));
             continue;
         }
+        let hints = hints(&endpoint.hints, last.as_ref(), names);
+        last = hints.clone().or(last);
         endpoints.push(Endpoint {
             address,
             ready: endpoint.conditions.ready.unwrap_or(true),
             serving: endpoint.conditions.serving.unwrap_or(true),
             terminating: endpoint.conditions.terminating.unwrap_or(false),
-            node: endpoint.node_name.as_deref().map(Into::into),
+            node: endpoint.node_name.as_deref().map(|name| names.get(name)),
             pod: endpoint.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Into::into),
-            zone: endpoint.zone.as_deref().map(Into::into),
+            zone: endpoint.zone.as_deref().map(|zone| names.get(zone)),
             weight,
-            zones: names(&endpoint.hints.for_zones),
-            nodes: names(&endpoint.hints.for_nodes),
+            hints,
         });
     }
     endpoints
 }
 
-fn names(hints: &[object::Named]) -> Vec<Arc<str>> {
-    hints.iter().map(|hint| hint.name.as_str().into()).collect()
+/// What an endpoint's hints say; those of the endpoint before, if they say the same.
+fn hints(hints: &object::EndpointHints, before: Option<&Arc<Hints>>, names: &mut Names) -> Option<Arc<Hints>> {
+    if hints.for_zones.is_empty() && hints.for_nodes.is_empty() {
+        return None;
+    }
+    let mut list = |named: &[object::Named]| named.iter().map(|one| names.get(&one.name)).collect();
+    let now = Hints { zones: list(&hints.for_zones), nodes: list(&hints.for_nodes) };
+    Some(before.filter(|before| ***before == now).cloned().unwrap_or_else(|| now.into()))
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// Zones whose nodes shall use it; empty without hints.
+    pub fn zones(&self) -> &[Arc<str>] {
+        self.hints.as_deref().map_or(&[], |hints| &hints.zones)
+    }
+
+    /// Nodes that shall use it; empty without hints.
+    pub fn nodes(&self) -> &[Arc<str>] {
+        self.hints.as_deref().map_or(&[], |hints| &hints.nodes)
+    }
 }
 
 #[cfg(test)]
@@ -165,7 +195,7 @@ mod tests {
     fn parse(value: serde_json::Value) -> (Option<Slice>, Vec<String>) {
         let object: object::EndpointSlice = serde_json::from_value(value).expect("decodes");
         let key = ObjectKey { namespace: "shop".into(), name: "web-1".into() };
-        let (slice, problems) = Slice::parse(&key, &object);
+        let (slice, problems) = Slice::parse(&key, &object, &mut Names::default());
         (slice, problems.iter().map(ToString::to_string).collect())
     }
 

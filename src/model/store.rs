@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use ipnet::IpNet;
 
 use super::address::Family;
+use super::names::Names;
 use super::network::parse_network;
 use super::node::Node;
 use super::problem::{Problem, Problems, Report};
@@ -18,14 +19,20 @@ pub struct Store {
     services: HashMap<ServiceKey, Service>,
     /// Slices by the Service they belong to, then by name: the name's order decides between duplicate endpoints, so that the
     /// outcome does not depend on which slice came first.
-    slices: HashMap<ServiceKey, BTreeMap<String, Slice>>,
+    ///
+    /// Sorted lists: nearly all Services have one slice or a few, and a tree takes room for eleven.
+    slices: HashMap<ServiceKey, Vec<Filed>>,
     /// Which Service a slice was last filed under.
     filed: HashMap<ObjectKey, ServiceKey>,
     node: Option<Node>,
     /// What each ServiceCIDR object says.
     service_networks: BTreeMap<String, Vec<IpNet>>,
     problems: Problems,
+    names: Names,
 }
+
+/// A slice and its name.
+type Filed = (Box<str>, Slice);
 
 /// What a change touched.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -67,7 +74,7 @@ impl Store {
                         self.put_service(&key, parsed, problems)
                     }
                     Object::EndpointSlice(slice) => {
-                        let (parsed, problems) = Slice::parse(&key, &slice);
+                        let (parsed, problems) = Slice::parse(&key, &slice, &mut self.names);
                         self.put_slice(&key, parsed, problems)
                     }
                     Object::Node(node) => {
@@ -113,7 +120,7 @@ impl Store {
 
     /// The slices of a Service, in the order of their names.
     pub fn slices(&self, key: &ServiceKey) -> impl Iterator<Item = &Slice> + Clone {
-        self.slices.get(key).into_iter().flat_map(BTreeMap::values)
+        self.slices.get(key).into_iter().flatten().map(|(_, slice)| slice)
     }
 
     /// Our Node, once it has been seen.
@@ -142,12 +149,13 @@ impl Store {
 
     fn put_service(&mut self, key: &ObjectKey, now: Option<Service>, problems: Vec<Problem>) -> Effect {
         let problems = self.problems.replace(Kind::Service, key, problems);
-        let key = ServiceKey::from(key);
-        let before = match now.clone() {
-            Some(service) => self.services.insert(key.clone(), service),
-            None => self.services.remove(&key),
-        };
-        let services = if before == now { Vec::new() } else { vec![key] };
+        let key = ServiceKey { namespace: self.names.get(&key.namespace), name: self.names.get(&key.name) };
+        let changed = self.services.get(&key) != now.as_ref();
+        match now {
+            Some(service) => drop(self.services.insert(key.clone(), Service { key: key.clone(), ..service })),
+            None => drop(self.services.remove(&key)),
+        }
+        let services = if changed { vec![key] } else { Vec::new() };
         Effect { services, problems, ..Effect::default() }
     }
 
@@ -156,14 +164,19 @@ impl Store {
         let mut services = Vec::new();
         let mut slice = None;
         if let Some(old_owner) = self.filed.get(key).cloned() {
-            let before = self.slices.get(&old_owner).and_then(|slices| slices.get(&key.name));
+            let before = self.slices.get(&old_owner).and_then(|slices| {
+                let index = position(slices, &key.name).ok()?;
+                Some(&slices[index].1)
+            });
             let family = before.map(|slice| slice.family);
             let moved = now.as_ref().is_none_or(|slice| slice.service != old_owner);
             let unchanged = before == now.as_ref();
             if moved {
                 self.filed.remove(key);
                 if let Some(slices) = self.slices.get_mut(&old_owner) {
-                    slices.remove(&key.name);
+                    if let Ok(index) = position(slices, &key.name) {
+                        slices.remove(index);
+                    }
                     if slices.is_empty() {
                         self.slices.remove(&old_owner);
                     }
@@ -182,10 +195,19 @@ impl Store {
             if !services.is_empty() {
                 slice = Some(SliceEffect { family: now.family, service: owner.clone(), removed: false });
             }
-            self.slices.entry(owner).or_default().insert(key.name.clone(), now);
+            let slices = self.slices.entry(owner).or_insert_with(|| Vec::with_capacity(1));
+            match position(slices, &key.name) {
+                Ok(index) => slices[index].1 = now,
+                Err(index) => slices.insert(index, (key.name.as_str().into(), now)),
+            }
         }
         Effect { services, problems, slice, ..Effect::default() }
     }
+}
+
+/// Where a slice of this name is, or would be.
+fn position(slices: &[Filed], name: &str) -> Result<usize, usize> {
+    slices.binary_search_by(|(known, _)| (**known).cmp(name))
 }
 
 #[cfg(test)]

@@ -19,7 +19,8 @@ pub struct Claims {
     holders: HashMap<Claim, Rank>,
     /// Those that wait, in order of precedence.
     waiting: HashMap<Claim, BTreeSet<Rank>>,
-    by_service: HashMap<ServiceKey, (i64, HashMap<Claim, Role>)>,
+    /// Sorted, each claim once.
+    by_service: HashMap<ServiceKey, (i64, Box<[(Claim, Role)]>)>,
 }
 
 // === impl Claims ===
@@ -32,16 +33,14 @@ impl Claims {
         created: i64,
         wanted: impl IntoIterator<Item = (Claim, Role)>,
     ) -> Vec<ServiceKey> {
-        let mut roles: HashMap<Claim, Role> = HashMap::new();
-        for (claim, role) in wanted {
-            // Asked for twice by one Service: the better one counts.
-            roles.entry(claim).and_modify(|known| *known = role.min(*known)).or_insert(role);
-        }
-        let wanted = roles;
+        let mut wanted: Vec<_> = wanted.into_iter().collect();
+        wanted.sort_unstable();
+        // Asked for twice by one Service: the better role counts, which is the first.
+        wanted.dedup_by_key(|(claim, _)| *claim);
         let before = self.by_service.get(service).cloned();
         let mut others = BTreeSet::new();
         if let Some((since, had)) = before {
-            let lasts = |(claim, role): &(&Claim, &Role)| since == created && wanted.get(claim) == Some(role);
+            let lasts = |had: &(Claim, Role)| since == created && wanted.binary_search(had).is_ok();
             for (frontend, role) in had.iter().filter(|had| !lasts(had)) {
                 self.release(frontend, &(*role, since, service.clone()), &mut others);
             }
@@ -52,7 +51,7 @@ impl Claims {
         if wanted.is_empty() {
             self.by_service.remove(service);
         } else {
-            self.by_service.insert(service.clone(), (created, wanted));
+            self.by_service.insert(service.clone(), (created, wanted.into()));
         }
         others.remove(service);
         others.into_iter().collect()

@@ -58,8 +58,8 @@ pub(super) fn select<'a>(
         let topology = topology(ready().map(|(_, endpoint)| *endpoint), place);
         let near = |endpoint: &Endpoint| match topology {
             Topology::Anywhere => true,
-            Topology::Zone => place.zone.is_some_and(|zone| names(&endpoint.zones, zone)),
-            Topology::Node => names(&endpoint.nodes, place.node),
+            Topology::Zone => place.zone.is_some_and(|zone| names(endpoint.zones(), zone)),
+            Topology::Node => names(endpoint.nodes(), place.node),
         };
         selection.cluster = ready().filter(|(_, endpoint)| near(endpoint)).map(|(address, _)| *address).collect();
         if selection.cluster.is_empty() {
@@ -132,9 +132,9 @@ fn topology<'a>(ready: impl Iterator<Item = &'a Endpoint> + Clone, place: Place<
         ready.clone().all(|endpoint| !hints(endpoint).is_empty())
             && ready.clone().any(|endpoint| names(hints(endpoint), wanted))
     };
-    if complete(|endpoint| &endpoint.nodes, place.node) {
+    if complete(Endpoint::nodes, place.node) {
         Topology::Node
-    } else if place.zone.is_some_and(|zone| complete(|endpoint| &endpoint.zones, zone)) {
+    } else if place.zone.is_some_and(|zone| complete(Endpoint::zones, zone)) {
         Topology::Zone
     } else {
         Topology::Anywhere
@@ -152,7 +152,7 @@ fn is_local(endpoint: &Endpoint, node: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Protocol, ServiceKey, SlicePort};
+    use crate::model::{Hints, Protocol, ServiceKey, SlicePort};
 
     const BOTH: Uses = Uses { cluster: true, local: true };
     const CLUSTER: Uses = Uses { cluster: true, local: false };
@@ -180,18 +180,19 @@ mod tests {
             pod: None,
             zone: None,
             weight: None,
-            zones: Vec::new(),
-            nodes: Vec::new(),
+            hints: None,
         };
+        let mut hints = Hints::default();
         for word in words {
             let list = |text: &str| text.split(',').map(Into::into).collect();
             match (word.strip_prefix('@'), word.strip_prefix("zone="), word.strip_prefix("node=")) {
                 (Some(node), _, _) => endpoint.node = Some(node.into()),
-                (_, Some(zones), _) => endpoint.zones = list(zones),
-                (_, _, Some(nodes)) => endpoint.nodes = list(nodes),
+                (_, Some(zones), _) => hints.zones = list(zones),
+                (_, _, Some(nodes)) => hints.nodes = list(nodes),
                 _ => panic!("{word}"),
             }
         }
+        endpoint.hints = (hints != Hints::default()).then(|| hints.into());
         endpoint
     }
 

@@ -28,7 +28,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::Protocol;
+    use crate::model::{Names, Protocol};
     use crate::source::ObjectKey;
 
     #[test]
@@ -46,7 +46,9 @@ mod tests {
             ],
         });
         let key = ObjectKey { namespace: "shop".into(), name: "dns-1".into() };
-        let slice = Slice::parse(&key, &serde_json::from_value(value).expect("decodes")).0.expect("usable");
+        let slice = Slice::parse(&key, &serde_json::from_value(value).expect("decodes"), &mut Names::default())
+            .0
+            .expect("usable");
         let port = ServicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53, node_port: None };
         let got: Vec<_> = serving(&port, [&slice, &slice].into_iter()).iter().map(ToString::to_string).collect();
         assert_eq!(got, ["10.1.0.1:5353", "10.1.0.2:5353", "10.1.0.5:5353", "10.1.0.6:5353"]);

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::ServiceKey;
+use crate::model::{Names, ServiceKey};
 use crate::source::ObjectKey;
 
 fn service(value: Value) -> Service {
@@ -17,7 +17,7 @@ fn slice(family: &str, ports: Value, endpoints: Value) -> Slice {
         "metadata": {"labels": {"kubernetes.io/service-name": "web"}},
         "addressType": family, "ports": ports, "endpoints": endpoints,
     });
-    Slice::parse(&key, &serde_json::from_value(value).expect("decodes")).0.expect("usable")
+    Slice::parse(&key, &serde_json::from_value(value).expect("decodes"), &mut Names::default()).0.expect("usable")
 }
 
 fn settings() -> Settings {

@@ -217,8 +217,7 @@ mod tests {
             pod: Some(pod.into()),
             zone: None,
             weight: None,
-            zones: Vec::new(),
-            nodes: Vec::new(),
+            hints: None,
         }
     }
 

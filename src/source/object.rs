@@ -13,10 +13,13 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::metadata;
+
 /// A `v1` Service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Service {
     /// Standard object metadata.
+    #[serde(deserialize_with = "metadata::lean")]
     pub metadata: ObjectMeta,
     /// What the user asked for.
     #[serde(default, deserialize_with = "null_is_default")]
@@ -148,6 +151,7 @@ pub struct ServicePort {
 #[serde(rename_all = "camelCase")]
 pub struct EndpointSlice {
     /// Standard object metadata; the label `kubernetes.io/service-name` ties the slice to its Service.
+    #[serde(deserialize_with = "metadata::lean")]
     pub metadata: ObjectMeta,
     /// `IPv4`, `IPv6` or `FQDN`.
     #[serde(default)]
@@ -244,6 +248,7 @@ pub struct TargetRef {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Node {
     /// Standard object metadata; the label `topology.kubernetes.io/zone` says where the node is.
+    #[serde(deserialize_with = "metadata::lean")]
     pub metadata: ObjectMeta,
     /// Networks and taints.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "is_default")]
@@ -295,6 +300,7 @@ pub struct NodeAddress {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServiceCIDR {
     /// Standard object metadata.
+    #[serde(deserialize_with = "metadata::lean")]
     pub metadata: ObjectMeta,
     /// The networks.
     #[serde(default, deserialize_with = "null_is_default")]

@@ -58,7 +58,7 @@ impl Proxy {
         self.cleaner.announce(view);
         if std::mem::take(&mut self.first) {
             let found = self.plane.read().expect("readable");
-            delta = self.engine.everything().rebase(found.image);
+            delta = self.engine.difference(found.image);
             self.engine.settle();
         }
         self.plane.apply(&delta).expect("programmed");

@@ -67,6 +67,60 @@ fn a_large_first_load_has_its_base_chains_last() {
 }
 
 #[test]
+fn tables_built_in_parts_are_what_one_load_would_make() {
+    let inside = Namespace::anonymous().expect("a namespace, which needs root");
+    let many: Vec<_> = (0..900u32).map(|number| IpAddr::from([10, 120, (number >> 8) as u8, number as u8])).collect();
+    let many = slice_of("cart", "IPv4", &many, &[("http", "TCP", TCP)]);
+    let objects = [crowd(CROWD), shop("web", 1, &pods(1..=3)), shop("cart", 2, &pods([1])), vec![many]].concat();
+    let mut proxy = Proxy::start(&inside);
+    proxy.take(&objects);
+    let outcome = proxy.engine.catch_up();
+    assert!(outcome.delta.is_empty() && outcome.services.len() == CROWD + 2, "everything is compiled, nothing is held");
+    assert!(proxy.plane.is_vacant(), "nothing is there");
+    // Parts smaller than the largest pool.
+    let applied = proxy.plane.build(|take| proxy.engine.everything_in_parts(500, take)).expect("built");
+    assert!(applied.transactions >= 20 && applied.elements > 3 * CROWD, "in many parts: {applied:?}");
+    assert!(!proxy.plane.is_vacant());
+    proxy.assert_exact("built in parts");
+    let chains = chains(&inside, "ip");
+    assert_eq!(chains[chains.len() - 3..], ["prerouting", "output", "postrouting"], "the last chains made");
+    proxy.put(&slices("web", &pods(1..=1)));
+    proxy.assert_exact("after a change");
+}
+
+#[test]
+fn tables_that_were_built_half_are_finished_by_the_next() {
+    let inside = Namespace::anonymous().expect("a namespace, which needs root");
+    let objects = [crowd(CROWD), shop("web", 1, &pods(1..=3))].concat();
+    for survived in [0, 1, 7] {
+        let mut first = Proxy::start(&inside);
+        first.take(&objects);
+        first.engine.catch_up();
+        let calls = std::cell::Cell::new(0);
+        let ended = first.plane.build(|take| {
+            calls.set(calls.get() + 1);
+            let mut parts = 0;
+            first.engine.everything_in_parts(500, &mut |part| {
+                // The first time it only counts.
+                if calls.get() == 2 && parts == survived {
+                    return Err(KernelError::NoFamily);
+                }
+                parts += 1;
+                take(part)
+            })
+        });
+        assert!(matches!(ended, Err(KernelError::NoFamily)), "cut short: {ended:?}");
+        assert!(!chains(&inside, "ip").contains(&"prerouting".to_owned()), "no packet sees half a table");
+        first.die(&inside);
+        let (mut second, _) = Proxy::succeeding(&inside, &objects);
+        assert!(second.found.rejected.is_empty(), "half a load can be adopted: {:?}", second.found.rejected);
+        second.assert_exact(&format!("finished after {survived} parts"));
+        second.plane.remove().expect("removed");
+        second.die(&inside);
+    }
+}
+
+#[test]
 fn a_map_that_is_outgrown_is_replaced_without_a_gap() {
     let lab = bed(2);
     let node = lab.node().namespace();

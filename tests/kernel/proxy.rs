@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nft::Connection;
 use pointsman::compile::{Delta, Image};
 use pointsman::engine::Engine;
-use pointsman::kernel::{Applied, DataPlane, Found, KernelError, Ownership};
+use pointsman::kernel::{Applied, DataPlane, Found, KernelError, Ownership, Reading};
 use pointsman::lab::Namespace;
 use pointsman::model::Problem;
 use pointsman::schedule::Scheduler;
@@ -32,19 +32,25 @@ impl Proxy {
 
     /// Starts, if it is let.
     pub fn try_start(inside: &Namespace) -> Result<Self, KernelError> {
-        Self::with(inside.run(DataPlane::open)?)
+        Self::with(inside.run(DataPlane::open)?, Reading::default())
+    }
+
+    /// Starts in a namespace, reading what is there in this way.
+    pub fn start_reading(inside: &Namespace, reading: Reading) -> Self {
+        let plane = inside.run(DataPlane::open).expect("a data plane, which needs root");
+        Self::with(plane, reading).expect("tables that can be read")
     }
 
     /// Starts in an empty namespace, with tables that anybody may change, and programs these objects.
     pub fn exposed(inside: &Namespace, objects: &[Value]) -> Self {
         let plane = inside.run(|| DataPlane::open_as(Ownership::Shared)).expect("a data plane, which needs root");
-        let mut proxy = Self::with(plane).expect("an empty namespace");
+        let mut proxy = Self::with(plane, Reading::default()).expect("an empty namespace");
         proxy.put(objects);
         proxy
     }
 
-    fn with(mut plane: DataPlane) -> Result<Self, KernelError> {
-        let found = plane.read()?;
+    fn with(mut plane: DataPlane, reading: Reading) -> Result<Self, KernelError> {
+        let found = plane.read_by(reading)?;
         let mut engine = Engine::new("n1", Scheduler::Random);
         engine.adopt(found.image.clone());
         Ok(Self { engine, plane, found, problems: Vec::new() })
@@ -83,7 +89,7 @@ impl Proxy {
         self.take(objects);
         self.engine.compile();
         self.engine.settle();
-        self.engine.everything().rebase(self.found.image.clone())
+        self.engine.difference(self.found.image.clone())
     }
 
     /// Takes objects in without programming them.
@@ -131,7 +137,7 @@ impl Proxy {
     /// Fails unless the kernel has exactly what is desired.
     pub fn assert_exact(&mut self, what: &str) {
         let image = self.image();
-        let difference = self.engine.everything().rebase(image);
+        let difference = self.engine.difference(image);
         assert!(difference.is_empty(), "{what}: the kernel should have what is desired, but for {difference:?}");
     }
 }

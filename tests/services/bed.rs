@@ -99,7 +99,7 @@ impl Bed {
         self.engine.adopt(found.image.clone());
         self.engine.compile();
         self.engine.settle();
-        let difference = self.engine.everything().rebase(found.image);
+        let difference = self.engine.difference(found.image);
         self.plane.as_mut().expect("open").apply(&difference).expect("the kernel takes the difference");
         self.check_listing();
         difference.len()

@@ -8,6 +8,7 @@ mod elements;
 mod errors;
 mod expressions;
 mod layout;
+mod lookup;
 mod monitor;
 mod ownership;
 mod support;

@@ -159,7 +159,7 @@ pub(super) fn sizes_for(delta: &TableDelta) -> Sizes {
 }
 
 /// Follows a difference with numbers of elements.
-fn count(delta: &TableDelta, counts: &mut Counts) {
+pub(super) fn count(delta: &TableDelta, counts: &mut Counts) {
     fn follow<K: Mapped<V> + Ord, V: PartialEq>(edits: &Edits<K, V>, counts: &mut Counts) {
         if let [set] = K::SETS {
             return counts.add(set, edits.growth());

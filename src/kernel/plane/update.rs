@@ -33,16 +33,29 @@ impl DataPlane {
             }
             return self.load(&rest, work);
         }
-        self.transaction.clear();
         for state in self.tables.iter_mut().filter(|state| !state.whole) {
             state.sizes = sizes_for(delta.table(state.family));
+        }
+        self.found(work)?;
+        self.update(delta, work)?;
+        self.activate(work)
+    }
+
+    /// Makes the tables that are missing, without elements and base chains.
+    pub(super) fn found(&mut self, work: &mut Work) -> Result<(), KernelError> {
+        self.transaction.clear();
+        for state in self.tables.iter_mut().filter(|state| !state.whole) {
             state.add_structure(&mut self.transaction, self.flags, &self.locality);
         }
         self.commit(work)?;
         for state in self.tables.iter_mut().filter(|state| !state.whole) {
             (state.whole, state.occupied) = (true, true);
         }
-        self.update(delta, work)?;
+        Ok(())
+    }
+
+    /// Adds the base chains where they are missing: from now on packets see the table.
+    pub(super) fn activate(&mut self, work: &mut Work) -> Result<(), KernelError> {
         self.transaction.clear();
         for state in self.tables.iter().filter(|state| !state.active) {
             add_chains(&mut self.transaction, chains::base_chains(state.family));

@@ -115,6 +115,7 @@ fn glob(text: &str) -> Result<WildMatch, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Hints;
 
     fn endpoint() -> Endpoint {
         Endpoint {
@@ -126,8 +127,7 @@ mod tests {
             pod: Some("web-canary-5d9f-x2".into()),
             zone: Some("eu-1a".into()),
             weight: None,
-            zones: vec!["elsewhere".into()],
-            nodes: Vec::new(),
+            hints: Some(Hints { zones: vec!["elsewhere".into()], nodes: Vec::new() }.into()),
         }
     }
 

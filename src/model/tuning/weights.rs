@@ -97,8 +97,7 @@ mod tests {
             pod: Some(pod.into()),
             zone: None,
             weight: slice,
-            zones: Vec::new(),
-            nodes: Vec::new(),
+            hints: None,
         }
     }
 

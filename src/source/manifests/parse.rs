@@ -386,9 +386,10 @@ items:
 
     #[test]
     fn anchors_work_and_bombs_do_not() {
-        let shared = "apiVersion: v1\nkind: Service\nmetadata: &m\n  name: a\n  labels: &l {x: y}\n  annotations: *l\n";
+        let shared = "apiVersion: v1\nkind: Service\nmetadata: &m\n  name: a\n  labels: &l {pointsman.dev/x: y}\n  annotations: *l\n";
         let parsed = parse("a.yaml", shared).unwrap();
         let Object::Service(service) = &parsed.objects[0].0 else { panic!("{parsed:?}") };
+        assert_eq!(service.metadata.labels.as_ref().map(|labels| labels.len()), Some(1));
         assert_eq!(service.metadata.labels, service.metadata.annotations);
 
         let mut bomb = "apiVersion: v1\nkind: List\na0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
