@@ -76,8 +76,8 @@ fn who_decides_before_us_is_known() {
     };
     for harmless in [
         table("later", "prerouting", -99, "tcp dport 80 dnat to 10.0.0.1"),
-        table("counting", "prerouting", -200, "counter"),
-        table("sources", "postrouting", -200, "masquerade"),
+        table("counting", "prerouting", -150, "counter"),
+        table("sources", "postrouting", -150, "masquerade"),
     ] {
         nft(&inside, &[&harmless]);
     }
