@@ -213,26 +213,45 @@ impl Engine {
 
     /// Decides and compiles every Service touched since the last call.
     pub fn compile(&mut self) -> Outcome {
-        self.compile_with(true)
+        self.compile_with(true, usize::MAX)
+    }
+
+    /// As [`Engine::compile`], as long as fewer than `elements` differ; the rest is for the next call, which [`Engine::has_more`] asks
+    /// for. Services among which frontends may have moved are never parted; each Service is compiled as a whole.
+    pub fn compile_part(&mut self, elements: usize) -> Outcome {
+        self.compile_with(true, elements)
+    }
+
+    /// Whether there are Services that [`Engine::compile_part`] left for later.
+    pub fn has_more(&self) -> bool {
+        !self.touched.is_empty()
     }
 
     /// As [`Engine::compile`], without the delta: for those who ask for [`Engine::difference`] afterwards. What is compiled first
     /// is everything, and need not be in memory twice.
     pub fn catch_up(&mut self) -> Outcome {
-        self.compile_with(false)
+        self.compile_with(false, usize::MAX)
     }
 
-    fn compile_with(&mut self, keep_delta: bool) -> Outcome {
+    fn compile_with(&mut self, keep_delta: bool, elements: usize) -> Outcome {
         let touched = std::mem::take(&mut self.touched);
-        let mut services = touched.clone();
-        for key in &touched {
+        // Those between whom frontends may move, and all others.
+        let (mut moving, mut staying) = (BTreeSet::new(), BTreeSet::new());
+        for key in touched {
             // All claims first: whether one Service gets a frontend may depend on another that is touched in the same batch.
-            let others = match self.store.service(key) {
-                Some(service) => self.claims.set(key, service.created, policy::wanted(service, &self.settings)),
-                None => self.claims.set(key, 0, std::iter::empty()),
+            let (created, wanted) = match self.store.service(&key) {
+                Some(service) => (service.created, policy::wanted(service, &self.settings)),
+                None => (0, Vec::new()),
             };
-            services.extend(others);
+            if self.claims.is_asking_for(&key, created, wanted.iter().copied()) {
+                staying.insert(key);
+            } else {
+                moving.extend(self.claims.set(&key, created, wanted));
+                moving.insert(key);
+            }
         }
+        staying.retain(|key| !moving.contains(key));
+        let mut services = Vec::with_capacity(moving.len() + staying.len());
         let mut outcome = Outcome {
             problems: std::mem::take(&mut self.fresh_problems),
             touched: std::mem::take(&mut self.families),
@@ -249,7 +268,15 @@ impl Engine {
             scheduler: self.scheduler,
             warming: None,
         };
-        for key in &services {
+        let unparted = moving.len();
+        let mut order = moving.into_iter().chain(staying);
+        while let Some(key) = order.next() {
+            if services.len() >= unparted && outcome.delta.len() >= elements {
+                self.touched = std::iter::once(key).chain(order).collect();
+                break;
+            }
+            services.push(key);
+            let key = services.last().expect("just pushed");
             let service = self.store.service(key);
             let slices = self.store.slices(key);
             let health = service.and_then(|service| HealthCheck::of(service, slices.clone(), &self.settings));
@@ -292,7 +319,7 @@ impl Engine {
             }));
             outcome.problems.extend(self.conflicts.replace(Kind::Service, &key.object(), problems));
         }
-        outcome.services = services.into_iter().collect();
+        outcome.services = services;
         outcome
     }
 

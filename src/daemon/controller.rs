@@ -15,7 +15,7 @@ use crate::conntrack::ledger::Report;
 use crate::engine::{Engine, Outcome};
 use crate::kernel::conntrack::{Cleaner, Counts, Pass};
 use crate::kernel::{Applied, DataPlane, Found, KernelError, PART};
-use crate::model::{Families, Family};
+use crate::model::{Families, Family, Problem};
 use crate::observe::metrics::{self, SyncKind};
 use crate::observe::{self, HealthPort, HealthPorts, Observer, Pending};
 use crate::policy::HealthCheck;
@@ -26,6 +26,9 @@ const BATCH: usize = 16_384;
 
 /// Changes held as objects at a time, at most; one may be larger than a megabyte.
 const PIECE: usize = 128;
+
+/// Elements that differ after which one transaction is enough and another takes the rest: some 4 ms in the kernel.
+const SHARE: usize = 2048;
 
 /// A batch is complete when nothing more has come for so long, or after so many times that.
 const SETTLE: Duration = Duration::from_micros(100);
@@ -333,18 +336,12 @@ impl Controller {
         {
             return self.refused(error).map(|()| false);
         }
-        let outcome = match self.trust {
+        let mut outcome = match self.trust {
             _ if self.engine.is_idle() => Outcome::default(),
-            Trust::Known => self.engine.compile(),
+            Trust::Known => self.engine.compile_part(SHARE),
             Trust::Unknown { .. } => self.engine.catch_up(),
         };
-        for problem in &outcome.problems {
-            match problem.is_passed_over() {
-                true => info!("{problem}"),
-                false => warn!("{problem}"),
-            }
-            self.observer.invalid(problem);
-        }
+        self.tell(&outcome.problems);
         self.cleaner.announce(self.engine.take_flow_changes());
         self.triggers.extend(&outcome.triggers);
         let (kind, result) = match &mut self.trust {
@@ -354,7 +351,7 @@ impl Controller {
                 self.synced(SyncKind::Partial, begin, true);
                 return Ok(false);
             }
-            Trust::Known => (SyncKind::Partial, self.plane.apply(&outcome.delta)),
+            Trust::Known => (SyncKind::Partial, self.apply_in_parts(&mut outcome)),
             Trust::Unknown { retry_at, .. } if *retry_at > Instant::now() => return Ok(false),
             Trust::Unknown { .. } => {
                 self.due = Families::ALL;
@@ -364,6 +361,9 @@ impl Controller {
         let result = match result {
             Err(KernelError::Outgrown { family, map, size }) => {
                 info!(%family, map, size, "the map outgrew its size: replacing the tables by larger ones");
+                let rest = self.engine.catch_up();
+                self.tell(&rest.problems);
+                self.cleaner.announce(self.engine.take_flow_changes());
                 self.plane.replace(&self.engine.everything())
             }
             result => result,
@@ -384,6 +384,30 @@ impl Controller {
                 Ok(applied.transactions > 0)
             }
             Err(error) => self.refused(error).map(|()| false),
+        }
+    }
+
+    /// Applies what was compiled and, as long as there is more, compiles and applies that: a storm of changes becomes transactions that are
+    /// short enough for others who want the netlink lock.
+    fn apply_in_parts(&mut self, outcome: &mut Outcome) -> Result<Applied, KernelError> {
+        let mut applied = self.plane.apply(&outcome.delta)?;
+        while self.engine.has_more() {
+            let part = self.engine.compile_part(SHARE);
+            self.tell(&part.problems);
+            self.cleaner.announce(self.engine.take_flow_changes());
+            applied.followed_by(self.plane.apply(&part.delta)?);
+            outcome.services.extend(part.services);
+        }
+        Ok(applied)
+    }
+
+    fn tell(&self, problems: &[Problem]) {
+        for problem in problems {
+            match problem.is_passed_over() {
+                true => info!("{problem}"),
+                false => warn!("{problem}"),
+            }
+            self.observer.invalid(problem);
         }
     }
 

@@ -26,6 +26,20 @@ pub struct Claims {
 // === impl Claims ===
 
 impl Claims {
+    /// Whether a Service asks for just this.
+    pub fn is_asking_for(
+        &self,
+        service: &ServiceKey,
+        created: i64,
+        wanted: impl IntoIterator<Item = (Claim, Role)>,
+    ) -> bool {
+        let wanted = sorted(wanted);
+        match self.by_service.get(service) {
+            Some((since, known)) => *since == created && **known == *wanted,
+            None => wanted.is_empty(),
+        }
+    }
+
     /// Replaces all claims of a Service; returns the other Services that gained or lost a frontend by it.
     pub fn set(
         &mut self,
@@ -33,10 +47,7 @@ impl Claims {
         created: i64,
         wanted: impl IntoIterator<Item = (Claim, Role)>,
     ) -> Vec<ServiceKey> {
-        let mut wanted: Vec<_> = wanted.into_iter().collect();
-        wanted.sort_unstable();
-        // Asked for twice by one Service: the better role counts, which is the first.
-        wanted.dedup_by_key(|(claim, _)| *claim);
+        let wanted = sorted(wanted);
         let before = self.by_service.get(service).cloned();
         let mut others = BTreeSet::new();
         if let Some((since, had)) = before {
@@ -104,6 +115,14 @@ impl Claims {
             self.holders.insert(*frontend, next);
         }
     }
+}
+
+/// Each claim once. Of two by one Service the better role counts, which is the first.
+fn sorted(wanted: impl IntoIterator<Item = (Claim, Role)>) -> Vec<(Claim, Role)> {
+    let mut wanted: Vec<_> = wanted.into_iter().collect();
+    wanted.sort_unstable();
+    wanted.dedup_by_key(|(claim, _)| *claim);
+    wanted
 }
 
 #[cfg(test)]

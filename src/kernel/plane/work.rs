@@ -25,6 +25,20 @@ pub(super) struct Work {
     applied: Applied,
 }
 
+// === impl Applied ===
+
+impl Applied {
+    /// Adds a later operation that belongs to the same change.
+    pub fn followed_by(&mut self, later: Applied) {
+        self.elements += later.elements;
+        self.transactions += later.transactions;
+        self.bytes += later.bytes;
+        self.duration += later.duration;
+        self.longest = self.longest.max(later.longest);
+        self.stuck = later.stuck;
+    }
+}
+
 // === impl Work ===
 
 impl std::ops::Deref for Work {
