@@ -157,6 +157,10 @@ impl Hand<'_> {
 impl Scheduler {
     /// Deals slots to endpoints.
     pub fn deal(self, hand: Hand<'_>) -> Deal {
+        if let [only] = hand.candidates {
+            // Whatever the scheduler, there is no choice, and nothing to remember.
+            return Deal { pick: Pick::Random, slots: vec![only.endpoint] };
+        }
         match self {
             Scheduler::Random => random::deal(hand),
             Scheduler::RoundRobin => rr::deal(hand),

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
+use pointsman::schedule::Scheduler;
 
 use crate::report::Report;
 
@@ -23,6 +24,9 @@ pub struct Options {
     /// Clusters, as SERVICES x ENDPOINTS
     #[arg(long, value_delimiter = ',', default_values = ["1000x10", "10000x10", "50000x10", "5000x50"])]
     sizes: Vec<Size>,
+    /// Scheduler of all Services in the half without the daemon
+    #[arg(long, default_value = "random")]
+    scheduler: Scheduler,
     /// Rounds
     #[arg(long, default_value_t = 3)]
     rounds: usize,

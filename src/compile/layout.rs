@@ -34,9 +34,11 @@
 //! chain local-policy:  from a local pod or the host: meta priority set (map inside), pick
 //!                      otherwise:                     meta priority set (map outside), pick
 //! chain pick:      meta priority & 0xfff  vmap @picks
-//! chain rr-4-shop/web/tcp/http:  like random-4 with numgen inc
-//! chain ring-64-shop/web/tcp/http: the same, its picks counted, for slots that are dealt again while they are walked
-//! chain sticky-4-10800s-shop/web/tcp/http:
+//! chain rr-4-00012-shop/web/tcp/http:  meta priority set (numgen inc mod 4 offset 0x12000)   goto slot
+//! chain ring-64-00012-shop/web/tcp/http: the same, its picks counted, for slots that are dealt again while they are walked
+//! chain slot:      dnat to  (meta priority & 0xfffff000) . (meta priority & 0xfff)  map @endpoints
+//!                  dnat to  (meta priority & 0xfffff000) . (numgen random mod 1)    map @endpoints
+//! chain sticky-4-10800s-00012-shop/web/tcp/http:
 //!                  meta priority set (map affinity)   update @affinity   dnat to (map members)
 //!                  delete @affinity (the member is gone)
 //!                  meta priority set (map member-slots, one of 4)   update @affinity   dnat to (map members)
@@ -59,6 +61,10 @@
 //!
 //! Hashes have a constant seed ([`HASH_SEED`]), so that every node picks the same bucket, and nothing to remember, so that all Services
 //! with tables of one size share a chain. A table's endpoints bear no comment except in slot 0: that saves a third of its memory.
+//!
+//! Why a chain of one pool's own leads to chain `slot` instead of looking into map `endpoints` itself: the kernel checks each element that is
+//! added to a map against every rule that looks into it. With a thousand such rules a load took fifteen times as long. Only pools with
+//! more slots than a number has room for ([`MAX_MEMBERS`]) do it themselves.
 //!
 //! Why there are `plans` and `picks`: chains that decide again (source ranges, local policy) must not lead back to themselves, or
 //! the kernel refuses the table as a loop. The common case pays for one lookup in `plans` only.
@@ -97,7 +103,7 @@ use crate::schedule::{Buckets, HashKey, Pick};
 pub const TABLE: &str = "pointsman";
 
 /// Version of the layout, kept in the table's comment. A table of another version is replaced as a whole.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Bits of a decision that are the plan.
 pub const PLAN_MASK: u32 = 0xfff;
@@ -184,6 +190,8 @@ pub struct DedicatedChain {
     pub affinity: Option<u32>,
     /// Whether it is the pool of the local endpoints.
     pub local: bool,
+    /// Which pool: the number is in its rules.
+    pub pool: PoolId,
     /// Whose chain it is, as it stands in the name.
     pub owner: Arc<str>,
 }
@@ -378,10 +386,10 @@ impl DedicatedChain {
         owner.into()
     }
 
-    /// The chain's name: `[local-][sticky-](random|rr|sh|...)-SLOTS-[SECONDSs-]OWNER`, without `random` if it is sticky.
+    /// The chain's name: `[local-][sticky-](random|rr|sh|...)-SLOTS-[SECONDSs-]POOL-OWNER`, without `random` if it is sticky.
     pub fn name(&self) -> String {
         let local = if self.local { "local-" } else { "" };
-        let (slots, owner) = (self.slots, &self.owner);
+        let (slots, owner) = (self.slots, format!("{:05x}-{}", self.pool.number(), self.owner));
         match (self.affinity, self.word()) {
             (None, word) => format!("{local}{word}-{slots}-{owner}"),
             (Some(seconds), "random") => format!("{local}sticky-{slots}-{seconds}s-{owner}"),
@@ -406,7 +414,9 @@ impl DedicatedChain {
         } else {
             (None, rest)
         };
-        let chain = Self { pick, slots: slots.parse().ok()?, affinity, local, owner: owner.into() };
+        let (pool, owner) = owner.split_once('-')?;
+        let pool = PoolId::new(u32::from_str_radix(pool, 16).ok()?)?;
+        let chain = Self { pick, slots: slots.parse().ok()?, affinity, local, pool, owner: owner.into() };
         (chain.name() == name).then_some(chain)
     }
 
@@ -542,29 +552,38 @@ mod tests {
     fn chains_are_named_after_what_they_do() {
         let pool = PoolId::new(7).expect("in range");
         let chain = |pick, slots, affinity, local, key: &PortKey| {
-            let chain = DedicatedChain { pick, slots, affinity, local, owner: DedicatedChain::owner(key, pool) };
+            let chain = DedicatedChain { pick, slots, affinity, local, pool, owner: DedicatedChain::owner(key, pool) };
             let name = chain.name();
             assert_eq!(DedicatedChain::from_name(&name), Some(chain));
             name
         };
         let web = port("shop", "web", "http");
-        assert_eq!(chain(Pick::Counter, 3, None, false, &web), "rr-3-shop/web/tcp/http");
-        assert_eq!(chain(Pick::Counter, 3, None, true, &web), "local-rr-3-shop/web/tcp/http");
-        assert_eq!(chain(Pick::Random, 2000, None, false, &port("shop", "web-2", "")), "random-2000-shop/web-2/tcp");
-        assert_eq!(chain(Pick::Ring, 64, None, false, &web), "ring-64-shop/web/tcp/http");
-        assert_eq!(chain(Pick::Ring, 64, Some(9), true, &web), "local-sticky-ring-64-9s-shop/web/tcp/http");
-        assert_eq!(chain(Pick::Random, 3, Some(10800), false, &web), "sticky-3-10800s-shop/web/tcp/http");
-        assert_eq!(chain(Pick::Counter, 3, Some(1), true, &web), "local-sticky-rr-3-1s-shop/web/tcp/http");
+        assert_eq!(chain(Pick::Counter, 3, None, false, &web), "rr-3-00007-shop/web/tcp/http");
+        assert_eq!(chain(Pick::Counter, 3, None, true, &web), "local-rr-3-00007-shop/web/tcp/http");
+        assert_eq!(
+            chain(Pick::Random, 2000, None, false, &port("shop", "web-2", "")),
+            "random-2000-00007-shop/web-2/tcp"
+        );
+        assert_eq!(chain(Pick::Ring, 64, None, false, &web), "ring-64-00007-shop/web/tcp/http");
+        assert_eq!(chain(Pick::Ring, 64, Some(9), true, &web), "local-sticky-ring-64-9s-00007-shop/web/tcp/http");
+        assert_eq!(chain(Pick::Random, 3, Some(10800), false, &web), "sticky-3-10800s-00007-shop/web/tcp/http");
+        assert_eq!(chain(Pick::Counter, 3, Some(1), true, &web), "local-sticky-rr-3-1s-00007-shop/web/tcp/http");
         let hash = |key| Pick::Hash(key);
-        let sticky = "sticky-sh-port-1024-9s-shop/web/tcp/http";
+        let sticky = "sticky-sh-port-1024-9s-00007-shop/web/tcp/http";
         assert_eq!(chain(hash(HashKey::SourcePort), 1024, Some(9), false, &web), sticky);
-        assert_eq!(chain(hash(HashKey::Source), 251, Some(9), true, &web), "local-sticky-mh-251-9s-shop/web/tcp/http");
-        assert_eq!(chain(hash(HashKey::Destination), 16, Some(9), false, &web), "sticky-dh-16-9s-shop/web/tcp/http");
+        assert_eq!(
+            chain(hash(HashKey::Source), 251, Some(9), true, &web),
+            "local-sticky-mh-251-9s-00007-shop/web/tcp/http"
+        );
+        assert_eq!(
+            chain(hash(HashKey::Destination), 16, Some(9), false, &web),
+            "sticky-dh-16-9s-00007-shop/web/tcp/http"
+        );
         let named_alike = port("sh", "port", "");
-        assert_eq!(chain(Pick::Random, 3, Some(9), false, &named_alike), "sticky-3-9s-sh/port/tcp");
-        assert_eq!(chain(Pick::Counter, 3, None, false, &named_alike), "rr-3-sh/port/tcp");
+        assert_eq!(chain(Pick::Random, 3, Some(9), false, &named_alike), "sticky-3-9s-00007-sh/port/tcp");
+        assert_eq!(chain(Pick::Counter, 3, None, false, &named_alike), "rr-3-00007-sh/port/tcp");
         let hostile = port("shop", "we\"b\n", &"x".repeat(300));
-        assert_eq!(chain(Pick::Counter, 3, None, false, &hostile), "rr-3-pool-00007");
+        assert_eq!(chain(Pick::Counter, 3, None, false, &hostile), "rr-3-00007-pool-00007");
         assert_eq!(DedicatedChain::from_name("random-4"), None, "a shared plan's chain is not dedicated");
         assert_eq!(DedicatedChain::from_name("local-policy"), None, "nor is a fixed one");
     }
@@ -603,9 +622,9 @@ mod tests {
     fn a_tables_comment_says_what_it_was_made_for() {
         let pods = Detector::Network("10.244.0.0/16".parse().expect("a network"));
         let locality = Locality { masquerade_all: true, v4: pods, v6: Detector::InterfacePrefix("veth".into()) };
-        assert_eq!(locality.comment(Family::V4), "pointsman layout 2, pods 10.244.0.0/16, masquerade all");
-        assert_eq!(locality.comment(Family::V6), "pointsman layout 2, pods by 'veth*', masquerade all");
-        assert_eq!(Locality::default().comment(Family::V4), "pointsman layout 2");
+        assert_eq!(locality.comment(Family::V4), "pointsman layout 3, pods 10.244.0.0/16, masquerade all");
+        assert_eq!(locality.comment(Family::V6), "pointsman layout 3, pods by 'veth*', masquerade all");
+        assert_eq!(Locality::default().comment(Family::V4), "pointsman layout 3");
     }
 
     #[test]

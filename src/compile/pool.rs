@@ -61,7 +61,7 @@ impl Pool {
         let pool = self.id.filter(|_| !self.slots.is_empty() && self.is_dedicated())?;
         let slots = u32::try_from(self.slots.len()).expect("a Service has less than 4 billion endpoints");
         let owner = DedicatedChain::owner(key, pool);
-        Some(DedicatedChain { pick: self.pick, slots, affinity: self.affinity, local: self.local, owner })
+        Some(DedicatedChain { pick: self.pick, slots, affinity: self.affinity, local: self.local, pool, owner })
     }
 
     fn is_dedicated(&self) -> bool {

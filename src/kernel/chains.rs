@@ -13,7 +13,9 @@ use nft::{
 
 use super::encode::nft_family;
 use super::skeleton::*;
-use crate::compile::layout::{DedicatedChain, HASH_SEED, Locality, PLAN_MASK, POOL_MASK, Plan, TABLE};
+use crate::compile::layout::{
+    DedicatedChain, HASH_SEED, Locality, MAX_MEMBERS, PLAN_MASK, POOL_MASK, Plan, PoolId, TABLE,
+};
 use crate::model::{Family, Protocol};
 use crate::policy::Detector;
 use crate::schedule::{HashKey, Pick};
@@ -22,6 +24,7 @@ const PREROUTING: &str = "prerouting";
 const OUTPUT: &str = "output";
 const POSTROUTING: &str = "postrouting";
 const PICK: &str = "pick";
+const SLOT: &str = "slot";
 const SOURCES: &str = "sources";
 
 /// `NF_IP_PRI_NAT_DST` (linux/netfilter_ipv4.h).
@@ -92,6 +95,7 @@ pub(super) fn fixed_chains(family: Family, locality: &Locality) -> Chains {
         chain(family, Plan::SourceRanges.chain(), source_ranges(family)),
         chain(family, Plan::LocalPolicy.chain(), local_policy(family, detector)),
         chain(family, PICK.to_owned(), vec![vec![load_priority(0), mask(0, PLAN_MASK), lookup(PICKS, Reg::VERDICT)]]),
+        chain(family, SLOT.to_owned(), slot(family)),
         chain(family, SOURCES.to_owned(), sources(family, detector, locality.masquerade_all)),
     ]
 }
@@ -111,6 +115,9 @@ pub(super) fn shared_chain(family: Family, plan: Plan) -> Option<(Chain, Vec<Rul
 pub(super) fn dedicated_chain(family: Family, dedicated: &DedicatedChain) -> (Chain, Vec<Rule>) {
     let (pick, slots) = (dedicated.pick, dedicated.slots);
     let rules = match dedicated.affinity {
+        None if slots as usize <= MAX_MEMBERS && !matches!(pick, Pick::Hash(_)) => {
+            numbering_rules(dedicated.pool, pick, slots)
+        }
         None => picking_rules(family, pick, slots),
         Some(seconds) => sticky_rules(family, pick, slots, Duration::from_secs(seconds.into())),
     };
@@ -199,6 +206,25 @@ fn local_policy(family: Family, detector: &Detector) -> Vec<Vec<Expr>> {
 fn picking_rules(family: Family, pick: Pick, slots: u32) -> Vec<Vec<Expr>> {
     let to_slot = |slot| [pool_and(slot), vec![lookup(ENDPOINTS, Reg::slot(0)), dnat(family)]].concat();
     vec![to_slot(number(family, pick, slots)), to_slot(first_slot())]
+}
+
+/// Picks a slot of one pool, puts both numbers into the priority and leaves the rest to chain `slot`.
+fn numbering_rules(pool: PoolId, pick: Pick, slots: u32) -> Vec<Vec<Expr>> {
+    let kind = if pick == Pick::Random { NumgenKind::Random } else { NumgenKind::Incremental };
+    let mut rule = Vec::new();
+    if pick == Pick::Ring {
+        // Both begin at nothing in a new rule and go on together, so the number of packets tells which slot is next.
+        rule.push(Expr::counter());
+    }
+    rule.push(Expr::Numgen { kind, modulus: slots, offset: pool.key(), dreg: Reg::slot(0) });
+    rule.extend([set_priority(), Expr::Verdict(Verdict::Goto(SLOT.to_owned()))]);
+    vec![rule]
+}
+
+/// Sends the connection to the endpoint of the slot that the priority names; slot 0 as everywhere.
+fn slot(family: Family) -> Vec<Vec<Expr>> {
+    let to_slot = |slot| [pool_and(slot), vec![lookup(ENDPOINTS, Reg::slot(0)), dnat(family)]].concat();
+    vec![to_slot(vec![load_priority(1), mask(1, PLAN_MASK)]), to_slot(first_slot())]
 }
 
 /// Sends a client where it went before, or picks a slot and remembers its member for the client.

@@ -424,7 +424,7 @@ mod tests {
             let member = MemberId { pool, index: number as u16 & 0xfff };
             let (frontend, node_port) = (Frontend { address, protocol, port }, NodePort { protocol, port });
             let range = AddressRange { first: address, last: AddressRange::everything(family).last };
-            let chain = DedicatedChain { pick: crate::schedule::Pick::Counter, slots: number, affinity: flag.then_some(9), local: !flag, owner: label.clone() };
+            let chain = DedicatedChain { pick: crate::schedule::Pick::Counter, slots: number, affinity: flag.then_some(9), local: !flag, pool, owner: label.clone() };
             let stage = [Stage::Admitted, Stage::Inside, Stage::Outside][number as usize % 3];
             macro_rules! check {
                 ($($key:expr => $value:expr),* $(,)?) => {$(

@@ -135,7 +135,7 @@ fn a_restart_interrupts_nobody_and_rewrites_nothing() {
     let manifests = Manifests::of(&[shop("web", 1, &pods(1..=2)), cart].concat());
     let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
     daemon.programmed();
-    let chain = chain_handle(node, "ip", "rr-2-shop/cart/tcp/http").expect("a chain for the round robin");
+    let chain = chain_handle(node, "ip", "rr-2-00001-shop/cart/tcp/http").expect("a chain for the round robin");
     let targets: Vec<_> = [1, 2].into_iter().flat_map(|number| frontends(number, 80)).collect();
     let client = Restless::start(lab.client(0), &targets);
     let mut held = Held::open(lab.client(0), targets[0]);
@@ -147,7 +147,7 @@ fn a_restart_interrupts_nobody_and_rewrites_nothing() {
         let line = daemon.programmed();
         assert!(line.contains(" elements=0 ") && line.contains(" transactions=0 "), "after {signal}: {line}");
         client.wait_for(5);
-        assert_eq!(chain_handle(node, "ip", "rr-2-shop/cart/tcp/http"), Some(chain), "the very same chain");
+        assert_eq!(chain_handle(node, "ip", "rr-2-00001-shop/cart/tcp/http"), Some(chain), "the very same chain");
     }
     client.assert_uninterrupted("restarts");
     held.assert_alive("restarts");

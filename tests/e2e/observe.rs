@@ -142,7 +142,7 @@ fn a_clean_up_that_fails_is_counted_and_made_up_for() {
         eventually("the new endpoints", || tally(lab.client(0), frontends(1, 80)[0], 2 * endpoints).len() == endpoints);
     };
     let chain = |endpoints: usize| {
-        let prefix = format!("rr-{endpoints}-shop/web/tcp/http");
+        let prefix = format!("rr-{endpoints}-00001-shop/web/tcp/http");
         chains(inside, "ip").into_iter().find(|chain| chain.starts_with(&prefix))
     };
     let kept = chain(2).expect("a chain of two");

@@ -172,7 +172,8 @@ fn parts_can_be_listed() {
         for map in ["services", "plans", "endpoints", "dedicated"] {
             assert!(!nft_json(&inside, &["list", "map", family, "pointsman", map]).is_empty(), "map {map}");
         }
-        for chain in ["services", "refuse", "dedicated", "prerouting", "output", "rr-2-shop/web/tcp/http"] {
+        let own = if family == "ip" { "rr-2-00001-shop/web/tcp/http" } else { "rr-2-00003-shop/web/tcp/http" };
+        for chain in ["services", "refuse", "dedicated", "slot", "prerouting", "output", own] {
             assert!(!nft_json(&inside, &["list", "chain", family, "pointsman", chain]).is_empty(), "chain {chain}");
         }
     }

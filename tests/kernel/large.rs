@@ -209,7 +209,7 @@ fn more_endpoints_than_a_shared_chain_takes_have_a_chain_of_their_own() {
     };
     let service = service_at("web", &["10.96.0.1"], &[HTTP]);
     let mut proxy = Proxy::serving(node, &[vec![service.clone()], wide(520)].concat());
-    assert!(chains(node, "ip").contains(&"random-1040-shop/web/tcp/http".to_owned()), "{:?}", chains(node, "ip"));
+    assert!(chains(node, "ip").contains(&"random-1040-00001-shop/web/tcp/http".to_owned()), "{:?}", chains(node, "ip"));
     let to = frontends(1, 80)[0];
     let client = Restless::start(lab.client(0), &[to]);
     assert_eq!(names(&tally(lab.client(0), to, 60)), ["web-1", "web-2"]);
@@ -219,11 +219,15 @@ fn more_endpoints_than_a_shared_chain_takes_have_a_chain_of_their_own() {
     }
     proxy.apply();
     assert!(chains(node, "ip").contains(&"random-1022".to_owned()), "{:?}", chains(node, "ip"));
-    assert!(!chains(node, "ip").contains(&"random-1040-shop/web/tcp/http".to_owned()), "{:?}", chains(node, "ip"));
+    assert!(
+        !chains(node, "ip").contains(&"random-1040-00001-shop/web/tcp/http".to_owned()),
+        "{:?}",
+        chains(node, "ip")
+    );
     assert_eq!(names(&tally(lab.client(0), to, 60)), ["web-1", "web-2"]);
     proxy.put(&wide(520));
     proxy.put(&[scheduled(service, "rr")]);
-    assert!(chains(node, "ip").contains(&"rr-1040-shop/web/tcp/http".to_owned()), "{:?}", chains(node, "ip"));
+    assert!(chains(node, "ip").contains(&"rr-1040-00001-shop/web/tcp/http".to_owned()), "{:?}", chains(node, "ip"));
     // Slots are dealt by address: the first 520 connections in turn are one pod's.
     assert_eq!(names(&tally(lab.client(0), to, 1040)), ["web-1", "web-2"]);
     client.assert_uninterrupted("crossing the border of shared chains");
@@ -250,7 +254,10 @@ fn five_thousand_endpoints_in_one_service() {
     fewer["endpoints"].as_array_mut().expect("a list").remove(3);
     let applied = proxy.put(&[fewer]);
     assert!(applied.elements <= 4, "a departure costs what it costs with five: {applied:?}");
-    assert!(ruleset(&inside).contains("chain random-4999-shop/big/tcp/http {"), "listable");
-    assert!(!chains(&inside, "ip").contains(&"random-5000-shop/big/tcp/http".to_owned()), "the old chain is swept up");
+    assert!(ruleset(&inside).contains("chain random-4999-00001-shop/big/tcp/http {"), "listable");
+    assert!(
+        !chains(&inside, "ip").contains(&"random-5000-00001-shop/big/tcp/http".to_owned()),
+        "the old chain is swept up"
+    );
     proxy.assert_exact("4,999 endpoints");
 }

@@ -174,7 +174,7 @@ fn a_change_of_weights_touches_the_slots_that_differ_and_nothing_else() {
     let inside = lab.node().namespace();
     let mut service = Weighted::start(inside, "wrr");
     service.put(&[(1, 5), (2, 2), (3, 1)]);
-    let chain = chain_handle(inside, "ip", "rr-8-shop/web/tcp/http").expect("a chain of its own");
+    let chain = chain_handle(inside, "ip", "rr-8-00001-shop/web/tcp/http").expect("a chain of its own");
     let mut held = Held::open(lab.client(0), frontends(1, 80)[0]);
     let delta = service.put(&[(1, 4), (2, 3), (3, 1)]);
     let of_v4 = &delta.v4;
@@ -182,7 +182,7 @@ fn a_change_of_weights_touches_the_slots_that_differ_and_nothing_else() {
     assert_eq!(of_v4.len(), of_v4.endpoints.len(), "nothing but slots");
     let answers = answers(lab.client(0), frontends(1, 80)[0], 8);
     assert_eq!(tallied(&answers), [("web-1", 4), ("web-2", 3), ("web-3", 1)]);
-    assert_eq!(chain_handle(inside, "ip", "rr-8-shop/web/tcp/http"), Some(chain), "so the counter goes on");
+    assert_eq!(chain_handle(inside, "ip", "rr-8-00001-shop/web/tcp/http"), Some(chain), "so the counter goes on");
     assert!(service.put(&[(1, 40), (2, 30), (3, 10)]).is_empty(), "the same shares");
     held.assert_alive("weights changed");
 }
@@ -426,7 +426,7 @@ fn affinity_begins_with_the_schedulers_choice() {
     objects[0]["spec"]["sessionAffinity"] = json!("ClientIP");
     proxy.put(&objects);
     assert!(
-        chains(inside, "ip").contains(&"sticky-sh-64-10800s-shop/web/udp/dns".to_owned()),
+        chains(inside, "ip").contains(&"sticky-sh-64-10800s-00002-shop/web/udp/dns".to_owned()),
         "{:?}",
         chains(inside, "ip")
     );

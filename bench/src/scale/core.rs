@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use pointsman::engine::Engine;
 use pointsman::kernel::DataPlane;
 use pointsman::lab::Namespace;
-use pointsman::schedule::Scheduler;
 use pointsman::source::Change;
 
 use super::{Options, Size};
@@ -55,7 +54,7 @@ pub(super) fn run(report: &mut Report, options: &Options) -> anyhow::Result<()> 
     for number in 0..options.rounds {
         for (size, rounds) in options.sizes.iter().zip(&mut rounds) {
             eprintln!("round {} of {}: {size}", number + 1, options.rounds);
-            let round = Namespace::anonymous()?.run(|| measure(*size, options.changes))?;
+            let round = Namespace::anonymous()?.run(|| measure(*size, options))?;
             csv.row(&[
                 &number,
                 &size.services,
@@ -109,7 +108,7 @@ pub(super) fn run(report: &mut Report, options: &Options) -> anyhow::Result<()> 
 }
 
 /// In the calling thread's namespace.
-fn measure(size: Size, changes: usize) -> anyhow::Result<Round> {
+fn measure(size: Size, options: &Options) -> anyhow::Result<Round> {
     let rolled = size.services;
     let mut objects: Vec<_> = (0..size.services)
         .flat_map(|number| [cluster::service(number), cluster::wide_slice(number, "a", size.pods(number))])
@@ -117,11 +116,11 @@ fn measure(size: Size, changes: usize) -> anyhow::Result<Round> {
     objects.push(cluster::service(rolled));
     let first = size.services * size.endpoints;
     objects.extend((0..ROLLED / SLICE).map(|slice| rolled_slice(rolled, slice, first, 0)));
-    let mut cluster = Cluster { size, engine: Engine::new("bench", Scheduler::Random), plane: DataPlane::open()? };
+    let mut cluster = Cluster { size, engine: Engine::new("bench", options.scheduler), plane: DataPlane::open()? };
     let begin = Instant::now();
     cluster.program(objects)?;
     let load = begin.elapsed();
-    let changes = cluster.changes(changes)?;
+    let changes = cluster.changes(options.changes)?;
     let (storm, longest) = cluster.storm()?;
     let mut rolls = [Duration::ZERO; STEPS.len()];
     for (index, (step, roll)) in STEPS.iter().zip(&mut rolls).enumerate() {
