@@ -121,18 +121,25 @@ fn beyond_the_horizon_there_is_round_robin() {
 fn who_leaves_gives_up_their_slots_and_others_keep_theirs() {
     let scheduler = Scheduler::LeastConnection;
     let all = equal(4);
-    let first = deal(scheduler, Hand { candidates: &all, previous: &[], seed: 2, tables: TableSizes::default() }).slots;
+    let first =
+        deal(scheduler, Hand { candidates: &all, previous: &[], seed: 2, changes: 0, tables: TableSizes::default() })
+            .slots;
     assert_eq!((first.len(), first[0]), (64, endpoint(2)), "begins by the seed");
-    let rest =
-        deal(scheduler, Hand { candidates: &all[..3], previous: &first, seed: 2, tables: TableSizes::default() }).slots;
+    let rest = deal(
+        scheduler,
+        Hand { candidates: &all[..3], previous: &first, seed: 2, changes: 0, tables: TableSizes::default() },
+    )
+    .slots;
     for (was, is) in first.iter().zip(&rest) {
         assert!(*is != endpoint(3) && (was == is || *was == endpoint(3)));
     }
     let back =
-        deal(scheduler, Hand { candidates: &all, previous: &rest, seed: 2, tables: TableSizes::default() }).slots;
+        deal(scheduler, Hand { candidates: &all, previous: &rest, seed: 2, changes: 0, tables: TableSizes::default() })
+            .slots;
     assert_eq!(back.iter().filter(|one| **one == endpoint(3)).count(), 16, "a newcomer gets its share at once");
     assert_eq!(
-        deal(scheduler, Hand { candidates: &all, previous: &back, seed: 2, tables: TableSizes::default() }).slots,
+        deal(scheduler, Hand { candidates: &all, previous: &back, seed: 2, changes: 0, tables: TableSizes::default() })
+            .slots,
         back,
         "nothing changed"
     );
@@ -205,7 +212,7 @@ proptest! {
     #[test]
     fn a_ring_holds_candidates_in_proportion(weights in proptest::collection::vec(1u32..9, 1..40), seed in any::<u64>()) {
         let candidates = candidates(&weights);
-        let deal = deal(Scheduler::WeightedLeastConnection, Hand { candidates: &candidates, previous: &[], seed, tables: TableSizes::default() });
+        let deal = deal(Scheduler::WeightedLeastConnection, Hand { candidates: &candidates, previous: &[], seed, changes: 0, tables: TableSizes::default() });
         prop_assert_eq!(deal.pick, Pick::Ring);
         prop_assert!(deal.slots.len().is_power_of_two());
         let mut have: BTreeMap<SocketAddr, usize> = BTreeMap::new();
