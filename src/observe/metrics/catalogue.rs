@@ -1,6 +1,6 @@
 //! The table of metrics: name, type, labels, buckets and help of everything that is recorded.
 //!
-//! Names, labels and buckets are interfaces of kube-proxy 1.36 and client-go and must not change; the help texts are ours.
+//! Names, labels and buckets are interfaces of kube-proxy 1.36 and client-go and must not change, but for those of `pointsman_*`; the help texts are ours.
 
 use metrics_prometheus::Recorder;
 use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts};
@@ -48,6 +48,12 @@ names! {
     CLEANUP_FAILURES = "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total";
     CONNTRACK_DURATION = "kubeproxy_conntrack_reconciler_sync_duration_seconds";
     CONNTRACK_DELETED = "kubeproxy_conntrack_reconciler_deleted_entries_total";
+    LIVE_SERVICES = "pointsman_live_services";
+    LIVE_CONNECTIONS = "pointsman_live_connections";
+    CONNTRACK_EVENTS = "pointsman_conntrack_events_total";
+    CONNTRACK_EVENTS_LOST = "pointsman_conntrack_events_lost_total";
+    REDEAL_DURATION = "pointsman_redeal_duration_seconds";
+    REDEAL_SLOTS = "pointsman_redeal_slots_total";
     REST_REQUESTS = "rest_client_requests_total";
     REST_DURATION = "rest_client_request_duration_seconds";
     BUILD_INFO = "kubernetes_build_info";
@@ -160,6 +166,42 @@ pub(super) const CATALOGUE: &[Definition] = &[
         help: "[ALPHA] Stale conntrack entries deleted",
     },
     Definition {
+        name: LIVE_SERVICES,
+        shape: Shape::Gauge,
+        labels: &[],
+        help: "Services whose scheduler goes by counts of connections",
+    },
+    Definition {
+        name: LIVE_CONNECTIONS,
+        shape: Shape::Gauge,
+        labels: &[],
+        help: "Connections counted for them, open ones and closed ones that are still remembered",
+    },
+    Definition {
+        name: CONNTRACK_EVENTS,
+        shape: Shape::Counter,
+        labels: &[],
+        help: "Events of connection tracking heard for them",
+    },
+    Definition {
+        name: CONNTRACK_EVENTS_LOST,
+        shape: Shape::Counter,
+        labels: &[],
+        help: "How often events came faster than they were heard, and connections were counted anew",
+    },
+    Definition {
+        name: REDEAL_DURATION,
+        shape: Shape::Histogram(redeals),
+        labels: &[],
+        help: "Time from counts to the kernel having the slots dealt by them",
+    },
+    Definition {
+        name: REDEAL_SLOTS,
+        shape: Shape::Counter,
+        labels: &[],
+        help: "Slots that went to another endpoint by counts",
+    },
+    Definition {
         name: REST_REQUESTS,
         shape: Shape::Counter,
         labels: &["code", "method", "host"],
@@ -192,6 +234,11 @@ pub(super) const CATALOGUE: &[Definition] = &[
 /// 1 ms to 16.384 s, doubling.
 fn exponential() -> Vec<f64> {
     (0..15).map(|n| 0.001 * f64::from(1 << n)).collect()
+}
+
+/// 0.1 ms to 409.6 ms, doubling.
+fn redeals() -> Vec<f64> {
+    (0..13).map(|n| 0.0001 * f64::from(1 << n)).collect()
 }
 
 /// 0 (there is one), 0.25, 0.5, seconds up to a minute, 5 s steps up to two, half minutes up to five.
