@@ -3,7 +3,7 @@
 //! The kernel cannot choose by counts, but it can walk a *ring* of slots, and what stands in the slots it will come to next can be
 //! dealt again at any time. Here is what stands there:
 //!
-//! - [`deal`] makes the ring without counts: weighted round robin, interleaved. That is what a ring says until it is dealt again,
+//! - `deal` makes the ring without counts: weighted round robin, interleaved. That is what a ring says until it is dealt again,
 //!   and where nobody deals any more;
 //! - [`Redeal`] takes the counts of each endpoint's connections and the position of the walk, and asks the scheduler's own
 //!   [`Rule`] for the next picks, each pick counting as an active connection for those after it. They go into the slots that come

@@ -35,10 +35,13 @@ fn next(rule: Rule, candidates: &[Candidate], loads: &Loads, last: usize, count:
     (1..=count).map(number).collect()
 }
 
+/// What is shown, weights, active and inactive connections, the next picks.
+type Row = (&'static str, Rule, &'static [u32], &'static [(u32, u32)], &'static [usize]);
+
 #[test]
 fn rules_by_table() {
     use Rule::*;
-    let table: &[(&str, Rule, &[u32], &[(u32, u32)], &[usize])] = &[
+    let table: &[Row] = &[
         ("the emptiest first", LeastConnection, &[1, 1, 1], &[(3, 0), (1, 0), (2, 0)], &[1, 2, 1, 2]),
         ("an active one weighs 256 inactive ones", LeastConnection, &[1, 1], &[(1, 0), (0, 255)], &[1, 0]),
         ("but not 257", LeastConnection, &[1, 1], &[(1, 0), (0, 257)], &[0, 1]),
