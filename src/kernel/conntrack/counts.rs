@@ -284,6 +284,8 @@ impl Counter {
                 break;
             }
         }
+        // Before the report, so that whoever gets it finds no older number here.
+        self.tally.flows.store(self.ledger.flows() as u64, Ordering::Relaxed);
         let reports = &self.reports;
         self.ledger.report(now, |mut report| {
             let Some(known) = picks.get(&report.subject) else { return false };
