@@ -19,6 +19,7 @@
 //! Proven by `tests/e2e/`.
 
 mod controller;
+mod dealer;
 mod guard;
 mod node_wait;
 mod settings;

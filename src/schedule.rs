@@ -118,6 +118,8 @@ pub struct Hand<'a> {
     /// A number that differs between nodes and Service ports: where the first round begins, so that not every node in the cluster
     /// sends its first connection to the same endpoint.
     pub seed: u64,
+    /// How often the number of slots has changed. A counter begins at slot 0 then, and somebody else shall stand there each time.
+    pub changes: u64,
     /// How many buckets tables have.
     pub tables: TableSizes,
 }
@@ -301,7 +303,7 @@ mod testing {
 
     /// A first deal.
     pub(super) fn hand(candidates: &[Candidate]) -> Hand<'_> {
-        Hand { candidates, previous: &[], seed: 0, tables: TableSizes::default() }
+        Hand { candidates, previous: &[], seed: 0, changes: 0, tables: TableSizes::default() }
     }
 
     /// Tables of these sizes.

@@ -4,9 +4,9 @@
 //! and at who answers. Every test has namespaces of its own, so all of them run at once. A test without traffic makes do with a
 //! bare namespace.
 //!
-//! Where things are: `traffic` who answers; `schedulers` who answers whom; `change` how changes look from outside; `large` what needs
-//! many elements; `adopt` what a start makes of what is there, `reading` the two ways of finding out; `watch` what others do to our tables;
-//! `golden` how the ruleset reads.
+//! Where things are: `traffic` who answers; `schedulers` who answers whom; `rings` slots that are dealt again; `change` how changes look from
+//! outside; `large` what needs many elements; `adopt` what a start makes of what is there, `reading` the two ways of finding out; `watch`
+//! what others do to our tables; `golden` how the ruleset reads.
 
 #[path = "kernel/adopt.rs"]
 mod adopt;
@@ -20,6 +20,8 @@ mod large;
 mod proxy;
 #[path = "kernel/reading.rs"]
 mod reading;
+#[path = "kernel/rings.rs"]
+mod rings;
 #[path = "kernel/schedulers.rs"]
 mod schedulers;
 #[allow(dead_code, reason = "the end-to-end tier uses the rest")]

@@ -328,7 +328,8 @@ impl Compiler {
         pool.candidates.clear();
         if pool.id.is_some() && !candidates.is_empty() {
             let seed = self.seed(&port.key);
-            let hand = Hand { candidates: &candidates, previous: &previous, seed, tables: self.tables };
+            let (previous, changes) = (&previous, pool.changes);
+            let hand = Hand { candidates: &candidates, previous, seed, changes, tables: self.tables };
             let deal = port.scheduler.deal(hand);
             shortage = port.scheduler.remark(hand, &deal).or(shortage);
             pool.pick = deal.pick;
@@ -336,6 +337,9 @@ impl Compiler {
             if pool.pick == Pick::Ring {
                 pool.candidates = candidates.to_vec();
             }
+        }
+        if !previous.is_empty() && previous.len() != pool.slots.len() {
+            pool.changes += 1;
         }
         if pool.affinity.is_some() {
             // A ring may have no slot for one of them at the moment; its clients come back to it all the same.

@@ -21,6 +21,8 @@ pub(super) struct Pool {
     /// Seconds of session affinity.
     pub(super) affinity: Option<u32>,
     pub(super) slots: Vec<SocketAddr>,
+    /// How often there have been more or fewer slots than before.
+    pub(super) changes: u64,
     /// Who may stand in the slots, for rings, which are dealt again; empty for all others.
     pub(super) candidates: Vec<Candidate>,
     pub(super) members: Members,
@@ -39,7 +41,17 @@ pub(super) struct Members {
 impl Pool {
     pub(super) fn empty(label: Arc<str>, local: bool) -> Self {
         let (pick, members) = (Pick::Random, Members::default());
-        Self { id: None, label, local, pick, affinity: None, slots: Vec::new(), candidates: Vec::new(), members }
+        Self {
+            id: None,
+            label,
+            local,
+            pick,
+            affinity: None,
+            slots: Vec::new(),
+            changes: 0,
+            candidates: Vec::new(),
+            members,
+        }
     }
 
     /// The decision that leads here; `None` without endpoints.

@@ -1,6 +1,5 @@
 //! The controller: the one thread that owns what shall be and what is.
 
-use std::collections::HashSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,12 +7,13 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
+use super::dealer::Dealer;
 use super::guard::Guard;
 use super::node_wait::{ADDRESSES, News, NodeWait, POD_NETWORKS, Step};
-use crate::compile::{Delta, Image, Ring};
+use crate::compile::Image;
 use crate::conntrack::ledger::Report;
 use crate::engine::{Engine, Outcome};
-use crate::kernel::conntrack::{Cleaner, Counts, Pass};
+use crate::kernel::conntrack::{Cleaner, Pass};
 use crate::kernel::{Applied, DataPlane, Found, KernelError, PART};
 use crate::model::{Families, Family, Problem};
 use crate::observe::metrics::{self, SyncKind};
@@ -38,9 +38,6 @@ const SETTLE_ROUNDS: usize = 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Reports of connections that may wait for the controller.
-const REPORTS: usize = 256;
-
 /// Done once, when everything known is programmed for the first time; must not take long.
 pub(super) type AfterFirstLoad = fn();
 
@@ -51,8 +48,7 @@ pub(super) struct Controller {
     /// Ends the UDP flows that what is programmed contradicts.
     cleaner: Cleaner,
     /// Counts the connections of Services whose scheduler goes by counts, and reports them.
-    counts: Counts,
-    reports: mpsc::Receiver<Report>,
+    dealer: Dealer,
     observer: Observer,
     /// The pause between two transactions, if one is configured.
     pause: Option<Duration>,
@@ -126,13 +122,11 @@ impl Controller {
         after_first_load: Option<AfterFirstLoad>,
         node_wait: NodeWait,
     ) -> Self {
-        let (report, reports) = mpsc::channel(REPORTS);
         Self {
             engine,
             plane,
             cleaner: start_cleaner(),
-            counts: Counts::new(report),
-            reports,
+            dealer: Dealer::new(),
             observer,
             pause,
             after_first_load,
@@ -212,7 +206,7 @@ impl Controller {
                     // Changes first: after them, other rings may have to be dealt.
                     biased;
                     received = changes.recv_many(&mut batch, PIECE) => Some(received),
-                    Some(report) = self.reports.recv() => {
+                    Some(report) = self.dealer.report() => {
                         reports.push(report);
                         None
                     }
@@ -375,7 +369,7 @@ impl Controller {
                 self.report(&outcome, applied, begin, changes);
                 if matches!(self.trust, Trust::Unknown { .. }) {
                     self.trust = Trust::Known;
-                    self.counts.report_all();
+                    self.dealer.report_all();
                 }
                 self.clean();
                 if let Some(begin) = self.loading_since.take() {
@@ -431,44 +425,18 @@ impl Controller {
     fn clean(&mut self) {
         self.cleaner.programmed();
         self.cleaner.cut(self.engine.take_cuts());
-        self.counts.watch(self.engine.take_interests());
+        self.dealer.watch(self.engine.take_interests());
     }
 
-    /// Deals the rings of those Services again whose connections were counted, all in one transaction.
+    /// Deals the rings of those Services again whose connections were counted.
     fn redeal(&mut self, reports: &mut Vec<Report>) -> Result<(), KernelError> {
-        while let Ok(report) = self.reports.try_recv() {
-            reports.push(report);
-        }
         if !matches!(self.trust, Trust::Known) {
             // They are asked for again when the tables are as they should be.
-            reports.clear();
+            self.dealer.forget(reports);
             return Ok(());
         }
-        let mut delta = Delta::default();
-        let mut dealt = HashSet::new();
-        // The newest report of each.
-        for report in reports.drain(..).rev() {
-            if !dealt.insert(report.subject.clone()) {
-                continue;
-            }
-            let picks = |(ring, _): &(Ring, _)| self.plane.picks(report.subject.family, &ring.chain);
-            match report.rings.iter().map(picks).collect::<Result<Vec<_>, _>>() {
-                Ok(picks) => self.engine.redeal(&report, &picks, &mut delta),
-                // A ring that has gone since: there will be a report of what is there now.
-                Err(KernelError::Nft(nft::Error::Query { .. })) => {}
-                Err(error) => return self.refused(error),
-            }
-        }
-        match self.plane.apply(&delta) {
-            Ok(applied) => {
-                debug!(
-                    services = dealt.len(),
-                    elements = applied.elements,
-                    kernel_us = applied.duration.as_micros(),
-                    "dealt again"
-                );
-                Ok(())
-            }
+        match self.dealer.redeal(reports, &mut self.engine, &mut self.plane) {
+            Ok(()) => Ok(()),
             Err(error) => self.refused(error),
         }
     }

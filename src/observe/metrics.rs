@@ -7,7 +7,7 @@
 //! Callers use typed functions, one per thing that can happen, so no name, label or label value can be misspelt. The
 //! catalogue fixes type, labels, buckets and help of each metric; a metric with labels appears after its first use, as with
 //! kube-proxy. Names are those of kube-proxy 1.36 (all ALPHA there), of client-go (`rest_client_*`), of component-base
-//! (`kubernetes_build_info`) and of every Prometheus client library (`process_*`).
+//! (`kubernetes_build_info`) and of every Prometheus client library (`process_*`). What no kube-proxy does is under `pointsman_*`.
 //!
 //! Both families are programmed in one transaction here, so where kube-proxy measures each family by itself, both get the
 //! duration of the transaction they were in.
@@ -56,6 +56,19 @@ pub enum TrafficPolicy {
     Internal,
     /// `externalTrafficPolicy`.
     External,
+}
+
+/// What schedulers go by that go by counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// Services whose connections are counted.
+    pub services: usize,
+    /// Their connections.
+    pub connections: u64,
+    /// Events of connection tracking heard since the last time.
+    pub events: u64,
+    /// How often events were lost since then.
+    pub losses: u64,
 }
 
 /// Which probe of the proxy's health was answered.
@@ -188,6 +201,20 @@ pub fn probed(probe: Probe, code: u16) {
 pub fn conntrack_reconciled(family: Family, duration: Duration, deleted: u64) {
     metrics::histogram!(names::CONNTRACK_DURATION, "ip_family" => label(family)).record(duration.as_secs_f64());
     metrics::counter!(names::CONNTRACK_DELETED, "ip_family" => label(family)).increment(deleted);
+}
+
+/// Connections are counted.
+pub fn live(now: &Live) {
+    metrics::gauge!(names::LIVE_SERVICES).set(now.services as f64);
+    metrics::gauge!(names::LIVE_CONNECTIONS).set(now.connections as f64);
+    metrics::counter!(names::CONNTRACK_EVENTS).increment(now.events);
+    metrics::counter!(names::CONNTRACK_EVENTS_LOST).increment(now.losses);
+}
+
+/// Rings were dealt again by counts, so many of their slots to somebody else, in so long.
+pub fn redealt(duration: Duration, slots: u64) {
+    metrics::histogram!(names::REDEAL_DURATION).record(duration.as_secs_f64());
+    metrics::counter!(names::REDEAL_SLOTS).increment(slots);
 }
 
 /// A request to the API server was answered with this status, or not at all, after so long.

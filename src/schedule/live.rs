@@ -3,7 +3,7 @@
 //! The kernel cannot choose by counts, but it can walk a *ring* of slots, and what stands in the slots it will come to next can be
 //! dealt again at any time. Here is what stands there:
 //!
-//! - [`deal`] makes the ring without counts: weighted round robin, interleaved. That is what a ring says until it is dealt again,
+//! - `deal` makes the ring without counts: weighted round robin, interleaved. That is what a ring says until it is dealt again,
 //!   and where nobody deals any more;
 //! - [`Redeal`] takes the counts of each endpoint's connections and the position of the walk, and asks the scheduler's own
 //!   [`Rule`] for the next picks, each pick counting as an active connection for those after it. They go into the slots that come
@@ -88,11 +88,22 @@ pub(super) fn deal(scheduler: Scheduler, hand: Hand<'_>) -> Deal {
     if hand.previous.len() != size {
         return Deal { pick: Pick::Ring, slots: turn };
     }
-    let present: HashSet<_> = hand.previous.iter().collect();
     let stays =
         |endpoint: &SocketAddr| hand.candidates.binary_search_by_key(endpoint, |candidate| candidate.endpoint).is_ok();
-    let keep = |(was, due): (&SocketAddr, SocketAddr)| if stays(was) && present.contains(&due) { *was } else { due };
-    Deal { pick: Pick::Ring, slots: hand.previous.iter().zip(turn).map(keep).collect() }
+    // Who takes the slots that are due to them: those who have none. That may leave another without any, who then does the same.
+    let mut takes = HashSet::new();
+    let mut slots = hand.previous.to_vec();
+    loop {
+        let present: HashSet<_> = slots.iter().copied().collect();
+        let before = takes.len();
+        takes.extend(turn.iter().copied().filter(|due| !present.contains(due)));
+        if takes.len() == before && slots.iter().all(stays) {
+            return Deal { pick: Pick::Ring, slots };
+        }
+        let keep =
+            |(was, due): (&SocketAddr, &SocketAddr)| if stays(was) && !takes.contains(due) { *was } else { *due };
+        slots = hand.previous.iter().zip(&turn).map(keep).collect();
+    }
 }
 
 /// How many slots: a power of two, so that the walk goes on evenly when the kernel's 32-bit counter wraps around.

@@ -1,7 +1,38 @@
-//! Dealing slots so that as few as possible change hands.
+//! Dealing slots so that as few as possible change hands; and where a walk through them begins.
+//!
+//! A chain that counts is made for a number of slots: when that changes, the chain is another, and its counter begins at slot 0. If the
+//! same endpoint stood there each time, an endpoint that flaps would give it, and those next to it, a surplus: with two connections
+//! between two changes they would get all of them. So the slots are turned with each such change ([`turn`]), as far as a hash of the
+//! number of changes says: regular steps keep step with what flaps regularly. Of a long list only [`TURNED`] slots change places with
+//! as many others.
 
 use std::collections::HashMap;
 use std::hash::Hash;
+
+use xxhash_rust::xxh64::xxh64;
+
+/// So many slots at the front are exchanged for others in lists too long to be turned as a whole.
+const TURNED: usize = 64;
+
+/// Where a walk of `len` slots, at least one, begins after so many changes of their number: by the seed, and then anywhere.
+pub(super) fn place(seed: u64, changes: u64, len: usize) -> usize {
+    let number = if changes == 0 { seed } else { xxh64(&changes.to_be_bytes(), seed) };
+    usize::try_from(number % len as u64).expect("below a length")
+}
+
+/// Puts others in front, for a walk that begins anew after so many changes of the number of slots.
+pub(super) fn turn<T>(slots: &mut [T], seed: u64, changes: u64) {
+    let len = slots.len();
+    if len == 0 {
+        return;
+    }
+    let by = place(seed, changes, len);
+    if len <= 2 * TURNED {
+        slots.rotate_left(by);
+    } else {
+        (0..TURNED.min(len - by)).for_each(|slot| slots.swap(slot, by + slot));
+    }
+}
 
 /// As many slots as `wanted` is long, each endpoint as often as it is in there. Whoever had a slot below the new count keeps it, as
 /// far as it is wanted so often; the free slots go to those who lack some: first to the endpoints whose slots are cut off, then in the

@@ -2,15 +2,15 @@
 //!
 //! Smooth weighted round robin: in each turn everybody's credit grows by their weight, whoever has the most is picked and pays what all
 //! weigh together. 5:2:1 gives `a b a a c a b a`: exact per cycle, never a burst longer than it must be. The kernel counts through the
-//! cycle as for `rr`; where it begins depends on node and Service port.
+//! cycle as for `rr`; where it begins depends on node and Service port, and on how often the length of the cycle has changed (`slots`).
 //!
 //! Among equals this is `rr`. Otherwise an endpoint that replaces another of its weight takes exactly its slots, and equal weights keep
 //! their order, so a change rewrites no more than the cycle's new form asks for.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
-use super::slots::keep_places;
+use super::slots::{keep_places, place};
 use super::{Deal, Hand, Pick, rr, share};
 
 pub(super) fn deal(hand: Hand<'_>) -> Deal {
@@ -22,22 +22,41 @@ pub(super) fn deal(hand: Hand<'_>) -> Deal {
         let at = hand.candidates.binary_search_by_key(&endpoint, |candidate| candidate.endpoint);
         counts[at.expect("one of the candidates")]
     };
+    let begun = begun(&hand);
     let mut previous = hand.previous.to_vec();
-    let begun = begin(&hand, previous.len());
     previous.rotate_right(begun);
     let mut order = keep_places(&distinct(&previous), &hand.endpoints(), 0);
     // The order in which a cycle meets them first: found again in the slots it makes, so dealing twice is dealing once.
     order.sort_by_key(|endpoint| std::cmp::Reverse(count(*endpoint)));
     let turns: Vec<_> = order.into_iter().map(|endpoint| (endpoint, count(endpoint))).collect();
     let mut slots = cycle(&turns);
-    let begins = begin(&hand, slots.len());
+    let begins = match previous.len() {
+        0 => place(hand.seed, hand.changes, slots.len()),
+        same if same == slots.len() => begun,
+        _ => place(hand.seed, hand.changes + 1, slots.len()),
+    };
     slots.rotate_left(begins);
     Deal { pick: Pick::Counter, slots }
 }
 
-/// Where in a cycle of so many slots this node begins.
-fn begin(hand: &Hand<'_>, slots: usize) -> usize {
-    usize::try_from(hand.seed % slots.max(1) as u64).expect("below a length")
+/// Where in their cycle the previous slots begin. As this process would have had it begin; or, after a restart, as they say.
+fn begun(hand: &Hand<'_>) -> usize {
+    let slots = hand.previous;
+    if slots.is_empty() {
+        return 0;
+    }
+    let expected = place(hand.seed, hand.changes, slots.len());
+    let begins = |at: &usize| is_cycle(&[&slots[slots.len() - at..], &slots[..slots.len() - at]].concat());
+    std::iter::once(expected).chain(0..slots.len()).find(begins).unwrap_or(expected)
+}
+
+/// Whether these are one cycle from its beginning, by how often each is in there.
+fn is_cycle<T: Copy + Eq + Hash>(slots: &[T]) -> bool {
+    let mut counts = HashMap::new();
+    slots.iter().for_each(|one| *counts.entry(*one).or_insert(0u32) += 1);
+    // A cycle begins with who has most turns, and meets those who have fewer later.
+    let turns: Vec<_> = distinct(slots).into_iter().map(|one| (one, counts[&one])).collect();
+    turns.is_sorted_by_key(|(_, count)| std::cmp::Reverse(*count)) && cycle(&turns) == slots
 }
 
 /// One cycle; those who come first win ties.

@@ -152,6 +152,39 @@ fn a_connection_counts_until_it_ends_in_whatever_way() {
     assert_eq!(rig.tally.losses(), 0);
 }
 
+/// What `conntrack -F` sends: a deletion that names no entry (`IPCTNL_MSG_CT_DELETE` without a tuple). Ours cannot be made to.
+fn flush() {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)
+        .expect("a socket");
+    let mut writer = nft::netlink::Writer::new();
+    // CT_DELETE of subsystem 1; REQUEST and ACK; AF_UNSPEC.
+    let message = writer.begin(0x102, 0x5, 1, &[0, 0, 0, 0]);
+    writer.end(message);
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&fd);
+    send(fd, writer.as_bytes(), MsgFlags::empty()).expect("sent");
+    let mut answer = [0; 256];
+    recv(fd, &mut answer, MsgFlags::empty()).expect("an answer");
+    assert_eq!(answer[16..20], [0; 4], "the kernel flushes");
+}
+
+#[test]
+fn a_flush_of_the_whole_table_brings_counts_to_zero() {
+    let mut rig = Rig::new(BUFFER);
+    rig.serve("web", &VIP, "lc");
+    let mut clients = Vec::new();
+    for family in families() {
+        clients.extend((0..20).map(|_| rig.tcp(vip(VIP, family, 80))));
+        rig.until(Protocol::Tcp, family, (20, 0), "twenty are open", |_| {});
+    }
+    rig.lab.node().run(flush);
+    for family in families() {
+        rig.until(Protocol::Tcp, family, (0, 0), "flushed", |_| {});
+    }
+    let _one_more = rig.tcp(vip(VIP, Family::V4, 80));
+    rig.until(Protocol::Tcp, Family::V4, (1, 0), "and counting goes on", |_| {});
+}
+
 #[test]
 fn udp_counts_until_it_times_out() {
     let mut rig = Rig::new(BUFFER);

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use pointsman::lab::Host;
 
 use super::daemon::{Daemon, Manifests};
+use super::observe::metric;
 use super::support::beds::{bed, pods};
 use super::support::eventually;
 use super::support::objects::{HTTP, frontends, scheduled, service, slices};
@@ -60,6 +61,29 @@ fn who_has_fewest_gets_the_next_ones() {
         assert_eq!(daemon.count(&["WARN"]), 0, "{:#?}", daemon.said());
         daemon.end(Signal::SIGTERM);
     }
+}
+
+#[test]
+fn metrics_say_what_is_counted_and_dealt() {
+    let lab = bed(2);
+    let objects = |scheduler: &str| {
+        [vec![scheduled(service("web", 1, &[HTTP]), scheduler)], slices("web", &pods(1..=2)).to_vec()].concat()
+    };
+    let manifests = Manifests::of(&objects("lc"));
+    let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
+    daemon.programmed();
+    eventually("one Service to be counted for", || metric(&lab, "pointsman_live_services") == 1.0);
+    let mut crowd = Crowd::new();
+    open(lab.client(0), frontends(1, 80)[0], 12, &mut crowd);
+    eventually("twelve connections", || metric(&lab, "pointsman_live_connections") == 12.0);
+    assert!(metric(&lab, "pointsman_conntrack_events_total") >= 12.0);
+    assert_eq!(metric(&lab, "pointsman_conntrack_events_lost_total"), 0.0);
+    crowd.remove("web-1");
+    eventually("slots to be dealt by that", || metric(&lab, "pointsman_redeal_slots_total") > 0.0);
+    assert!(metric(&lab, "pointsman_redeal_duration_seconds_count") > 0.0);
+    manifests.write("all.json", &objects("rr"));
+    eventually("nothing to be counted", || metric(&lab, "pointsman_live_services") == 0.0);
+    daemon.assert_alive();
 }
 
 #[test]

@@ -51,6 +51,22 @@ fn no_endpoints() {
     golden("no-endpoints", &[service("web", 1, &[HTTP])]);
 }
 
+/// Rings are walked by a rule that counts its packets in front of `numgen inc`.
+#[test]
+fn rings() {
+    let mut web = shop("web", 1, &pods(1..=2));
+    web[0] = scheduled(web[0].take(), "lc");
+    let mut cart = shop("cart", 2, &pods(1..=2));
+    cart[0] = scheduled(cart[0].take(), "wlc");
+    cart[0]["spec"]["sessionAffinity"] = json!("ClientIP");
+    let text = golden("rings", &[web, cart].concat());
+    for chain in ["ring-64-00005-shop/web/tcp/http", "sticky-ring-64-10800s-00001-shop/cart/tcp/http"] {
+        let rules = text.split_once(&format!("chain {chain} {{")).expect(chain).1;
+        let rules = rules.split_once("\n\t}").expect("an end").0;
+        assert_eq!(rules.matches("counter packets 0 bytes 0").count(), 1, "{chain}: {rules}");
+    }
+}
+
 #[test]
 fn round_robin_beside_random() {
     let mut cart = shop("cart", 2, &pods(2..=3));

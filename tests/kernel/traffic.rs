@@ -87,6 +87,39 @@ fn round_robin_stays_exact_when_endpoints_come_and_go() {
     proxy.assert_exact("back to random");
 }
 
+/// Each change of the number of endpoints begins a walk anew. If it always began at the same endpoint, two connections between changes
+/// would all go to the same two.
+#[test]
+fn an_endpoint_that_flaps_gives_nobody_a_surplus() {
+    const FLAPS: usize = 100;
+    let lab = bed(4);
+    let by = |scheduler: &str, number: u8, ready: &[usize]| {
+        let mut objects = shop(scheduler, number, &pods(ready.iter().copied()));
+        objects[0] = scheduled(objects[0].take(), scheduler);
+        objects
+    };
+    let [rr, wrr] = ["rr", "wrr"];
+    let mut proxy = Proxy::start(lab.node().namespace());
+    let mut tallies = [Tally::new(), Tally::new()];
+    for flap in 0..FLAPS {
+        let ready: &[usize] = if flap % 2 == 0 { &[1, 2, 3, 4] } else { &[1, 2, 3] };
+        proxy.put(&[by(rr, 1, ready), by(wrr, 2, ready)].concat());
+        for (number, tally_of) in (1..).zip(&mut tallies) {
+            for (pod, count) in tally(lab.client(0), frontends(number, 80)[0], 2) {
+                *tally_of.entry(pod).or_default() += count;
+            }
+        }
+    }
+    proxy.assert_exact("after all that");
+    for (scheduler, tally) in [rr, wrr].into_iter().zip(tallies) {
+        // Even would be 25 for the one that flaps and 58 for each of the others; chance alone is off by 5 and 6.
+        let had = |pod: &str| tally.get(pod).copied().unwrap_or_default();
+        let steady = ["web-1", "web-2", "web-3"].map(had);
+        assert!(steady.iter().all(|had| (35..=81).contains(had)), "{scheduler}: a surplus: {tally:?}");
+        assert!((7..=43).contains(&had("web-4")), "{scheduler}: half of the time a quarter: {tally:?}");
+    }
+}
+
 #[test]
 fn several_ports_and_slices_lead_where_they_say() {
     let mut lab = bed(2);

@@ -85,7 +85,7 @@ fn dealt(scheduler: Scheduler, tables: TableSizes) -> Vec<usize> {
     // The endpoints of `Stage`.
     let endpoint = |port: u16| SocketAddr::from(([10, 244, 0, 2], crate::cluster::TARGET_PORT + port));
     let candidates: Vec<Candidate> = (0..ENDPOINTS).map(|port| Candidate::equal(endpoint(port))).collect();
-    let deal = scheduler.deal(Hand { candidates: &candidates, previous: &[], seed: 0, tables });
+    let deal = scheduler.deal(Hand { candidates: &candidates, previous: &[], seed: 0, changes: 0, tables });
     candidates.iter().map(|one| deal.slots.iter().filter(|slot| **slot == one.endpoint).count()).collect()
 }
 

@@ -48,9 +48,12 @@ pub fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
             ));
         } else if buckets >= 4093 {
             let mean = all.iter().sum::<f64>() / all.len() as f64;
-            let text =
-                format!("target: mh with {buckets} buckets moves 1/10 + 2 % of all, mean over leavers: {mean:.1} %");
-            verdicts.push(format!("{text}: {}", verdict(mean <= 12.0)));
+            let judged = |share: f64| format!("{share:.1} %: {}", verdict(share <= 12.0));
+            verdicts.push(format!(
+                "target: mh with {buckets} buckets moves at most 1/10 + 2 % of all: mean over leavers {}; the worst leaver {}",
+                judged(mean),
+                judged(worst)
+            ));
         }
     }
     let ipvs = in_turn();

@@ -11,7 +11,7 @@
 //!
 //! Waking up: at the first event after a quiet time at once; while events keep coming, once per [`PACE`] for all that have come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -61,6 +61,8 @@ pub struct Counts {
     running: Option<Running>,
     tally: Arc<Tally>,
     buffer: usize,
+    /// What is counted, as far as the thread has been told.
+    watched: HashSet<Subject>,
 }
 
 /// What the thread has done so far.
@@ -118,13 +120,19 @@ impl Counts {
 
     /// The same with so many bytes of room for events that have not been taken.
     pub fn with_buffer(reports: tokio::sync::mpsc::Sender<Report>, buffer: usize) -> Self {
-        Self { reports, running: None, tally: Arc::default(), buffer }
+        Self { reports, running: None, tally: Arc::default(), buffer, watched: HashSet::new() }
     }
 
     /// Takes news about what is to be counted, in the calling thread's network namespace, which must be the same each time.
     pub fn watch(&mut self, interests: Interests) {
         if interests.is_empty() {
             return;
+        }
+        for (subject, interest) in &interests {
+            match interest {
+                Some(_) => drop(self.watched.insert(subject.clone())),
+                None => drop(self.watched.remove(subject)),
+            }
         }
         if self.running.is_none() {
             match self.start() {
@@ -143,6 +151,11 @@ impl Counts {
         if self.running.is_some() {
             self.tell(News::ReportAll);
         }
+    }
+
+    /// How many Services it has been told to count for.
+    pub fn services(&self) -> usize {
+        self.watched.iter().map(|subject| &subject.port.service).collect::<HashSet<_>>().len()
     }
 
     /// What has been done so far.
@@ -271,6 +284,8 @@ impl Counter {
                 break;
             }
         }
+        // Before the report, so that whoever gets it finds no older number here.
+        self.tally.flows.store(self.ledger.flows() as u64, Ordering::Relaxed);
         let reports = &self.reports;
         self.ledger.report(now, |mut report| {
             let Some(known) = picks.get(&report.subject) else { return false };

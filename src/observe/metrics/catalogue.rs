@@ -1,6 +1,6 @@
 //! The table of metrics: name, type, labels, buckets and help of everything that is recorded.
 //!
-//! Names, labels and buckets are interfaces of kube-proxy 1.36 and client-go and must not change; the help texts are ours.
+//! Names, labels and buckets are interfaces of kube-proxy 1.36 and client-go and must not change, but for those of `pointsman_*`; the help texts are ours.
 
 use metrics_prometheus::Recorder;
 use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts};
@@ -50,6 +50,12 @@ names! {
     CONNTRACK_DELETED = "kubeproxy_conntrack_reconciler_deleted_entries_total";
     DISTURBANCES = "pointsman_table_disturbances_total";
     REPAIRED = "pointsman_table_repaired_elements_total";
+    LIVE_SERVICES = "pointsman_live_services";
+    LIVE_CONNECTIONS = "pointsman_live_connections";
+    CONNTRACK_EVENTS = "pointsman_conntrack_events_total";
+    CONNTRACK_EVENTS_LOST = "pointsman_conntrack_events_lost_total";
+    REDEAL_DURATION = "pointsman_redeal_duration_seconds";
+    REDEAL_SLOTS = "pointsman_redeal_slots_total";
     REST_REQUESTS = "rest_client_requests_total";
     REST_DURATION = "rest_client_request_duration_seconds";
     BUILD_INFO = "kubernetes_build_info";
@@ -174,6 +180,42 @@ pub(super) const CATALOGUE: &[Definition] = &[
         help: "Elements that were found missing, different or foreign in our tables after the first load, and put right",
     },
     Definition {
+        name: LIVE_SERVICES,
+        shape: Shape::Gauge,
+        labels: &[],
+        help: "Services whose scheduler goes by counts of connections",
+    },
+    Definition {
+        name: LIVE_CONNECTIONS,
+        shape: Shape::Gauge,
+        labels: &[],
+        help: "Connections counted for them, open ones and closed ones that are still remembered",
+    },
+    Definition {
+        name: CONNTRACK_EVENTS,
+        shape: Shape::Counter,
+        labels: &[],
+        help: "Events of connection tracking heard for them",
+    },
+    Definition {
+        name: CONNTRACK_EVENTS_LOST,
+        shape: Shape::Counter,
+        labels: &[],
+        help: "How often events came faster than they were heard, and connections were counted anew",
+    },
+    Definition {
+        name: REDEAL_DURATION,
+        shape: Shape::Histogram(redeals),
+        labels: &[],
+        help: "Time from counts to the kernel having the slots dealt by them",
+    },
+    Definition {
+        name: REDEAL_SLOTS,
+        shape: Shape::Counter,
+        labels: &[],
+        help: "Slots that went to another endpoint by counts",
+    },
+    Definition {
         name: REST_REQUESTS,
         shape: Shape::Counter,
         labels: &["code", "method", "host"],
@@ -206,6 +248,11 @@ pub(super) const CATALOGUE: &[Definition] = &[
 /// 1 ms to 16.384 s, doubling.
 fn exponential() -> Vec<f64> {
     (0..15).map(|n| 0.001 * f64::from(1 << n)).collect()
+}
+
+/// 0.1 ms to 409.6 ms, doubling.
+fn redeals() -> Vec<f64> {
+    (0..13).map(|n| 0.0001 * f64::from(1 << n)).collect()
 }
 
 /// 0 (there is one), 0.25, 0.5, seconds up to a minute, 5 s steps up to two, half minutes up to five.

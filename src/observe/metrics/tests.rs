@@ -25,6 +25,12 @@ const SPECIFIED: &[(&str, &str, &[&str], usize)] = &[
     ("kubeproxy_conntrack_reconciler_deleted_entries_total", "counter", &["ip_family"], 0),
     ("pointsman_table_disturbances_total", "counter", &["kind"], 0),
     ("pointsman_table_repaired_elements_total", "counter", &[], 0),
+    ("pointsman_live_services", "gauge", &[], 0),
+    ("pointsman_live_connections", "gauge", &[], 0),
+    ("pointsman_conntrack_events_total", "counter", &[], 0),
+    ("pointsman_conntrack_events_lost_total", "counter", &[], 0),
+    ("pointsman_redeal_duration_seconds", "histogram", &[], 13),
+    ("pointsman_redeal_slots_total", "counter", &[], 0),
     ("rest_client_requests_total", "counter", &["code", "host", "method"], 0),
     ("rest_client_request_duration_seconds", "histogram", &["host", "verb"], 12),
     (
@@ -106,6 +112,9 @@ fn use_everything() {
     endpoint_changes(3);
     service_changes(2);
     changes_pending(6, 7);
+    live(&Live { services: 2, connections: 30, events: 40, losses: 1 });
+    live(&Live { services: 1, connections: 20, events: 5, losses: 0 });
+    redealt(Duration::from_micros(300), 12);
     probed(Probe::Healthz, 200);
     probed(Probe::Livez, 503);
     api_request("GET", "10.96.0.1:443", Some(200), Duration::from_millis(6));
@@ -140,6 +149,11 @@ fn a_scrape_is_what_is_specified() {
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 4",
         "kubeproxy_proxy_livez_total{code=\"503\"} 1",
         "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 5",
+        "pointsman_live_services 1",
+        "pointsman_conntrack_events_total 45",
+        "pointsman_conntrack_events_lost_total 1",
+        "pointsman_redeal_duration_seconds_bucket{le=\"0.0002\"} 0",
+        "pointsman_redeal_slots_total 12",
         "rest_client_requests_total{code=\"<error>\",host=\"10.96.0.1:443\",method=\"GET\"} 1",
         "rest_client_request_duration_seconds_bucket{host=\"10.96.0.1:443\",verb=\"GET\",le=\"0.005\"} 0",
     ] {
@@ -176,6 +190,12 @@ fn metrics_with_labels_appear_after_their_first_use() {
             "kubeproxy_sync_proxy_rules_endpoint_changes_total",
             "kubeproxy_sync_proxy_rules_service_changes_pending",
             "kubeproxy_sync_proxy_rules_service_changes_total",
+            "pointsman_conntrack_events_lost_total",
+            "pointsman_conntrack_events_total",
+            "pointsman_live_connections",
+            "pointsman_live_services",
+            "pointsman_redeal_duration_seconds",
+            "pointsman_redeal_slots_total",
             "pointsman_table_repaired_elements_total",
         ]
     );

@@ -35,10 +35,13 @@ fn next(rule: Rule, candidates: &[Candidate], loads: &Loads, last: usize, count:
     (1..=count).map(number).collect()
 }
 
+/// What is shown, weights, active and inactive connections, the next picks.
+type Row = (&'static str, Rule, &'static [u32], &'static [(u32, u32)], &'static [usize]);
+
 #[test]
 fn rules_by_table() {
     use Rule::*;
-    let table: &[(&str, Rule, &[u32], &[(u32, u32)], &[usize])] = &[
+    let table: &[Row] = &[
         ("the emptiest first", LeastConnection, &[1, 1, 1], &[(3, 0), (1, 0), (2, 0)], &[1, 2, 1, 2]),
         ("an active one weighs 256 inactive ones", LeastConnection, &[1, 1], &[(1, 0), (0, 255)], &[1, 0]),
         ("but not 257", LeastConnection, &[1, 1], &[(1, 0), (0, 257)], &[0, 1]),
@@ -121,18 +124,25 @@ fn beyond_the_horizon_there_is_round_robin() {
 fn who_leaves_gives_up_their_slots_and_others_keep_theirs() {
     let scheduler = Scheduler::LeastConnection;
     let all = equal(4);
-    let first = deal(scheduler, Hand { candidates: &all, previous: &[], seed: 2, tables: TableSizes::default() }).slots;
+    let first =
+        deal(scheduler, Hand { candidates: &all, previous: &[], seed: 2, changes: 0, tables: TableSizes::default() })
+            .slots;
     assert_eq!((first.len(), first[0]), (64, endpoint(2)), "begins by the seed");
-    let rest =
-        deal(scheduler, Hand { candidates: &all[..3], previous: &first, seed: 2, tables: TableSizes::default() }).slots;
+    let rest = deal(
+        scheduler,
+        Hand { candidates: &all[..3], previous: &first, seed: 2, changes: 0, tables: TableSizes::default() },
+    )
+    .slots;
     for (was, is) in first.iter().zip(&rest) {
         assert!(*is != endpoint(3) && (was == is || *was == endpoint(3)));
     }
     let back =
-        deal(scheduler, Hand { candidates: &all, previous: &rest, seed: 2, tables: TableSizes::default() }).slots;
+        deal(scheduler, Hand { candidates: &all, previous: &rest, seed: 2, changes: 0, tables: TableSizes::default() })
+            .slots;
     assert_eq!(back.iter().filter(|one| **one == endpoint(3)).count(), 16, "a newcomer gets its share at once");
     assert_eq!(
-        deal(scheduler, Hand { candidates: &all, previous: &back, seed: 2, tables: TableSizes::default() }).slots,
+        deal(scheduler, Hand { candidates: &all, previous: &back, seed: 2, changes: 0, tables: TableSizes::default() })
+            .slots,
         back,
         "nothing changed"
     );
@@ -205,7 +215,7 @@ proptest! {
     #[test]
     fn a_ring_holds_candidates_in_proportion(weights in proptest::collection::vec(1u32..9, 1..40), seed in any::<u64>()) {
         let candidates = candidates(&weights);
-        let deal = deal(Scheduler::WeightedLeastConnection, Hand { candidates: &candidates, previous: &[], seed, tables: TableSizes::default() });
+        let deal = deal(Scheduler::WeightedLeastConnection, Hand { candidates: &candidates, previous: &[], seed, changes: 0, tables: TableSizes::default() });
         prop_assert_eq!(deal.pick, Pick::Ring);
         prop_assert!(deal.slots.len().is_power_of_two());
         let mut have: BTreeMap<SocketAddr, usize> = BTreeMap::new();
