@@ -2,7 +2,8 @@
 //!
 //! The kernel sends the connections of such a Service to a listener of ours by an ordinary dnat, as if the listener were its only
 //! endpoint. So all that decides whether a connection may be made (source ranges, traffic policies, refusal without endpoints)
-//! stays where it is, and here is only: to which endpoint, and moving the bytes. Knows neither nftables nor the API.
+//! stays where it is, and here is only: to which endpoint, and moving the bytes. Knows nothing of the tables that lead
+//! here, nor of the API; a small table of its own has connections come from the client's address (`client_ip`).
 //!
 //! | Where | What |
 //! |---|---|

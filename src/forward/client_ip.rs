@@ -12,7 +12,7 @@
 //! ```
 //!
 //! **Limit**: the endpoint's replies must pass this node, or nobody translates them back. Those of the node's own pods do; those of
-//! other nodes' only if the network routes them through here, as with IPVS in masquerading mode without its masquerade. An endpoint
+//! other nodes' only if the network routes them through here, as in IPVS's NAT mode. An endpoint
 //! whose replies go elsewhere looks silent.
 //!
 //! Invariants: the table is owned by this process's socket, so it goes when the process does, whatever ends it. What cannot be set

@@ -37,8 +37,9 @@ const PATIENCE: u8 = 4;
 /// What is spliced at first, in bytes: twice as much each time, as long as there is so much and the receiver takes it all. What
 /// it does not take stays in the pipe, so nobody who is slow holds much memory.
 const FIRST_SPLICE: usize = 64 * 1024;
-/// Rounds of reading and writing before other connections have their turn.
+/// Rounds of reading and writing before other connections have their turn, and bytes: half a millisecond's worth.
 const TURN: usize = 16;
+const TURN_BYTES: u64 = 1024 * 1024;
 
 /// One direction; see the module.
 #[derive(Debug, Default)]
@@ -113,6 +114,7 @@ impl Flow {
 
     /// Moves what can be moved. Ready when the direction has ended.
     pub fn poll(&mut self, cx: &mut Context<'_>, from: &TcpStream, to: &TcpStream) -> Poll<Result<(), SenderFailed>> {
+        let before = self.moved;
         for _ in 0..TURN {
             if self.ended() {
                 return Poll::Ready(Ok(()));
@@ -128,6 +130,9 @@ impl Flow {
                     return Poll::Ready(Err(SenderFailed));
                 }
                 Poll::Pending => return Poll::Pending,
+            }
+            if self.moved - before >= TURN_BYTES {
+                break;
             }
             if self.state == State::Finishing {
                 // Errors mean that the receiver is gone, which its own direction notices.
