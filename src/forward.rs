@@ -2,7 +2,8 @@
 //!
 //! The kernel sends the connections of such a Service to a listener of ours by an ordinary dnat, as if the listener were its only
 //! endpoint. So all that decides whether a connection may be made (source ranges, traffic policies, refusal without endpoints)
-//! stays where it is, and here is only: to which endpoint, and moving the bytes. Knows neither nftables nor the API.
+//! stays where it is, and here is only: to which endpoint, and moving the bytes. Knows nothing of the tables that lead
+//! here, nor of the API; a small table of its own has connections come from the client's address (`client_ip`).
 //!
 //! | Where | What |
 //! |---|---|
@@ -11,6 +12,7 @@
 //! | `pool` | the same under a lock, with session affinity and counters |
 //! | `tcp/` | listeners, connecting with failover, PROXY protocol, relays |
 //! | [`udp`] | datagrams: flows with sockets of their own; for now with an owner of its own, [`udp::UdpForwarder`] |
+//! | `client_ip` | connections to endpoints that come from the client's address |
 //! | `splice`, `pipes` | moving bytes uncopied |
 //! | `workers`, `limits`, `status` | threads; connections and descriptors; counters |
 //!
@@ -26,6 +28,7 @@
 //! Proven by `tests/forward.rs`, which needs root; measured by `bench forward`.
 
 pub mod balance;
+mod client_ip;
 mod limits;
 mod pipes;
 mod pool;
@@ -44,10 +47,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use balance::Method;
-pub use route::{Options, ProxyProtocol, Route, RouteId};
+pub use client_ip::TABLE as CLIENT_IP_TABLE;
+pub use route::{ClientIp, Options, ProxyProtocol, Route, RouteId};
 pub use status::{EndpointStatus, Refusal, RouteStatus};
 
 use crate::model::{Family, Protocol};
+use client_ip::Clients;
 use limits::{Gate, Spare};
 use tcp::TcpRoute;
 use workers::{Places, Workers};
@@ -109,6 +114,7 @@ struct Shared {
     gate: Gate,
     spare: Spare,
     places: Places,
+    clients: Clients,
 }
 
 // === impl Settings ===
@@ -145,7 +151,12 @@ impl Forwarder {
             thread::available_parallelism().map_or(1, std::num::NonZero::get)
         };
         let workers = Workers::start(count).map_err(|source| ForwardError::Start { source })?;
-        let shared = Arc::new(Shared { gate: Gate::new(limit), spare: Spare::new(), places: workers.places() });
+        let shared = Arc::new(Shared {
+            gate: Gate::new(limit),
+            spare: Spare::new(),
+            places: workers.places(),
+            clients: Clients::default(),
+        });
         Ok(Self { settings, routes: BTreeMap::new(), leaving: Vec::new(), shared, workers })
     }
 

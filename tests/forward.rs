@@ -4,6 +4,8 @@
 mod bed;
 #[path = "forward/bytes.rs"]
 mod bytes;
+#[path = "forward/client_ip.rs"]
+mod client_ip;
 #[path = "forward/faults.rs"]
 mod faults;
 #[path = "forward/life.rs"]

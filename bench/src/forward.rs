@@ -16,7 +16,7 @@ use nft::{Chain, ChainKind, Connection, Expr, Family, Hook, Key, Reg, Rule, Tabl
 use pointsman::lab::{Host, Lab, NODE};
 
 pub use self::peer::{Own, serve};
-use self::peer::{Peer, Usage};
+use self::peer::{Peer, Usage, own_cpu};
 use crate::report::{Csv, Report, Table};
 use crate::stats::{Spread, quantile};
 
@@ -60,9 +60,10 @@ struct Variant {
 /// One value per round.
 #[derive(Default)]
 struct Series {
-    /// By number of streams: Gb/s, and the forwarder's CPU seconds per gigabyte.
+    /// By number of streams: Gb/s, and CPU seconds per gigabyte, of the forwarder and of all together.
     throughput: Vec<Vec<f64>>,
     cpu_per_gigabyte: Vec<Vec<f64>>,
+    all_per_gigabyte: Vec<Vec<f64>>,
     rate: Vec<f64>,
     rate_p99: Vec<f64>,
     cpu_per_connection: Vec<f64>,
@@ -160,15 +161,19 @@ impl Variant {
         let (span, mut rows) = (Duration::from_millis(options.span), Vec::new());
         self.series.throughput.resize_with(options.streams.len(), Vec::new);
         self.series.cpu_per_gigabyte.resize_with(options.streams.len(), Vec::new);
+        self.series.all_per_gigabyte.resize_with(options.streams.len(), Vec::new);
         for (index, streams) in options.streams.iter().enumerate() {
-            let before = self.usage()?.cpu_ms;
-            let bits = load::throughput(client, self.to, *streams, span)?;
-            let cpu = self.usage()?.cpu_ms - before;
-            // The CPU time covers the warm-up too, so this is an upper bound, for all alike.
-            let gigabytes = bits / 8e9 * span.as_secs_f64();
-            self.series.throughput[index].push(bits / 1e9);
-            self.series.cpu_per_gigabyte[index].push(cpu as f64 / 1e3 / gigabytes);
-            rows.push((format!("throughput-{streams}-gbps"), bits / 1e9, cpu));
+            let peer = self.peer.as_ref();
+            let meter = || anyhow::Ok([peer.map_or(Ok(0.0), Peer::cpu)?, own_cpu()?]);
+            let received = load::throughput(client, self.to, *streams, span, meter)?;
+            let [first, last] = received.meter;
+            let [forwarder, ends] = [last[0] - first[0], last[1] - first[1]];
+            self.series.throughput[index].push(received.gigabits_per_second);
+            self.series.cpu_per_gigabyte[index].push(forwarder / received.gigabytes);
+            self.series.all_per_gigabyte[index].push((forwarder + ends) / received.gigabytes);
+            let millis = |seconds: f64| (seconds * 1e3).round() as u64;
+            rows.push((format!("throughput-{streams}-gbps"), received.gigabits_per_second, millis(forwarder)));
+            rows.push((format!("throughput-{streams}-all-cpu"), received.gigabytes, millis(forwarder + ends)));
         }
         let before = self.usage()?.cpu_ms;
         let (times, rate) = load::transactions(client, self.to, options.clients, span)?;
@@ -215,16 +220,26 @@ fn verdict(report: &mut Report, what: &str, ratio: Option<Spread>, met: impl Fn(
 
 fn throughput_table(report: &mut Report, variants: &[Variant], index: usize, streams: usize) {
     report.say(format!("\n## Throughput, {streams} streams\n"));
-    let mut table = Table::new(&["variant", "Gb/s", "forwarder's CPU, s per GB"]);
+    let mut table = Table::new(&["variant", "Gb/s", "forwarder's CPU, s per GB", "everybody's CPU, s per GB"]);
     for Variant { name, series, .. } in variants {
         let spread = Spread::of(series.throughput[index].iter().copied());
-        let cpu = Spread::of(series.cpu_per_gigabyte[index].iter().copied());
-        table.row(&[name, &spread, &format!("{cpu:.3}")]);
+        let [forwarder, all] = [&series.cpu_per_gigabyte[index], &series.all_per_gigabyte[index]]
+            .map(|values| format!("{:.3}", Spread::of(values.iter().copied())));
+        table.row(&[name, &spread, &forwarder, &all]);
     }
     report.say(&table);
     let to = |name| ratio(variants, name, |series| &series.throughput[index]);
     verdict(report, "at least 1.2 of haproxy", to(HAPROXY), |ratio| ratio >= 1.2);
     verdict(report, "at least 2 of copy_bidirectional", to(COPY), |ratio| ratio >= 2.0);
+    for name in [HAPROXY, COPY] {
+        let [forwarder, all] = [
+            ratio(variants, name, |series| &series.cpu_per_gigabyte[index]),
+            ratio(variants, name, |series| &series.all_per_gigabyte[index]),
+        ];
+        if let (Some(forwarder), Some(all)) = (forwarder, all) {
+            report.say(format!("CPU per byte, to {name}: forwarder {forwarder:.2}, everybody {all:.2}"));
+        }
+    }
 }
 
 fn connection_table(report: &mut Report, variants: &[Variant], clients: usize) {

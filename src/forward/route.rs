@@ -39,6 +39,8 @@ pub struct Route {
 pub struct Options {
     /// Whether the endpoint is told the client's address in front of the first byte; what it sees is the node's.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// Whose address the endpoint sees.
+    pub client_ip: ClientIp,
     /// How long the first, second... attempt to connect may take. After the last one the client is refused. Attempts that are
     /// refused take no time and use none of these up.
     pub connect_timeouts: Vec<Duration>,
@@ -48,6 +50,17 @@ pub struct Options {
     pub half_closed_timeout: Option<Duration>,
     /// How many connections this route may have at once; none: only the process has a limit.
     pub max_connections: Option<usize>,
+}
+
+/// Whose address connections to endpoints come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ClientIp {
+    /// The node's.
+    #[default]
+    Masked,
+    /// The client's, if that can be: the endpoint's replies must pass this node. The node's where the client is on the loopback or is
+    /// the endpoint itself, and where the kernel refuses what is needed; see [`RouteStatus::unpreserved`](super::RouteStatus).
+    Preserve,
 }
 
 /// The version of the PROXY protocol (haproxy.org, `proxy-protocol.txt`).
@@ -76,6 +89,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             proxy_protocol: None,
+            client_ip: ClientIp::Masked,
             connect_timeouts: Self::CONNECT_TIMEOUTS.to_vec(),
             idle_timeout: None,
             half_closed_timeout: Some(Self::HALF_CLOSED_TIMEOUT),

@@ -35,6 +35,8 @@ pub struct RouteStatus {
     pub accepted: u64,
     /// Connections refused, by reason.
     pub refused: BTreeMap<Refusal, u64>,
+    /// Connections that should have come from the client's address and come from the node's.
+    pub unpreserved: u64,
     /// What happened at each endpoint that is a candidate or has connections.
     pub endpoints: BTreeMap<SocketAddr, EndpointStatus>,
 }
@@ -61,6 +63,7 @@ pub struct EndpointStatus {
 pub(super) struct RouteCounters {
     pub active: AtomicUsize,
     pub accepted: AtomicU64,
+    pub unpreserved: AtomicU64,
     refused: [AtomicU64; Refusal::ALL.len()],
 }
 

@@ -63,10 +63,6 @@ struct State {
     shared: Arc<Shared>,
 }
 
-/// How long each attempt to connect may take.
-#[derive(Clone, Debug)]
-pub(super) struct Timeouts(Arc<Options>);
-
 /// A connection's place in all limits; dropping it leaves.
 #[derive(Debug)]
 struct Permit {
@@ -118,6 +114,7 @@ impl TcpRoute {
             active: counters.active.load(Ordering::Relaxed),
             accepted: counters.accepted.load(Ordering::Relaxed),
             refused: counters.refused(),
+            unpreserved: counters.unpreserved.load(Ordering::Relaxed),
             endpoints: self.state.pool.endpoints(),
         }
     }
@@ -131,15 +128,6 @@ impl TcpRoute {
 impl Drop for TcpRoute {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-// === impl Timeouts ===
-
-impl Timeouts {
-    /// Of the attempt after so many silences; none when it is enough.
-    pub fn get(&self, silences: usize) -> Option<Duration> {
-        self.0.connect_timeouts.get(silences).copied()
     }
 }
 
@@ -260,7 +248,7 @@ async fn connect(
         }
     };
     let arrival = Arrival { client, frontend: destination };
-    let (server, pick) = match dial::dial(&state.pool, &arrival, Timeouts(options.clone())).await {
+    let (server, pick) = match dial::dial(state, &arrival, options).await {
         Ok(connected) => connected,
         Err(reason) => {
             state.refuse(&socket, reason);

@@ -106,6 +106,26 @@ fn a_reset_of_either_end_reaches_the_other() {
 }
 
 #[test]
+fn a_client_that_resets_while_its_server_does_not_read_is_noticed() {
+    let mut bed = Bed::new(1);
+    // It keeps its connections, and reads nothing.
+    let (keep, kept) = mpsc::channel();
+    let _server = server(&bed.lab, 1, move |stream| keep.send(stream).expect("kept"));
+    for family in Family::ALL {
+        bed.serve(family, &[bed.endpoint(1, family)], Options::default());
+        let mut stream = bed.connect(family);
+        stream.set_write_timeout(Some(Duration::from_millis(300))).expect("a timeout");
+        let bytes = vec![7; 1 << 20];
+        // Until all buffers on the way are full.
+        while stream.write(&bytes).is_ok() {}
+        let server = kept.recv_timeout(PATIENCE).expect("a connection");
+        abort(stream);
+        bed.wait_for_silence();
+        drop(server);
+    }
+}
+
+#[test]
 fn an_answer_that_was_sent_before_a_reset_arrives() {
     let mut bed = Bed::new(1);
     // As a web server that refuses a large upload: it answers, does not read, and closes.

@@ -90,8 +90,22 @@ fn open(to: SocketAddr, command: u8) -> anyhow::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Bits per second received by so many streams together.
-pub fn throughput(from: &Host, to: SocketAddr, streams: usize, span: Duration) -> anyhow::Result<f64> {
+/// What so many streams received together in a time.
+pub struct Received<T> {
+    pub gigabits_per_second: f64,
+    pub gigabytes: f64,
+    /// What the meter said when it began, and when it ended.
+    pub meter: [T; 2],
+}
+
+/// Receives by so many streams, and reads a meter before and after.
+pub fn throughput<T: Send>(
+    from: &Host,
+    to: SocketAddr,
+    streams: usize,
+    span: Duration,
+    meter: impl Fn() -> anyhow::Result<T> + Send + Sync,
+) -> anyhow::Result<Received<T>> {
     let (received, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let receive = || -> anyhow::Result<()> {
         let stream = open(to, SEND)?;
@@ -107,13 +121,15 @@ pub fn throughput(from: &Host, to: SocketAddr, streams: usize, span: Duration) -
         thread::scope(|scope| {
             let clients: Vec<_> = (0..streams).map(|_| scope.spawn(receive)).collect();
             thread::sleep(WARM_UP);
+            let first = meter();
             let (begin, before) = (Instant::now(), received.load(Ordering::Relaxed));
             thread::sleep(span);
-            let bytes = received.load(Ordering::Relaxed) - before;
-            let speed = bytes as f64 * 8.0 / begin.elapsed().as_secs_f64();
+            let gigabytes = (received.load(Ordering::Relaxed) - before) as f64 / 1e9;
+            let seconds = begin.elapsed().as_secs_f64();
+            let last = meter();
             stop.store(true, Ordering::Relaxed);
             clients.into_iter().try_for_each(|client| client.join().expect("no panic"))?;
-            Ok(speed)
+            Ok(Received { gigabits_per_second: gigabytes * 8.0 / seconds, gigabytes, meter: [first?, last?] })
         })
     })
 }

@@ -144,6 +144,11 @@ impl Peer {
         Ok(peer)
     }
 
+    /// CPU time of the process and its children so far, in seconds, as the scheduler counts it.
+    pub fn cpu(&self) -> anyhow::Result<f64> {
+        family(self.child.id())?.into_iter().map(scheduled).sum()
+    }
+
     /// Of the process and its children.
     pub fn usage(&self) -> anyhow::Result<Usage> {
         let mut sum = Usage::default();
@@ -177,6 +182,21 @@ impl Drop for Peer {
 
 fn is_pipe(target: &Path) -> bool {
     target.to_string_lossy().starts_with("pipe:")
+}
+
+/// CPU time of this program so far, in seconds: clients and server.
+pub fn own_cpu() -> anyhow::Result<f64> {
+    scheduled(std::process::id())
+}
+
+/// CPU time of all threads of a process that are still there, in seconds (`Documentation/scheduler/sched-stats.rst`).
+fn scheduled(process: u32) -> anyhow::Result<f64> {
+    let mut nanos = 0_u64;
+    for task in fs::read_dir(format!("/proc/{process}/task"))?.flatten() {
+        let Ok(text) = fs::read_to_string(task.path().join("schedstat")) else { continue };
+        nanos += text.split_whitespace().next().context("no time")?.parse::<u64>()?;
+    }
+    Ok(nanos as f64 / 1e9)
 }
 
 /// A process and its children.

@@ -6,18 +6,20 @@
 //! meanwhile, whose bytes wait in its socket.
 
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::Timeouts;
+use super::State;
 use crate::forward::balance::Arrival;
-use crate::forward::pool::{Pick, Pool};
+use crate::forward::client_ip::Announced;
+use crate::forward::pool::Pick;
+use crate::forward::route::{ClientIp, Options};
 use crate::forward::status::Refusal;
 
 /// How we find out that an end has vanished: after a minute of silence we ask, four times within another minute. (The kernel's own
@@ -28,15 +30,11 @@ pub(super) fn keepalive() -> TcpKeepalive {
 }
 
 /// A connection to one of the pool's endpoints.
-pub(super) async fn dial(
-    pool: &Arc<Pool>,
-    arrival: &Arrival,
-    timeouts: Timeouts,
-) -> Result<(TcpStream, Pick), Refusal> {
+pub(super) async fn dial(state: &State, arrival: &Arrival, options: &Options) -> Result<(TcpStream, Pick), Refusal> {
     let mut tried = Vec::new();
     let (mut silences, mut silences_before) = (0, 0);
     loop {
-        let Some(pick) = pool.pick(arrival, &tried) else {
+        let Some(pick) = state.pool.pick(arrival, &tried) else {
             if tried.is_empty() {
                 return Err(Refusal::NoEndpoints);
             }
@@ -47,28 +45,74 @@ pub(super) async fn dial(
             tried.clear();
             continue;
         };
-        let Some(patience) = timeouts.get(silences) else { return Err(Refusal::Unreachable) };
+        let Some(patience) = options.connect_timeouts.get(silences).copied() else { return Err(Refusal::Unreachable) };
         let begin = Instant::now();
-        match timeout(patience, connect(pick.endpoint())).await {
-            Ok(Ok(stream)) => {
+        let client = (options.client_ip == ClientIp::Preserve).then_some(arrival.client.ip());
+        match connect(pick.endpoint(), patience, client, state).await {
+            Ok(stream) => {
                 pick.connected(begin.elapsed());
                 return Ok((stream, pick));
             }
-            Ok(Err(error)) if is_ours(&error) => return Err(Refusal::Descriptors),
-            Ok(Err(_)) => pick.failed(),
-            Err(_) => {
+            Err(error) if is_ours(&error) => return Err(Refusal::Descriptors),
+            Err(error) => {
                 pick.failed();
-                silences += 1;
+                silences += usize::from(error.kind() == io::ErrorKind::TimedOut);
             }
         }
         tried.push(pick.endpoint());
     }
 }
 
-async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+/// # Errors
+/// `TimedOut` when there was no answer for so long.
+async fn connect(to: SocketAddr, patience: Duration, client: Option<IpAddr>, state: &State) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     prepare(&socket)?;
-    TcpSocket::from_std_stream(socket.into()).connect(to).await
+    // Until the connection is made, or has failed.
+    let _announced = match client {
+        Some(client) => appear_as(client, &socket, to, state).await,
+        None => None,
+    };
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    // A pod of this node has answered within the call: no timer and no waiting, which would take longer than all before.
+    let connected = socket.peer_addr().is_ok();
+    let stream = TcpStream::from_std(socket.into())?;
+    if !connected {
+        timeout(patience, stream.writable()).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+    }
+    Ok(stream)
+}
+
+/// Has the connection that this socket will make come from the client's address. None if it will come from the node's.
+async fn appear_as(client: IpAddr, socket: &Socket, to: SocketAddr, state: &State) -> Option<Announced> {
+    let announced = if client.is_loopback() || client == to.ip() {
+        // A pod takes no packets from outside that seem to be its own.
+        Err("the client is on the loopback or the endpoint itself".to_owned())
+    } else {
+        match take_port(socket, to) {
+            Ok(port) => state.shared.clients.announce(port, to, client).await,
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    announced
+        .inspect_err(|why| {
+            state.pool.counters.unpreserved.fetch_add(1, Ordering::Relaxed);
+            state.complain(format_args!("a client's address was not preserved: {why}"));
+        })
+        .ok()
+}
+
+/// A local port of the kernel's choice.
+fn take_port(socket: &Socket, like: SocketAddr) -> io::Result<u16> {
+    let any: IpAddr = if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    socket.bind(&SocketAddr::new(any, 0).into())?;
+    socket.local_addr()?.as_socket().map(|local| local.port()).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// What every connection has, on both sides: small packets at once, and a question now and then whether the other end lives.

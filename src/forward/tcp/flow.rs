@@ -6,6 +6,13 @@
 //! uncopied, until reads become small again. What the receiver does not take stays in the pipe (or, of a small read, in a box), and nothing more is read
 //! until that has gone: this is the back-pressure. A direction with an empty pipe that has to wait for its sender gives the pipe back.
 //!
+//! System calls come first and waiting second: a new connection's request is passed on before epoll has told anything of either
+//! socket. All that is asked of tokio is to wait, after its record of readiness has been cleared ([`nothing_to_read`],
+//! [`no_room_to_write`]). No event can be lost between call and clearing, for events are taken by this very thread, later.
+//!
+//! A client whose server takes nothing is not read from, but watched: if it resets, the server is told at once. A server is not: what
+//! it sent before it broke off is for the client, however slow that is.
+//!
 //! An end of one direction is passed on as such (half-close). A direction is *broken* if its receiver takes nothing any more; the
 //! other direction then still carries what the receiver has sent before.
 
@@ -18,7 +25,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::forward::pipes::Pipe;
+use crate::forward::pipes::{CAPACITY, Pipe};
 use crate::forward::splice;
 
 /// What is read at once while a direction is not bulk.
@@ -27,8 +34,12 @@ const BUFFER: usize = 16 * 1024;
 const SMALL: usize = 4096;
 /// ...so many times in a row is bulk no more.
 const PATIENCE: u8 = 4;
-/// Rounds of reading and writing before other connections have their turn.
+/// What is spliced at first, in bytes: twice as much each time, as long as there is so much and the receiver takes it all. What
+/// it does not take stays in the pipe, so nobody who is slow holds much memory.
+const FIRST_SPLICE: usize = 64 * 1024;
+/// Rounds of reading and writing before other connections have their turn, and bytes: half a millisecond's worth.
 const TURN: usize = 16;
+const TURN_BYTES: u64 = 1024 * 1024;
 
 /// One direction; see the module.
 #[derive(Debug, Default)]
@@ -37,6 +48,12 @@ pub(super) struct Flow {
     state: State,
     /// Small reads until it is bulk no more; 0: it is not.
     bulk: u8,
+    /// How often what is spliced at once has doubled.
+    doubled: u8,
+    /// Whether the sender is watched while the receiver takes nothing.
+    watched: bool,
+    /// The sender's socket has been emptied: there is nothing to read before there is an event.
+    dry: bool,
     moved: u64,
 }
 
@@ -75,6 +92,11 @@ thread_local! {
 }
 
 impl Flow {
+    /// From a client to a server: with an eye on the client.
+    pub fn up() -> Self {
+        Self { watched: true, ..Self::default() }
+    }
+
     /// Whether nothing will pass any more.
     pub fn ended(&self) -> bool {
         matches!(self.state, State::Finished | State::Broken)
@@ -92,14 +114,25 @@ impl Flow {
 
     /// Moves what can be moved. Ready when the direction has ended.
     pub fn poll(&mut self, cx: &mut Context<'_>, from: &TcpStream, to: &TcpStream) -> Poll<Result<(), SenderFailed>> {
+        let before = self.moved;
         for _ in 0..TURN {
             if self.ended() {
                 return Poll::Ready(Ok(()));
             }
-            if ready!(self.poll_write(cx, to)).is_err() {
-                self.stash = Stash::Empty;
-                self.state = State::Broken;
-                continue;
+            match self.poll_write(cx, to) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => {
+                    self.stash = Stash::Empty;
+                    self.state = State::Broken;
+                    continue;
+                }
+                Poll::Pending if self.watched && self.state == State::Open && has_failed(cx, from) => {
+                    return Poll::Ready(Err(SenderFailed));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+            if self.moved - before >= TURN_BYTES {
+                break;
             }
             if self.state == State::Finishing {
                 // Errors mean that the receiver is gone, which its own direction notices.
@@ -107,14 +140,19 @@ impl Flow {
                 self.state = State::Finished;
                 continue;
             }
+            if self.dry {
+                self.give_back();
+                ready!(from.poll_read_ready(cx)).map_err(|_| SenderFailed)?;
+                self.dry = false;
+            }
             match self.read(from, to) {
                 Ok(0) => self.state = State::Finishing,
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.give_back();
-                    ready!(from.poll_read_ready(cx)).map_err(|_| SenderFailed)?;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.dry = true,
                 Err(_) => return Poll::Ready(Err(SenderFailed)),
+            }
+            if self.dry {
+                nothing_to_read(from);
             }
         }
         cx.waker().wake_by_ref();
@@ -127,12 +165,10 @@ impl Flow {
             let result = match &mut self.stash {
                 Stash::Empty => return Poll::Ready(Ok(())),
                 Stash::Pipe(pipe) if pipe.held() == 0 => return Poll::Ready(Ok(())),
-                Stash::Pipe(pipe) => to.try_io(Interest::WRITABLE, || pipe.drain(to.as_fd())),
-                Stash::Heap(rest) => {
-                    to.try_io(Interest::WRITABLE, || splice::send(to, &rest.bytes[rest.written..])).inspect(|written| {
-                        rest.written += written;
-                    })
-                }
+                Stash::Pipe(pipe) => pipe.drain(to.as_fd()),
+                Stash::Heap(rest) => splice::send(to, &rest.bytes[rest.written..]).inspect(|written| {
+                    rest.written += written;
+                }),
             };
             match result {
                 Ok(written) => {
@@ -141,7 +177,11 @@ impl Flow {
                         self.stash = Stash::Empty;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(to.poll_write_ready(cx))?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.doubled = 0;
+                    no_room_to_write(to);
+                    ready!(to.poll_write_ready(cx))?;
+                }
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
@@ -150,8 +190,12 @@ impl Flow {
     /// Reads once, and writes at once what was copied. Only with an empty stash. 0 is the end.
     fn read(&mut self, from: &TcpStream, to: &TcpStream) -> io::Result<usize> {
         if self.bulk > 0 {
+            let limit = FIRST_SPLICE << self.doubled;
             if let Some(pipe) = self.pipe() {
-                let filled = from.try_io(Interest::READABLE, || pipe.fill(from.as_fd()))?;
+                let filled = pipe.fill(from.as_fd(), limit)?;
+                if filled == limit && limit < CAPACITY {
+                    self.doubled += 1;
+                }
                 self.bulk = if filled < SMALL { self.bulk - 1 } else { PATIENCE };
                 return Ok(filled);
             }
@@ -159,12 +203,15 @@ impl Flow {
             self.bulk = 0;
         }
         BUFFERS.with_borrow_mut(|buffer| {
-            let heard = receive(from, &mut buffer[..])?;
+            let heard = splice::receive(from, &mut buffer[..])?;
             if heard == BUFFER {
                 self.bulk = PATIENCE;
+            } else {
+                // The next event will tell of more, and of the end: a call that only says so is saved (epoll(7)).
+                self.dry = heard > 0;
             }
             // An error of writing is left to the next attempt, which finds it again.
-            let written = to.try_io(Interest::WRITABLE, || splice::send(to, &buffer[..heard])).unwrap_or(0);
+            let written = if heard > 0 { splice::send(to, &buffer[..heard]).unwrap_or(0) } else { 0 };
             self.moved += written as u64;
             if written < heard {
                 self.stash = Stash::Heap(Box::new(Rest { bytes: buffer[written..heard].into(), written: 0 }));
@@ -192,16 +239,23 @@ impl Flow {
     }
 }
 
-/// Reads into the buffer. A read that does not fill it has emptied the socket: the next event will tell of more, and one system
-/// call that only says so is saved (epoll(7), "edge-triggered").
-fn receive(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut heard = 0;
-    let result = from.try_io(Interest::READABLE, || {
-        heard = splice::receive(from, buffer)?;
-        if heard > 0 && heard < buffer.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(heard) }
-    });
-    match result {
-        Err(error) if heard > 0 && error.kind() == io::ErrorKind::WouldBlock => Ok(heard),
-        result => result,
+/// Has tokio forget that there was something to read.
+fn nothing_to_read(from: &TcpStream) {
+    let _ = from.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+}
+
+/// Has tokio forget that there was room.
+fn no_room_to_write(to: &TcpStream) {
+    let _ = to.try_io(Interest::WRITABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+}
+
+/// Whether a sender that is not read from has reset the connection; asks to be woken if it does, or sends more.
+fn has_failed(cx: &mut Context<'_>, from: &TcpStream) -> bool {
+    nothing_to_read(from);
+    match from.poll_read_ready(cx) {
+        Poll::Pending => false,
+        // Ready all the same: it has finished, which can wait, or broken off.
+        Poll::Ready(Ok(())) => from.take_error().is_ok_and(|error| error.is_some()),
+        Poll::Ready(Err(_)) => true,
     }
 }

@@ -41,7 +41,7 @@ struct Idle {
 impl Relay {
     /// Between these two.
     pub fn new(client: TcpStream, server: TcpStream, pick: Pick) -> Self {
-        let (up, down) = (Flow::default(), Flow::default());
+        let (up, down) = (Flow::up(), Flow::default());
         Self { client, server, up, down, pick, idle: None, half_closed_timeout: 0 }
     }
 
