@@ -71,7 +71,7 @@ pub struct Config {
     pub sync: SyncConfig,
     /// On which addresses NodePorts are served.
     pub node_ports: NodePorts,
-    /// Whether NodePorts are served on 127.0.0.1; only ever in mode iptables.
+    /// Whether NodePorts are served on 127.0.0.1 and ::1; only ever in modes iptables and userspace.
     pub localhost_node_ports: bool,
     /// How connections of this node's pods are told from others.
     pub detect_local: DetectLocal,
@@ -156,6 +156,8 @@ pub enum Mode {
     Ipvs,
     /// The mode we are.
     Nftables,
+    /// Removed upstream in 1.26: every Service goes through the userspace forwarder.
+    Userspace,
 }
 
 /// How the source of connections is hidden.
@@ -310,6 +312,7 @@ impl Mode {
             Mode::Iptables => "iptables",
             Mode::Ipvs => "ipvs",
             Mode::Nftables => "nftables",
+            Mode::Userspace => "userspace",
         }
     }
 }

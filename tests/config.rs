@@ -619,7 +619,6 @@ fn exit_codes_and_streams() {
         (&["extra"], 1, "", "Error: unexpected arguments: \"extra\""),
         (&["--config=/no/such/file"], 1, "", "Error: --config: \"/no/such/file\": No such file"),
         (&[&bad.flag()], 1, "", "Error: oomScoreAdj: 1001: must be from -1000 to 1000"),
-        (&["--proxy-mode=userspace"], 1, "", "Error: --proxy-mode: \"userspace\": this mode comes with the forwarder"),
         (&["--logging-format=xml"], 1, "", "Error: --logging-format: \"xml\": must be text or json"),
         (&["--cleanup", "--metrics-port=0"], 1, "", "Error: --metrics-bind-address: \"\": must be"),
         (&["--manifests=/no/such/dir", "-v=1"], 1, "", "FLAG: --manifests=\"/no/such/dir\""),

@@ -47,6 +47,7 @@ pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
     let mode = match document.mode.as_str() {
         "ipvs" => Mode::Ipvs,
         "nftables" => Mode::Nftables,
+        "userspace" => Mode::Userspace,
         _ => Mode::Iptables,
     };
     let scheduler = scheduler(&document, mode, from_flags, &mut complaints, &mut notes);
@@ -101,7 +102,7 @@ fn typed(mut document: Document, node: String, source: SourceConfig, mode: Mode)
             let (own, shared) = (&document.ipvs, &document.iptables);
             (shared.masquerade_all, shared.masquerade_bit, own.sync_period, own.min_sync_period)
         }
-        Mode::Iptables => {
+        Mode::Iptables | Mode::Userspace => {
             let own = &document.iptables;
             (own.masquerade_all, own.masquerade_bit, own.sync_period, own.min_sync_period)
         }
@@ -127,7 +128,8 @@ fn typed(mut document: Document, node: String, source: SourceConfig, mode: Mode)
         masquerade: Masquerade { all: masquerade_all, bit: bit.and_then(|bit| bit.try_into().ok()).unwrap_or(14) },
         sync: SyncConfig { period: period.get(), min_period: min.nonzero() },
         node_ports: node_ports(&document),
-        localhost_node_ports: mode == Mode::Iptables && document.iptables.localhost_node_ports.unwrap_or(true),
+        localhost_node_ports: matches!(mode, Mode::Iptables | Mode::Userspace)
+            && document.iptables.localhost_node_ports.unwrap_or(true),
         detect_local: detect_local(&document),
         bind_address: parse_address(&document.bind_address).filter(|address| !address.is_unspecified()),
         healthz: socket(&document.healthz_bind_address),

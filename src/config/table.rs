@@ -240,7 +240,7 @@ const SERVICES: &[Flag] = &[
         Text,
         "",
         "mode",
-        "nftables, iptables (the default) or ipvs: whose defaults apply. All run on the same nftables engine",
+        "nftables, iptables (the default) or ipvs: whose defaults apply. All run on the same nftables engine. userspace: the defaults of iptables, and every connection goes through this process (TCP and UDP)",
     ),
     of_file(
         "nodeport-addresses",

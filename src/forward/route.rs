@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::balance::Method;
+pub use crate::model::tuning::ProxyProtocol;
 use crate::model::{Family, PortKey};
 use crate::schedule::Candidate;
 
@@ -48,15 +49,6 @@ pub struct Options {
     pub half_closed_timeout: Option<Duration>,
     /// How many connections this route may have at once; none: only the process has a limit.
     pub max_connections: Option<usize>,
-}
-
-/// The version of the PROXY protocol (haproxy.org, `proxy-protocol.txt`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ProxyProtocol {
-    /// A line of text.
-    V1,
-    /// A binary header.
-    V2,
 }
 
 // === impl Options ===
