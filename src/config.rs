@@ -63,6 +63,8 @@ pub struct Config {
     pub scheduler: Scheduler,
     /// How large the tables of hashing schedulers are.
     pub tables: TableSizes,
+    /// Limits of the userspace forwarder.
+    pub forward: ForwardConfig,
     /// Whose defaults apply, and what `/proxyMode` says.
     pub mode: Mode,
     /// How the source of connections is hidden.
@@ -158,6 +160,15 @@ pub enum Mode {
     Nftables,
     /// Removed upstream in 1.26: every Service goes through the userspace forwarder.
     Userspace,
+}
+
+/// Limits of the userspace forwarder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardConfig {
+    /// How long a stop waits for its connections.
+    pub drain: Duration,
+    /// Connections at once; `None`: as many as there are descriptors for.
+    pub max_connections: Option<usize>,
 }
 
 /// How the source of connections is hidden.
@@ -300,6 +311,14 @@ impl Config {
         std::fs::write(path, self.to_yaml()).map_err(|error| {
             ConfigError::new("--write-config-to", format!("{:?}", path.display().to_string()), error.to_string()).into()
         })
+    }
+}
+
+// === impl ForwardConfig ===
+
+impl Default for ForwardConfig {
+    fn default() -> Self {
+        Self { drain: Duration::from_secs(30), max_connections: None }
     }
 }
 

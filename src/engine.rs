@@ -365,6 +365,11 @@ impl Engine {
         Locality::new(&self.settings, self.store.node())
     }
 
+    /// What the operator wants.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// The node we act as.
     pub fn node_name(&self) -> &str {
         &self.settings.node

@@ -12,8 +12,8 @@ use super::flags::{Flags, Parsed, socket};
 use super::merge::{Merged, merge};
 use super::version::{self, Asked};
 use super::{
-    Action, ClientConfig, Config, ConntrackConfig, DetectLocal, FeatureGates, IpvsConfig, Loaded, Masquerade, Mode,
-    NodePorts, Note, SourceConfig, SyncConfig,
+    Action, ClientConfig, Config, ConntrackConfig, DetectLocal, FeatureGates, ForwardConfig, IpvsConfig, Loaded,
+    Masquerade, Mode, NodePorts, Note, SourceConfig, SyncConfig,
 };
 use crate::logging::{Format, LoggingConfig, Pattern};
 use crate::model::parse_address;
@@ -51,6 +51,7 @@ pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
         _ => Mode::Iptables,
     };
     let scheduler = scheduler(&document, mode, from_flags, &mut complaints, &mut notes);
+    let forward = forward(flags, &mut complaints);
     let tables = tables(flags, &mut complaints);
     let source = source(flags, &document, &mut complaints, &mut notes);
     let version = match version::asked(flags.value("version")) {
@@ -72,6 +73,7 @@ pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
         action,
         scheduler,
         tables,
+        forward,
         gates,
         version,
         flags: flags.listing(),
@@ -124,6 +126,7 @@ fn typed(mut document: Document, node: String, source: SourceConfig, mode: Mode)
         },
         scheduler: Scheduler::default(),
         tables: TableSizes::default(),
+        forward: ForwardConfig::default(),
         mode,
         masquerade: Masquerade { all: masquerade_all, bit: bit.and_then(|bit| bit.try_into().ok()).unwrap_or(14) },
         sync: SyncConfig { period: period.get(), min_period: min.nonzero() },
@@ -266,6 +269,25 @@ fn scheduler(
         notes.push(Note::Warning(text));
     }
     default
+}
+
+fn forward(flags: &Flags, complaints: &mut Complaints) -> ForwardConfig {
+    let mut complain = |name: &str, value: String, reason: &str| {
+        complaints.push(super::ConfigError::new(format!("--{name}"), value, reason));
+    };
+    let default = ForwardConfig::default();
+    let text = flags.text("forward-drain").unwrap_or("30s");
+    let drain = text.parse::<GoDuration>().unwrap_or(GoDuration::ZERO);
+    if drain < GoDuration::ZERO {
+        complain("forward-drain", text.to_owned(), "must not be negative");
+    }
+    let drain = if drain < GoDuration::ZERO { default.drain } else { drain.get() };
+    let count = flags.value("forward-max-connections").as_i64().unwrap_or_default();
+    let limit = usize::try_from(count);
+    if limit.is_err() {
+        complain("forward-max-connections", count.to_string(), "must not be negative");
+    }
+    ForwardConfig { drain, max_connections: limit.ok().filter(|limit| *limit > 0) }
 }
 
 fn tables(flags: &Flags, complaints: &mut Complaints) -> TableSizes {

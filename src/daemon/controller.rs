@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
+use super::forwarding::Forwarding;
 use super::node_wait::{ADDRESSES, News, NodeWait, POD_NETWORKS, Step};
 use crate::compile::{Delta, Ring};
 use crate::conntrack::ledger::Report;
@@ -47,6 +48,8 @@ pub(super) struct Controller {
     counts: Counts,
     reports: mpsc::Receiver<Report>,
     observer: Observer,
+    /// What goes through this process.
+    forwarding: Forwarding,
     /// The pause between two transactions, if one is configured.
     pause: Option<Duration>,
     after_first_load: Option<AfterFirstLoad>,
@@ -114,6 +117,7 @@ impl Controller {
         pause: Option<Duration>,
         after_first_load: Option<AfterFirstLoad>,
         node_wait: NodeWait,
+        forwarding: Forwarding,
     ) -> Self {
         let (report, reports) = mpsc::channel(REPORTS);
         Self {
@@ -123,6 +127,7 @@ impl Controller {
             counts: Counts::new(report),
             reports,
             observer,
+            forwarding,
             pause,
             after_first_load,
             loading_since: Some(Instant::now()),
@@ -154,6 +159,7 @@ impl Controller {
 
     /// Serves until the source ends or something is hopeless.
     pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> anyhow::Result<()> {
+        let stop = self.forwarding.stop();
         let (mut batch, mut reports) = (Vec::new(), Vec::new());
         self.observer.loop_started();
         loop {
@@ -161,6 +167,7 @@ impl Controller {
                 tokio::select! {
                     // Changes first: after them, other rings may have to be dealt.
                     biased;
+                    () = stop.cancelled() => Some(0),
                     received = changes.recv_many(&mut batch, BATCH) => Some(received),
                     Some(report) = self.reports.recv() => {
                         reports.push(report);
@@ -172,7 +179,9 @@ impl Controller {
             let wake = match self.trust {
                 _ if !self.awaited.is_empty() => None,
                 Trust::Unknown { retry_at, .. } => Some(self.node_wait.until().unwrap_or(retry_at)),
-                Trust::Known => self.engine.next_deadline(),
+                Trust::Known => {
+                    [self.engine.next_deadline(), self.forwarding.next_deadline()].into_iter().flatten().min()
+                }
             };
             let received = match wake {
                 Some(at) => tokio::time::timeout_at(at.into(), wait).await.ok().flatten(),
@@ -184,6 +193,9 @@ impl Controller {
                 if self.engine.next_deadline().is_none_or(|at| at > Instant::now()) {
                     continue;
                 }
+            }
+            if stop.is_cancelled() {
+                return self.stop_forwarding();
             }
             if received == Some(0) {
                 return Ok(());
@@ -210,7 +222,10 @@ impl Controller {
                 let wrote = self.program(begin, changes_taken)?;
                 // What changed nothing holds nobody up: after a quiet time the next change is programmed at once.
                 if let Some(pause) = self.pause.filter(|_| wrote) {
-                    tokio::time::sleep(pause).await;
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(pause) => {}
+                    }
                 }
             }
         }
@@ -258,7 +273,8 @@ impl Controller {
         {
             return self.refused(error).map(|()| false);
         }
-        let outcome = if self.engine.is_idle() { Outcome::default() } else { self.engine.compile() };
+        let mut outcome = if self.engine.is_idle() { Outcome::default() } else { self.engine.compile() };
+        self.forwarding.follow(&mut self.engine, &mut outcome, &self.observer);
         for problem in &outcome.problems {
             match problem.is_passed_over() {
                 true => info!("{problem}"),
@@ -329,6 +345,19 @@ impl Controller {
         self.cleaner.programmed();
         self.cleaner.cut(self.engine.take_cuts());
         self.counts.watch(self.engine.take_interests());
+        self.forwarding.committed(&mut self.engine);
+    }
+
+    /// The kernel takes over what went through this process, as far as it can; then connections are waited for.
+    fn stop_forwarding(mut self) -> anyhow::Result<()> {
+        self.engine.leave_forwarder();
+        if self.forwarding.is_in_use() && self.loading_since.is_none() {
+            self.program(Instant::now(), 0)?;
+        }
+        // What it still has to remove are UDP flows to listeners that will be closed.
+        self.cleaner = Cleaner::disabled();
+        self.forwarding.shutdown();
+        Ok(())
     }
 
     /// Deals the rings of those Services again whose connections were counted, all in one transaction.

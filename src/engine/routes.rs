@@ -106,10 +106,12 @@ impl Routes {
 
     /// A route has a listener that may be sent to, or has none any more. Whether that makes a difference to its Service.
     pub(super) fn set_listener(&mut self, route: &RouteId, listener: Option<SocketAddr>) -> bool {
-        match listener {
+        let differs = match listener {
             Some(listener) => self.listeners.insert(route.clone(), listener) != Some(listener),
             None => self.listeners.remove(route).is_some(),
-        }
+        };
+        let wished = || self.wishes.get(&route.port.service)?.keys().find(|listener| listener.route == *route);
+        differs && wished().is_some()
     }
 
     /// Nobody shall be sent to the forwarder any more. Returns the Services that this concerns.
