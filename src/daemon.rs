@@ -116,11 +116,12 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     // As the first process of a container we get no signal that we do not ask for.
     let mut terminate = signal(SignalKind::terminate()).context("asking for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("asking for SIGINT")?;
-    let mut end_result = std::pin::pin!(end_result);
+    // They outlive the wait for a signal: without its source, the controller would end before it is told how.
+    let (mut end_result, mut source) = (std::pin::pin!(end_result), std::pin::pin!(source.run(changes, shutdown)));
     let signal = tokio::select! {
         _ = terminate.recv() => Signal::SIGTERM,
         _ = interrupt.recv() => Signal::SIGINT,
-        () = source.run(changes, shutdown) => anyhow::bail!("the source of objects ended"),
+        () = &mut source => anyhow::bail!("the source of objects ended"),
         outcome = &mut end_result => {
             outcome.context("the controller thread panicked")??;
             anyhow::bail!("the controller ended")

@@ -95,10 +95,14 @@ fn every_kind_of_client_is_served_over_both_protocols_and_families() {
     manifests.write("all.json", &with_node_ports(userspace("web", 1, &[])));
     daemon.programmed();
     for (to, (_, question)) in [frontends(1, 80)[0], frontends(1, 53)[0]].into_iter().zip(BOTH) {
+        eventually("everything to be programmed", || lab.client(0).run(|| question(to, PATIENCE)).is_err());
         assert_refused(question, lab.client(0), to, "without endpoints");
     }
     manifests.write("all.json", &with_node_ports(userspace("web", 1, &[3])));
-    daemon.programmed();
+    // A file's slices may come in two batches.
+    for (to, (_, question)) in [frontends(1, 80)[1], frontends(1, 53)[1]].into_iter().zip(BOTH) {
+        eventually("endpoints again", || lab.client(0).run(|| question(to, PATIENCE)).is_ok());
+    }
     assert_eq!(names(&tally(lab.client(0), frontends(1, 80)[1], 5)), ["web-3"]);
     assert_eq!(names(&tally_by(ask, lab.client(0), frontends(1, 53)[1], 5)), ["web-3"]);
 }
