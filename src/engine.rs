@@ -8,6 +8,8 @@
 //! objects. The property test below replays random histories onto simulated maps and compares with a fresh engine.
 
 mod drains;
+#[cfg(test)]
+mod route_tests;
 mod routes;
 mod triggers;
 #[cfg(test)]

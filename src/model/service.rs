@@ -154,8 +154,7 @@ impl Service {
         let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
         let external_local = is_local(spec.external_traffic_policy.as_deref())
             && (["LoadBalancer", "NodePort"].contains(&kind) || (kind == "ClusterIP" && !spec.external_ips.is_empty()));
-        let choice = scheduler(service, &mut report);
-        let parsed = Self {
+        let mut parsed = Self {
             key: key.into(),
             created: service.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
             cluster_ips: cluster_ips(spec, &mut report),
@@ -167,10 +166,14 @@ impl Service {
             source_ranges: source_ranges(spec, &mut report),
             health_check_port: health_check_port(spec, kind, external_local, &mut report),
             ports: ports(spec, &mut report),
-            scheduler: choice.map(|choice| choice.scheduler),
-            exact: choice.and_then(|choice| choice.exact),
-            tuning: Arc::new(Tuning::parse(service.metadata.annotations.as_ref(), &mut report)),
+            scheduler: None,
+            exact: None,
+            tuning: Arc::default(),
         };
+        if let Some(choice) = scheduler(service, &mut report) {
+            (parsed.scheduler, parsed.exact) = (Some(choice.scheduler), choice.exact);
+        }
+        parsed.tuning = Arc::new(Tuning::parse(service.metadata.annotations.as_ref(), &mut report));
         (Some(parsed), report.problems)
     }
 
