@@ -11,6 +11,8 @@
 //!
 //! Nothing is started before there is something to forward.
 
+mod meter;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -21,18 +23,22 @@ use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::meter::Meter;
 use super::host_address::host_address;
 use crate::config::ForwardConfig;
 use crate::engine::{Engine, Fallback, ListenerKey, Outcome, Wish};
 use crate::forward::udp::{UdpForwarder, UdpOptions, UdpRoute};
 use crate::forward::{Forwarder, RouteId, Settings};
 use crate::model::{Family, Protocol, ServiceKey};
-use crate::observe::Observer;
-use crate::policy::NodeAddresses;
+use crate::observe::{Observer, metrics};
+use crate::policy::{NodeAddresses, Reason};
 
 /// Pause before another attempt to open a listener, doubled with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How often metrics are brought up to date.
+const MEASURE: Duration = Duration::from_secs(5);
 
 /// Threads for UDP; flows are spread over them.
 const UDP_WORKERS: usize = 2;
@@ -56,6 +62,10 @@ pub(super) struct Forwarding {
     closing: BTreeSet<ListenerKey>,
     /// Where the kernel finds us, IPv4 and IPv6.
     addresses: [Option<IpAddr>; 2],
+    tcp_meter: Meter,
+    udp_meter: Meter,
+    /// When metrics are to be brought up to date, while there is something to measure.
+    measure_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -115,7 +125,7 @@ impl Forwarding {
             State::Failed { retry_at, .. } => Some(retry_at),
             State::Open(_) => None,
         });
-        retries.min()
+        retries.chain(self.measure_at).min()
     }
 
     /// Opens and changes what the engine wishes for, and has it compiled what follows from that, into `outcome`.
@@ -132,6 +142,7 @@ impl Forwarding {
         }
         self.retry(observer);
         self.in_use.store(self.is_in_use(), Ordering::Relaxed);
+        self.measure(engine);
         self.tell(engine);
         for (service, fallback) in engine.take_fallbacks() {
             announce(&service, fallback, observer);
@@ -167,6 +178,30 @@ impl Forwarding {
         if ended > 0 {
             warn!(connections = ended, "connections were still open and are ended");
         }
+    }
+
+    /// Brings metrics up to date.
+    fn measure(&mut self, engine: &Engine) {
+        if !self.is_in_use() && self.measure_at.is_none() {
+            return;
+        }
+        for reason in Reason::ALL {
+            let services = engine.fallbacks().values().filter(|fallback| fallback.reason == reason).count();
+            metrics::userspace_services(reason.label(), services);
+        }
+        let open = self.wanted.values().filter(|wanted| matches!(wanted.state, State::Open(_))).count();
+        metrics::userspace_listeners(open, self.wanted.len() - open);
+        let forwarders = [("", &self.tcp), ("loopback ", &self.loopback)];
+        let routes = forwarders.into_iter().filter_map(|(kind, forwarder)| Some((kind, forwarder.as_ref()?.status())));
+        let routes = routes.flat_map(|(kind, routes)| routes.into_iter().map(move |route| (kind, route)));
+        self.tcp_meter.read(routes.map(|(kind, (id, status))| (format!("{kind}{id:?}"), meter::tcp(&status))));
+        self.tcp_meter.publish("tcp");
+        if let Some(udp) = &self.udp {
+            let named = |name: &str| Some((name.to_owned(), meter::udp(&udp.forwarder.status(name)?.1)));
+            self.udp_meter.read(udp.forwarder.names().filter_map(named));
+            self.udp_meter.publish("udp");
+        }
+        self.measure_at = self.is_in_use().then(|| Instant::now() + MEASURE);
     }
 
     fn want(&mut self, listener: ListenerKey, wish: Wish, observer: &Observer) {
