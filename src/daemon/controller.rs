@@ -163,6 +163,7 @@ impl Controller {
         let (mut batch, mut reports) = (Vec::new(), Vec::new());
         self.observer.loop_started();
         loop {
+            let due = self.next_deadline();
             let wait = async {
                 tokio::select! {
                     // Changes first: after them, other rings may have to be dealt.
@@ -179,9 +180,7 @@ impl Controller {
             let wake = match self.trust {
                 _ if !self.awaited.is_empty() => None,
                 Trust::Unknown { retry_at, .. } => Some(self.node_wait.until().unwrap_or(retry_at)),
-                Trust::Known => {
-                    [self.engine.next_deadline(), self.forwarding.next_deadline()].into_iter().flatten().min()
-                }
+                Trust::Known => due,
             };
             let received = match wake {
                 Some(at) => tokio::time::timeout_at(at.into(), wait).await.ok().flatten(),
@@ -190,7 +189,7 @@ impl Controller {
             if !reports.is_empty() {
                 self.redeal(&mut reports)?;
                 // Reports may come all the time, and must not keep what is due from being done.
-                if self.engine.next_deadline().is_none_or(|at| at > Instant::now()) {
+                if self.next_deadline().is_none_or(|at| at > Instant::now()) {
                     continue;
                 }
             }
@@ -229,6 +228,11 @@ impl Controller {
                 }
             }
         }
+    }
+
+    /// When something is due though nothing changes.
+    fn next_deadline(&self) -> Option<Instant> {
+        [self.engine.next_deadline(), self.forwarding.next_deadline()].into_iter().flatten().min()
     }
 
     /// Whether the first load need not wait for our Node (any more).

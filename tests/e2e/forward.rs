@@ -5,14 +5,17 @@ use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
+use api_double::{ApiDouble, node};
 use nix::sys::signal::Signal;
 use pointsman::lab::{Lab, NODE, ask, connect};
 use serde_json::{Value, json};
 
 use super::daemon::{Daemon, Manifests};
+use super::observe::metric;
 use super::support::beds::{PATIENCE, TCP, bed, pods};
 use super::support::eventually;
 use super::support::objects::{DNS, HTTP, frontends, service, shop, slice_of};
+use super::support::oracle::nft;
 use super::support::traffic::{
     BOTH, Held, Restless, assert_even, assert_refused, assert_silent, names, tally, tally_by,
 };
@@ -40,10 +43,9 @@ fn with_node_ports(mut objects: Vec<Value>) -> Vec<Value> {
     objects
 }
 
-/// How many connections a pod got that did not come from its own node by way of us... as the listeners of the daemon count them.
+/// Whether a connection goes through the daemon: it then has a socket of its own to the pod.
 fn is_forwarded(lab: &Lab, daemon: &Daemon, to: SocketAddr) -> bool {
     let held = Held::open(lab.client(0), to);
-    // The daemon holds both ends of what it forwards, in its own descriptors.
     let sockets = std::fs::read_dir(format!("/proc/{}/fd", daemon.id())).expect("it lives");
     let sockets = sockets.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
     let inodes: Vec<String> = sockets
@@ -271,6 +273,47 @@ fn without_a_listener_the_kernel_serves_until_there_is_one() {
     eventually("a listener", || is_forwarded(&lab, &daemon, to));
     assert_eq!(tally(lab.client(0), to, 30).len(), 2, "by the forwarder");
     daemon.assert_alive();
+}
+
+#[test]
+fn a_cluster_is_told_and_the_address_follows_the_node() {
+    let lab = bed(2);
+    let mut links = lab.node().namespace().rtnl().expect("a routing socket");
+    let second: IpAddr = "172.31.0.1".parse().expect("an address");
+    links.add_address("lo", second, 32).expect("an address");
+    let double = lab.node().run(ApiDouble::start);
+    for object in userspace("web", 1, &[1, 2]) {
+        double.apply(object);
+    }
+    double.apply(node("n1", &[("InternalIP", "192.168.50.1")]));
+    let directory = tempfile::tempdir().expect("a directory");
+    let kubeconfig = double.kubeconfig(directory.path());
+    let mut daemon = Daemon::start(lab.node(), &["--kubeconfig", kubeconfig.to_str().expect("UTF-8")]);
+    daemon.hear(&["connections for the forwarder are sent to", "192.168.50.1"]);
+    daemon.hear(&["\"first load programmed\""]);
+    eventually("an Event", || {
+        double.events().iter().any(|event| {
+            event["reason"] == "CarriedInUserspace"
+                && event["type"] == "Normal"
+                && event["regarding"]["name"] == "web"
+                && event["note"].as_str().is_some_and(|note| note.contains("(annotation)"))
+        })
+    });
+    let to = frontends(1, 80)[0];
+    assert_eq!(tally(lab.client(0), to, 20).len(), 2);
+    eventually("metrics", || metric(&lab, "pointsman_userspace_connections_total{protocol=\"tcp\"}") >= 20.0);
+    assert_eq!(metric(&lab, "pointsman_userspace_services{reason=\"annotation\"}"), 1.0);
+    assert_eq!(metric(&lab, "pointsman_userspace_listeners{state=\"missing\"}"), 0.0);
+
+    let client = Restless::start(lab.client(0), &[to]);
+    client.wait_for(20);
+    double.apply(node("n1", &[("InternalIP", &second.to_string())]));
+    daemon.hear(&["connections for the forwarder are sent to", &second.to_string()]);
+    daemon.programmed();
+    let listed = nft(lab.node().namespace(), &["list", "map", "ip", "pointsman", "endpoints"]);
+    assert!(listed.contains("172.31.0.1") && !listed.contains("192.168.50.1"), "{listed}");
+    client.wait_for(20);
+    client.assert_uninterrupted("the Node's address changed");
 }
 
 #[test]
