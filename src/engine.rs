@@ -312,11 +312,14 @@ impl Engine {
         self.routes.fallbacks()
     }
 
-    /// A route's listener is open at this address, which packets can be sent to; or there is none. Its Service is compiled again.
-    pub fn set_listener(&mut self, route: &RouteId, listener: Option<SocketAddr>) {
-        if self.routes.set_listener(route, listener) {
+    /// A route's listener is open at this address, which packets can be sent to; or there is none. Whether that makes a difference: then
+    /// its Service is to be compiled again.
+    pub fn set_listener(&mut self, route: &RouteId, listener: Option<SocketAddr>) -> bool {
+        let differs = self.routes.set_listener(route, listener);
+        if differs {
             self.touched.insert(route.port.service.clone());
         }
+        differs
     }
 
     /// Nobody is to be sent to the forwarder any more: what it carries is the kernel's from the next compilation on.

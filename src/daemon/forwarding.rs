@@ -143,11 +143,11 @@ impl Forwarding {
         self.retry(observer);
         self.in_use.store(self.is_in_use(), Ordering::Relaxed);
         self.measure(engine);
-        self.tell(engine);
+        let moved = self.tell(engine);
         for (service, fallback) in engine.take_fallbacks() {
             announce(&service, fallback, observer);
         }
-        if !engine.is_idle() {
+        if moved {
             engine.compile_into(outcome);
         }
     }
@@ -249,10 +249,10 @@ impl Forwarding {
         }
     }
 
-    /// Tells the engine where the kernel finds each listener.
-    fn tell(&mut self, engine: &mut Engine) {
+    /// Tells the engine where the kernel finds each listener. Whether that differs from what it knew.
+    fn tell(&mut self, engine: &mut Engine) -> bool {
         if self.wanted.keys().all(|listener| listener.loopback.is_some()) {
-            return;
+            return false;
         }
         let known = NodeAddresses::new(engine.settings(), engine.store().node());
         for family in Family::ALL {
@@ -268,6 +268,7 @@ impl Forwarding {
                 _ => {}
             }
         }
+        let mut moved = false;
         for (listener, wanted) in self.wanted.iter().filter(|(listener, _)| listener.loopback.is_none()) {
             let address = match wanted.state {
                 State::Open(bound) => {
@@ -275,8 +276,9 @@ impl Forwarding {
                 }
                 State::Failed { .. } => None,
             };
-            engine.set_listener(&listener.route, address);
+            moved |= engine.set_listener(&listener.route, address);
         }
+        moved
     }
 
     fn open(&mut self, listener: &ListenerKey, wish: &Wish) -> Result<SocketAddr, String> {
