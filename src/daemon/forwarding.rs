@@ -58,6 +58,10 @@ pub(super) struct Forwarding {
     loopback: Option<Forwarder>,
     udp: Option<Udp>,
     wanted: BTreeMap<ListenerKey, Wanted>,
+    /// Those of them that could not be opened.
+    failed: BTreeSet<ListenerKey>,
+    /// Those that the engine has not heard the latest of: a batch costs what it touches, however many there are.
+    untold: BTreeSet<ListenerKey>,
     /// To be closed when the kernel knows.
     closing: BTreeSet<ListenerKey>,
     /// Where the kernel finds us, IPv4 and IPv6.
@@ -121,7 +125,8 @@ impl Forwarding {
 
     /// When there is a listener to be tried again.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let retries = self.wanted.values().filter_map(|wanted| match wanted.state {
+        let failed = self.failed.iter().filter_map(|listener| self.wanted.get(listener));
+        let retries = failed.filter_map(|wanted| match wanted.state {
             State::Failed { retry_at, .. } => Some(retry_at),
             State::Open(_) => None,
         });
@@ -134,6 +139,8 @@ impl Forwarding {
             match wish {
                 Some(wish) => self.want(listener, wish, observer),
                 None => {
+                    self.failed.remove(&listener);
+                    self.untold.remove(&listener);
                     if let Some(Wanted { state: State::Open(_), .. }) = self.wanted.remove(&listener) {
                         self.closing.insert(listener);
                     }
@@ -142,7 +149,9 @@ impl Forwarding {
         }
         self.retry(observer);
         self.in_use.store(self.is_in_use(), Ordering::Relaxed);
-        self.measure(engine);
+        if self.measure_at.is_none_or(|at| at <= Instant::now()) {
+            self.measure(engine);
+        }
         let moved = self.tell(engine);
         for (service, fallback) in engine.take_fallbacks() {
             announce(&service, fallback, observer);
@@ -154,6 +163,9 @@ impl Forwarding {
 
     /// The kernel has what was compiled: what it does not send to any more is closed. Connections live on.
     pub(super) fn committed(&mut self, engine: &mut Engine) {
+        if !self.closing.is_empty() {
+            self.measure(engine);
+        }
         for listener in std::mem::take(&mut self.closing) {
             self.close(&listener);
             if listener.loopback.is_none() {
@@ -236,13 +248,20 @@ impl Forwarding {
                 State::Failed { retry_at, pause: (pause * 2).min(LONGEST_PAUSE) }
             }
         };
+        match state {
+            State::Open(_) => self.failed.remove(&listener),
+            State::Failed { .. } => self.failed.insert(listener.clone()),
+        };
+        if listener.loopback.is_none() {
+            self.untold.insert(listener.clone());
+        }
         self.wanted.insert(listener, Wanted { wish, state });
     }
 
     fn retry(&mut self, observer: &Observer) {
         let now = Instant::now();
-        let due = |wanted: &Wanted| matches!(wanted.state, State::Failed { retry_at, .. } if retry_at <= now);
-        let due: Vec<_> = self.wanted.iter().filter(|(_, wanted)| due(wanted)).map(|(key, _)| key.clone()).collect();
+        let due = |listener: &&ListenerKey| matches!(self.wanted[*listener].state, State::Failed { retry_at, .. } if retry_at <= now);
+        let due: Vec<_> = self.failed.iter().filter(due).cloned().collect();
         for listener in due {
             let wish = self.wanted[&listener].wish.clone();
             self.want(listener, wish, observer);
@@ -251,13 +270,15 @@ impl Forwarding {
 
     /// Tells the engine where the kernel finds each listener. Whether that differs from what it knew.
     fn tell(&mut self, engine: &mut Engine) -> bool {
-        if self.wanted.keys().all(|listener| listener.loopback.is_some()) {
+        if self.tcp.is_none() && self.udp.is_none() && self.untold.is_empty() {
             return false;
         }
         let known = NodeAddresses::new(engine.settings(), engine.store().node());
+        let mut everybody = false;
         for family in Family::ALL {
             let address = host_address(family, known.known(family));
             let before = std::mem::replace(&mut self.addresses[family as usize], address);
+            everybody |= before != address;
             match address {
                 Some(address) if before != Some(address) => {
                     info!(%address, "connections for the forwarder are sent to")
@@ -269,7 +290,11 @@ impl Forwarding {
             }
         }
         let mut moved = false;
-        for (listener, wanted) in self.wanted.iter().filter(|(listener, _)| listener.loopback.is_none()) {
+        let mut concerned = std::mem::take(&mut self.untold);
+        if everybody {
+            concerned.extend(self.wanted.keys().filter(|listener| listener.loopback.is_none()).cloned());
+        }
+        for (listener, wanted) in concerned.iter().filter_map(|listener| Some((listener, self.wanted.get(listener)?))) {
             let address = match wanted.state {
                 State::Open(bound) => {
                     self.addresses[listener.route.family as usize].map(|address| SocketAddr::new(address, bound.port()))
