@@ -65,6 +65,8 @@ pub struct Config {
     pub tables: TableSizes,
     /// Whether others are kept from changing our tables, where the kernel can.
     pub own_tables: bool,
+    /// Limits of the userspace forwarder.
+    pub forward: ForwardConfig,
     /// Whose defaults apply, and what `/proxyMode` says.
     pub mode: Mode,
     /// How the source of connections is hidden.
@@ -73,7 +75,7 @@ pub struct Config {
     pub sync: SyncConfig,
     /// On which addresses NodePorts are served.
     pub node_ports: NodePorts,
-    /// Whether NodePorts are served on 127.0.0.1; only ever in mode iptables.
+    /// Whether NodePorts are served on 127.0.0.1 and ::1; only ever in modes iptables and userspace.
     pub localhost_node_ports: bool,
     /// How connections of this node's pods are told from others.
     pub detect_local: DetectLocal,
@@ -158,6 +160,17 @@ pub enum Mode {
     Ipvs,
     /// The mode we are.
     Nftables,
+    /// Removed upstream in 1.26: every Service goes through the userspace forwarder.
+    Userspace,
+}
+
+/// Limits of the userspace forwarder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardConfig {
+    /// How long a stop waits for its connections.
+    pub drain: Duration,
+    /// Connections at once; `None`: as many as there are descriptors for.
+    pub max_connections: Option<usize>,
 }
 
 /// How the source of connections is hidden.
@@ -303,6 +316,14 @@ impl Config {
     }
 }
 
+// === impl ForwardConfig ===
+
+impl Default for ForwardConfig {
+    fn default() -> Self {
+        Self { drain: Duration::from_secs(30), max_connections: None }
+    }
+}
+
 // === impl Mode ===
 
 impl Mode {
@@ -312,6 +333,7 @@ impl Mode {
             Mode::Iptables => "iptables",
             Mode::Ipvs => "ipvs",
             Mode::Nftables => "nftables",
+            Mode::Userspace => "userspace",
         }
     }
 }

@@ -14,16 +14,19 @@
 //! falls silent, when the daemon ends and when it dies; what kube-proxy left is removed only after the first load is programmed; a refusal by the kernel leads to a fresh look at what is there and a second
 //! attempt, with back-off, for as long as it takes.
 //!
-//! `controller` is that thread; `node_wait` is what it waits for before the first load; `settings` says what a configuration means to each part.
+//! `controller` is that thread; `forwarding` and `host_address` are its part that runs the userspace forwarder; `node_wait` is what it waits for before the first load; `settings` says what a configuration means to each part.
 //!
 //! Proven by `tests/e2e/`.
 
 mod controller;
 mod dealer;
+mod forwarding;
 mod guard;
+mod host_address;
 mod node_wait;
 mod settings;
 
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,6 +51,7 @@ use crate::source::Change;
 use crate::source::api::{ApiConfig, ApiSource, Clients, Rate};
 use crate::source::manifests::ManifestSource;
 use controller::{AfterFirstLoad, Controller};
+use forwarding::Forwarding;
 use node_wait::NodeWait;
 
 /// Changes in flight between source and controller; a source that is faster waits.
@@ -73,6 +77,8 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     let ownership = if config.own_tables { Ownership::WherePossible } else { Ownership::Shared };
     let after_first_load = after_first_load(&config.source);
     let (scheduler, pause) = (config.scheduler, config.sync.min_period);
+    let forwarding = Forwarding::new(config.forward);
+    let (forwards, stop) = (forwarding.in_use(), forwarding.stop());
     let node_wait = match config.source {
         SourceConfig::Api { .. } => NodeWait::new(config.detect_local == DetectLocal::NodeCidr),
         SourceConfig::Manifests(_) => NodeWait::none(),
@@ -96,7 +102,7 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
                 return;
             }
             let Ok(observer) = observer.blocking_recv() else { return };
-            let controller = Controller::new(engine, plane, observer, pause, after_first_load, node_wait);
+            let controller = Controller::new(engine, plane, observer, pause, after_first_load, node_wait, forwarding);
             let runtime = runtime::Builder::new_current_thread().enable_time().build();
             let runtime = runtime.expect("a runtime without I/O needs no resources that could be lacking");
             drop(ended.send(runtime.block_on(controller.run(taken))));
@@ -113,15 +119,27 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     // As the first process of a container we get no signal that we do not ask for.
     let mut terminate = signal(SignalKind::terminate()).context("asking for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("asking for SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => stopped(Signal::SIGTERM),
-        _ = interrupt.recv() => stopped(Signal::SIGINT),
-        () = source.run(changes, shutdown) => anyhow::bail!("the source of objects ended"),
-        outcome = end_result => {
+    // They outlive the wait for a signal: without its source, the controller would end before it is told how.
+    let (mut end_result, mut source) = (std::pin::pin!(end_result), std::pin::pin!(source.run(changes, shutdown)));
+    let signal = tokio::select! {
+        _ = terminate.recv() => Signal::SIGTERM,
+        _ = interrupt.recv() => Signal::SIGINT,
+        () = &mut source => anyhow::bail!("the source of objects ended"),
+        outcome = &mut end_result => {
             outcome.context("the controller thread panicked")??;
             anyhow::bail!("the controller ended")
         }
+    };
+    if forwards.load(Ordering::Relaxed) {
+        info!(%signal, drain = ?config.forward.drain, "stopping: the kernel takes over what the forwarder carries; another signal ends it at once");
+        stop.cancel();
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = &mut end_result => {}
+        }
     }
+    stopped(signal)
 }
 
 /// Pods that can only be told in a family that this kernel does not have cannot be told at all (spec section 3).

@@ -8,12 +8,16 @@
 //! objects. The property test below replays random histories onto simulated maps and compares with a fresh engine.
 
 mod drains;
+#[cfg(test)]
+mod route_tests;
+mod routes;
 mod triggers;
 #[cfg(test)]
 mod tuning_tests;
 mod warmth;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -22,13 +26,17 @@ use crate::compile::layout::Locality;
 use crate::compile::{Compiler, Delta, Image};
 use crate::conntrack::ledger::Report;
 use crate::conntrack::{Cut, FlowBook, Interests, View, WatchBook};
+use crate::forward::RouteId;
 use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, ServiceKey, Store};
 use crate::policy::{self, Claims, Context, HealthCheck, ResolvedPort, Settings};
 use crate::schedule::Scheduler;
 use crate::source::{Change, Kind, Object};
 use drains::Drains;
+use routes::Routes;
 use triggers::Triggers;
 use warmth::Warmth;
+
+pub use routes::{Fallback, ListenerKey, Wish};
 
 /// Elements looked at in one go when they are counted.
 const COUNTED: usize = 4096;
@@ -60,6 +68,7 @@ pub struct Engine {
     now: Option<Instant>,
     warmth: Warmth,
     drains: Drains,
+    routes: Routes,
     /// When Services have to be looked at again though nothing changed, by Service.
     deadlines: BTreeMap<ServiceKey, Instant>,
     cuts: Vec<Cut>,
@@ -141,6 +150,7 @@ impl Engine {
             now: None,
             warmth: Warmth::default(),
             drains: Drains::default(),
+            routes: Routes::default(),
             deadlines: BTreeMap::new(),
             cuts: Vec::new(),
         }
@@ -213,13 +223,22 @@ impl Engine {
 
     /// Decides and compiles every Service touched since the last call.
     pub fn compile(&mut self) -> Outcome {
-        self.compile_with(true, usize::MAX)
+        let mut outcome = Outcome::default();
+        self.compile_with(&mut outcome, true, usize::MAX);
+        outcome
+    }
+
+    /// The same on top of what came of an earlier call, with which it becomes one: nothing of that must have been applied.
+    pub fn compile_into(&mut self, outcome: &mut Outcome) {
+        self.compile_with(outcome, true, usize::MAX);
     }
 
     /// As [`Engine::compile`], as long as fewer than `elements` differ; the rest is for the next call, which [`Engine::has_more`] asks
     /// for. Services among which frontends may have moved are never parted; each Service is compiled as a whole.
     pub fn compile_part(&mut self, elements: usize) -> Outcome {
-        self.compile_with(true, elements)
+        let mut outcome = Outcome::default();
+        self.compile_with(&mut outcome, true, elements);
+        outcome
     }
 
     /// Whether there are Services that [`Engine::compile_part`] left for later.
@@ -230,10 +249,12 @@ impl Engine {
     /// As [`Engine::compile`], without the delta: for those who ask for [`Engine::difference`] afterwards. What is compiled first
     /// is everything, and need not be in memory twice.
     pub fn catch_up(&mut self) -> Outcome {
-        self.compile_with(false, usize::MAX)
+        let mut outcome = Outcome::default();
+        self.compile_with(&mut outcome, false, usize::MAX);
+        outcome
     }
 
-    fn compile_with(&mut self, keep_delta: bool, elements: usize) -> Outcome {
+    fn compile_with(&mut self, outcome: &mut Outcome, keep_delta: bool, elements: usize) {
         let touched = std::mem::take(&mut self.touched);
         // Those between whom frontends may move, and all others.
         let (mut moving, mut staying) = (BTreeSet::new(), BTreeSet::new());
@@ -252,12 +273,9 @@ impl Engine {
         }
         staying.retain(|key| !moving.contains(key));
         let mut services = Vec::with_capacity(moving.len() + staying.len());
-        let mut outcome = Outcome {
-            problems: std::mem::take(&mut self.fresh_problems),
-            touched: std::mem::take(&mut self.families),
-            triggers: self.triggers.take(),
-            ..Outcome::default()
-        };
+        outcome.problems.append(&mut self.fresh_problems);
+        outcome.touched = outcome.touched.union(std::mem::take(&mut self.families));
+        outcome.triggers.extend(self.triggers.take());
         if std::mem::take(&mut self.networks_touched) {
             self.compile_networks(&mut outcome.delta);
         }
@@ -286,7 +304,9 @@ impl Engine {
             };
             let progress = self.warmth.update(key, service, slices.clone(), self.now);
             let context = Context { warming: Some(&progress.warming), ..context };
-            let resolved = service.map(|service| policy::resolve(service, slices.clone(), context)).unwrap_or_default();
+            let mut resolved =
+                service.map(|service| policy::resolve(service, slices.clone(), context)).unwrap_or_default();
+            let tuning = service.map(|service| policy::tuning_problems(service, slices.clone(), &resolved, context));
             let due = self.drains.update(key, service, slices.clone(), &resolved, self.now);
             let ranges = self.flows.node_port_ranges();
             self.cuts.extend(due.cuts.into_iter().map(|cut| Cut { node_port_ranges: ranges.clone(), ..cut }));
@@ -300,6 +320,7 @@ impl Engine {
                 false => self.lacking.insert(key.clone(), lacking),
             };
             self.no_local_endpoints.replace(before.unwrap_or_default(), lacking);
+            self.routes.update(key, service, &mut resolved, &self.settings);
             self.flows.update(key, &resolved);
             let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
             if !keep_delta {
@@ -308,7 +329,6 @@ impl Engine {
             self.watch.update(key, &resolved, |subject| self.compiler.rings(&subject.port, subject.family));
             let mut problems: Vec<_> =
                 service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();
-            let tuning = service.map(|service| policy::tuning_problems(service, slices, &resolved, context));
             problems.extend(tuning.unwrap_or_default());
             problems.extend(shortages.into_iter().map(|shortage| Problem {
                 kind: Kind::Service,
@@ -319,8 +339,40 @@ impl Engine {
             }));
             outcome.problems.extend(self.conflicts.replace(Kind::Service, &key.object(), problems));
         }
-        outcome.services = services;
-        outcome
+        outcome.services.append(&mut services);
+        outcome.services.sort();
+        outcome.services.dedup();
+    }
+
+    /// What the userspace forwarder is to do, where that changed since the last call. What it shall do anew may be done at once, what
+    /// it shall not do any more when the kernel has what was compiled before. `None` ends it.
+    pub fn take_wishes(&mut self) -> Vec<(ListenerKey, Option<Wish>)> {
+        self.routes.take_changed()
+    }
+
+    /// Which Services became the forwarder's, for which reason, and which the kernel's again (`None`) since the last call.
+    pub fn take_fallbacks(&mut self) -> Vec<(ServiceKey, Option<Fallback>)> {
+        self.routes.take_fallbacks()
+    }
+
+    /// All Services of the forwarder.
+    pub fn fallbacks(&self) -> &BTreeMap<ServiceKey, Fallback> {
+        self.routes.fallbacks()
+    }
+
+    /// A route's listener is open at this address, which packets can be sent to; or there is none. Whether that makes a difference: then
+    /// its Service is to be compiled again.
+    pub fn set_listener(&mut self, route: &RouteId, listener: Option<SocketAddr>) -> bool {
+        let differs = self.routes.set_listener(route, listener);
+        if differs {
+            self.touched.insert(route.port.service.clone());
+        }
+        differs
+    }
+
+    /// Nobody is to be sent to the forwarder any more: what it carries is the kernel's from the next compilation on.
+    pub fn leave_forwarder(&mut self) {
+        self.touched.extend(self.routes.stop());
     }
 
     /// What is expected of existing UDP flows, where that changed since the last call; to be enforced when the kernel has what
@@ -386,6 +438,11 @@ impl Engine {
     /// What the fixed chains of the tables depend on; changes with our Node in mode NodeCIDR only.
     pub fn locality(&self) -> Locality {
         Locality::new(&self.settings, self.store.node())
+    }
+
+    /// What the operator wants.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// The node we act as.

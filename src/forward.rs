@@ -166,6 +166,26 @@ impl Forwarder {
     /// # Errors
     /// When no listener can be opened; a route that is there already is changed in any case.
     pub fn set(&mut self, id: &RouteId, route: &Route) -> Result<SocketAddr, ForwardError> {
+        let address = SocketAddr::new(self.listen_address(id.family), 0);
+        self.open(id, route, address, false)
+    }
+
+    /// The same at exactly this address, for clients that connect to it as it is: a node port on a loopback address. A route that is
+    /// there stays where it listens.
+    ///
+    /// # Errors
+    /// As [`Self::set`]; the port may be taken by another process.
+    pub fn set_at(&mut self, id: &RouteId, route: &Route, address: SocketAddr) -> Result<SocketAddr, ForwardError> {
+        self.open(id, route, address, true)
+    }
+
+    fn open(
+        &mut self,
+        id: &RouteId,
+        route: &Route,
+        address: SocketAddr,
+        direct: bool,
+    ) -> Result<SocketAddr, ForwardError> {
         if let Some(there) = self.routes.get(id) {
             there.set(route);
             return Ok(there.listener());
@@ -174,9 +194,8 @@ impl Forwarder {
             return Err(ForwardError::Protocol { id: id.clone() });
         }
         self.forget_the_gone();
-        let address = SocketAddr::new(self.listen_address(id.family), 0);
         let (own, wanted, shared) = (id.clone(), route.clone(), self.shared.clone());
-        let open = move || TcpRoute::open(own, &wanted, address, shared, fastrand::u64(..));
+        let open = move || TcpRoute::open(own, &wanted, address, shared, fastrand::u64(..), direct);
         let opened = self.workers.run(self.routes.len(), open).and_then(|opened| opened);
         let opened = opened.map_err(|source| ForwardError::Listen { id: id.clone(), address, source })?;
         let listener = opened.listener();

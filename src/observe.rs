@@ -36,7 +36,7 @@ use jiff::Timestamp;
 use tracing::{info, trace, warn};
 
 use crate::engine::NoLocalEndpoints;
-use crate::model::{AddressRange, Families, Family, Problem};
+use crate::model::{AddressRange, Families, Family, Problem, ServiceKey};
 use crate::source::api::Clients;
 use crate::source::{Change, Kind, Object};
 use events::{Delivery, Event, EventSink, EventTask};
@@ -272,6 +272,16 @@ impl Observer {
         if !problem.is_passed_over() {
             self.events.send(Event::invalid(problem));
         }
+    }
+
+    /// The userspace forwarder carries a Service: why, and what follows for its endpoints.
+    pub fn carried_in_userspace(&self, service: &ServiceKey, note: String) {
+        self.events.send(Event::in_userspace(service, note));
+    }
+
+    /// A listener of the userspace forwarder could not be opened.
+    pub fn forwarder_cannot_listen(&self, service: &ServiceKey, note: String) {
+        self.events.send(Event::forwarder_cannot_listen(service, note));
     }
 
     /// Whether load balancers may send traffic to this node: see [`crate::model::Node::eligible`].

@@ -18,6 +18,7 @@
 //! `claims`; `tests/conformance/README.md` lists them row by row.
 
 mod claims;
+mod path;
 mod remarks;
 mod select;
 mod serving;
@@ -29,9 +30,10 @@ mod weigh;
 use std::net::{IpAddr, SocketAddr};
 
 pub use claims::Claims;
+pub use path::{Path, Reason};
 pub use remarks::tuning_problems;
 pub use settings::{
-    DetectLocal, Detector, NodeAddresses, NodePortAddresses, Settings, detector, node_port_ranges,
+    DetectLocal, Detector, NodeAddresses, NodePortAddresses, Settings, detector, localhost_node_port, node_port_ranges,
     restricted_node_ports,
 };
 pub use weigh::Warming;
@@ -128,6 +130,8 @@ pub struct ResolvedPort {
     pub scheduler: Scheduler,
     /// Whether a client stays with its endpoint.
     pub affinity: Option<Affinity>,
+    /// Who carries its connections.
+    pub path: Path,
 }
 
 /// What load balancers are told who ask whether this node has endpoints of a Service (spec section 8).
@@ -323,6 +327,7 @@ fn resolve_port<'a>(
         local_addresses: selection.local_addresses,
         scheduler: weigh::scheduler(service, context.scheduler, weighted),
         affinity: service.affinity,
+        path: Path::of(service, port.protocol, context.settings),
         frontends,
         node_port,
     })

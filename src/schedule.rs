@@ -15,6 +15,7 @@
 //! Where things are: `name` how schedulers are written; `share` how weights become numbers of slots; `slots` dealing in turn with few
 //! changes; `table` the sizes of tables and their hash; then one file per scheduler. Each is proven by its own tests.
 
+mod exact;
 pub mod live;
 mod maglev;
 mod name;
@@ -29,6 +30,7 @@ mod wrr;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 
+pub use exact::{Choice, Exact};
 pub use name::SchedulerError;
 pub use share::{Shares, share};
 pub use table::{Buckets, TableSizes};

@@ -343,6 +343,7 @@ fn modes_bring_their_defaults() {
         ("iptables", Mode::Iptables, NodePorts::All, true, Scheduler::Random),
         ("ipvs", Mode::Ipvs, NodePorts::All, false, Scheduler::RoundRobin),
         ("nftables", Mode::Nftables, NodePorts::Primary, false, Scheduler::Random),
+        ("userspace", Mode::Userspace, NodePorts::All, true, Scheduler::Random),
     ] {
         let (by_flag, notes) = load(&[&format!("--proxy-mode={mode}")]).expect("valid");
         let (by_file, _) = with_body(&format!("mode: {mode:?}")).expect("valid");
@@ -619,7 +620,8 @@ fn exit_codes_and_streams() {
         (&["extra"], 1, "", "Error: unexpected arguments: \"extra\""),
         (&["--config=/no/such/file"], 1, "", "Error: --config: \"/no/such/file\": No such file"),
         (&[&bad.flag()], 1, "", "Error: oomScoreAdj: 1001: must be from -1000 to 1000"),
-        (&["--proxy-mode=userspace"], 1, "", "Error: --proxy-mode: \"userspace\": this mode comes with the forwarder"),
+        (&["--forward-drain=-1s"], 1, "", "Error: --forward-drain: -1s: must not be negative"),
+        (&["--forward-max-connections=-1"], 1, "", "Error: --forward-max-connections: -1: must not be negative"),
         (&["--logging-format=xml"], 1, "", "Error: --logging-format: \"xml\": must be text or json"),
         (&["--cleanup", "--metrics-port=0"], 1, "", "Error: --metrics-bind-address: \"\": must be"),
         (&["--manifests=/no/such/dir", "-v=1"], 1, "", "FLAG: --manifests=\"/no/such/dir\""),

@@ -14,6 +14,8 @@ mod api;
 mod daemon;
 #[path = "e2e/flags.rs"]
 mod flags;
+#[path = "e2e/forward.rs"]
+mod forward;
 #[path = "e2e/guard.rs"]
 mod guard;
 #[path = "e2e/input.rs"]

@@ -149,7 +149,7 @@ fn modes(document: &Document, complaints: &mut Complaints) {
     };
     bit(complaints, "iptables.masqueradeBit", document.iptables.masquerade_bit);
     let (section, period, min) = match document.mode.as_str() {
-        "iptables" => ("iptables", document.iptables.sync_period, document.iptables.min_sync_period),
+        "iptables" | "userspace" => ("iptables", document.iptables.sync_period, document.iptables.min_sync_period),
         "nftables" => {
             bit(complaints, "nftables.masqueradeBit", document.nftables.masquerade_bit);
             ("nftables", document.nftables.sync_period, document.nftables.min_sync_period)
@@ -164,11 +164,7 @@ fn modes(document: &Document, complaints: &mut Complaints) {
             }
             ("ipvs", document.ipvs.sync_period, document.ipvs.min_sync_period)
         }
-        "userspace" => {
-            let reason = "this mode comes with the forwarder, which is not there yet: use nftables, iptables or ipvs";
-            return complaints.add("mode", "userspace", reason);
-        }
-        mode => return complaints.add("mode", mode, "must be nftables, iptables, ipvs or empty"),
+        mode => return complaints.add("mode", mode, "must be nftables, iptables, ipvs, userspace or empty"),
     };
     // In mode nftables, too, the flags that say so are those of iptables.
     let section = if complaints.flags && section == "nftables" { "iptables" } else { section };

@@ -244,7 +244,7 @@ impl Document {
     /// Sync periods and `masqueradeAll` where the mode does not look for them are zero.
     pub fn blank_inactive(&mut self) {
         let mode = self.mode.as_str();
-        if !matches!(mode, "" | "iptables") {
+        if !matches!(mode, "" | "iptables" | "userspace") {
             self.iptables.sync_period = GoDuration::ZERO;
             self.iptables.min_sync_period = GoDuration::ZERO;
         }

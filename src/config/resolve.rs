@@ -12,8 +12,8 @@ use super::flags::{Flags, Parsed, socket};
 use super::merge::{Merged, merge};
 use super::version::{self, Asked};
 use super::{
-    Action, ClientConfig, Config, ConntrackConfig, DetectLocal, FeatureGates, IpvsConfig, Loaded, Masquerade, Mode,
-    NodePorts, Note, SourceConfig, SyncConfig,
+    Action, ClientConfig, Config, ConntrackConfig, DetectLocal, FeatureGates, ForwardConfig, IpvsConfig, Loaded,
+    Masquerade, Mode, NodePorts, Note, SourceConfig, SyncConfig,
 };
 use crate::logging::{Format, LoggingConfig, Pattern};
 use crate::model::parse_address;
@@ -47,9 +47,11 @@ pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
     let mode = match document.mode.as_str() {
         "ipvs" => Mode::Ipvs,
         "nftables" => Mode::Nftables,
+        "userspace" => Mode::Userspace,
         _ => Mode::Iptables,
     };
     let scheduler = scheduler(&document, mode, from_flags, &mut complaints, &mut notes);
+    let forward = forward(flags, &mut complaints);
     let tables = tables(flags, &mut complaints);
     let source = source(flags, &document, &mut complaints, &mut notes);
     let version = match version::asked(flags.value("version")) {
@@ -72,6 +74,7 @@ pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
         scheduler,
         tables,
         own_tables: flags.on("own-tables"),
+        forward,
         gates,
         version,
         flags: flags.listing(),
@@ -102,7 +105,7 @@ fn typed(mut document: Document, node: String, source: SourceConfig, mode: Mode)
             let (own, shared) = (&document.ipvs, &document.iptables);
             (shared.masquerade_all, shared.masquerade_bit, own.sync_period, own.min_sync_period)
         }
-        Mode::Iptables => {
+        Mode::Iptables | Mode::Userspace => {
             let own = &document.iptables;
             (own.masquerade_all, own.masquerade_bit, own.sync_period, own.min_sync_period)
         }
@@ -125,11 +128,13 @@ fn typed(mut document: Document, node: String, source: SourceConfig, mode: Mode)
         scheduler: Scheduler::default(),
         tables: TableSizes::default(),
         own_tables: true,
+        forward: ForwardConfig::default(),
         mode,
         masquerade: Masquerade { all: masquerade_all, bit: bit.and_then(|bit| bit.try_into().ok()).unwrap_or(14) },
         sync: SyncConfig { period: period.get(), min_period: min.nonzero() },
         node_ports: node_ports(&document),
-        localhost_node_ports: mode == Mode::Iptables && document.iptables.localhost_node_ports.unwrap_or(true),
+        localhost_node_ports: matches!(mode, Mode::Iptables | Mode::Userspace)
+            && document.iptables.localhost_node_ports.unwrap_or(true),
         detect_local: detect_local(&document),
         bind_address: parse_address(&document.bind_address).filter(|address| !address.is_unspecified()),
         healthz: socket(&document.healthz_bind_address),
@@ -266,6 +271,25 @@ fn scheduler(
         notes.push(Note::Warning(text));
     }
     default
+}
+
+fn forward(flags: &Flags, complaints: &mut Complaints) -> ForwardConfig {
+    let mut complain = |name: &str, value: String, reason: &str| {
+        complaints.push(super::ConfigError::new(format!("--{name}"), value, reason));
+    };
+    let default = ForwardConfig::default();
+    let text = flags.text("forward-drain").unwrap_or("30s");
+    let drain = text.parse::<GoDuration>().unwrap_or(GoDuration::ZERO);
+    if drain < GoDuration::ZERO {
+        complain("forward-drain", text.to_owned(), "must not be negative");
+    }
+    let drain = if drain < GoDuration::ZERO { default.drain } else { drain.get() };
+    let count = flags.value("forward-max-connections").as_i64().unwrap_or_default();
+    let limit = usize::try_from(count);
+    if limit.is_err() {
+        complain("forward-max-connections", count.to_string(), "must not be negative");
+    }
+    ForwardConfig { drain, max_connections: limit.ok().filter(|limit| *limit > 0) }
 }
 
 fn tables(flags: &Flags, complaints: &mut Complaints) -> TableSizes {

@@ -146,6 +146,18 @@ const OURS: &[Flag] = &[
         "4093",
         "Buckets per Service port of scheduler mh, one of 251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 65537, 131071. With more, fewer clients of others move when an endpoint leaves. The same on all nodes",
     ),
+    flag(
+        "forward-drain",
+        Duration,
+        "30s",
+        "How long a stop (SIGTERM, SIGINT) waits for connections that go through the userspace forwarder; a second signal ends at once",
+    ),
+    flag(
+        "forward-max-connections",
+        Int32,
+        "0",
+        "Connections that the userspace forwarder takes at once, of all Services; 0: as many as there are file descriptors for",
+    ),
 ];
 
 const API: &[Flag] = &[
@@ -246,7 +258,7 @@ const SERVICES: &[Flag] = &[
         Text,
         "",
         "mode",
-        "nftables, iptables (the default) or ipvs: whose defaults apply. All run on the same nftables engine",
+        "nftables, iptables (the default) or ipvs: whose defaults apply. All run on the same nftables engine. userspace: the defaults of iptables, and every connection goes through this process (TCP and UDP)",
     ),
     of_file(
         "nodeport-addresses",

@@ -105,7 +105,7 @@ fn entries(port: &ResolvedPort) -> impl Iterator<Item = Entry> {
 mod tests {
     use super::*;
     use crate::model::PortKey;
-    use crate::policy::{Frontend, Role, Verdict};
+    use crate::policy::{Frontend, Path, Role, Verdict};
     use crate::schedule::Scheduler;
 
     fn port(protocol: Protocol, addresses: &[u8], serving: &[u8]) -> ResolvedPort {
@@ -133,6 +133,7 @@ mod tests {
             local_addresses: Vec::new(),
             scheduler: Scheduler::Random,
             affinity: None,
+            path: Path::Kernel,
         }
     }
 

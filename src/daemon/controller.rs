@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
 use super::dealer::Dealer;
+use super::forwarding::Forwarding;
 use super::guard::Guard;
 use super::node_wait::{ADDRESSES, News, NodeWait, POD_NETWORKS, Step};
 use crate::compile::Image;
@@ -50,6 +51,8 @@ pub(super) struct Controller {
     /// Counts the connections of Services whose scheduler goes by counts, and reports them.
     dealer: Dealer,
     observer: Observer,
+    /// What goes through this process.
+    forwarding: Forwarding,
     /// The pause between two transactions, if one is configured.
     pause: Option<Duration>,
     after_first_load: Option<AfterFirstLoad>,
@@ -121,6 +124,7 @@ impl Controller {
         pause: Option<Duration>,
         after_first_load: Option<AfterFirstLoad>,
         node_wait: NodeWait,
+        forwarding: Forwarding,
     ) -> Self {
         Self {
             engine,
@@ -128,6 +132,7 @@ impl Controller {
             cleaner: start_cleaner(),
             dealer: Dealer::new(),
             observer,
+            forwarding,
             pause,
             after_first_load,
             loading_since: Some(Instant::now()),
@@ -191,6 +196,7 @@ impl Controller {
 
     /// Serves until the source ends or something is hopeless.
     pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> anyhow::Result<()> {
+        let stop = self.forwarding.stop();
         let (mut batch, mut reports, mut disturbed) = (Vec::new(), Vec::new(), None);
         self.observer.loop_started();
         self.read_ahead(&mut changes);
@@ -199,12 +205,13 @@ impl Controller {
             let wake = match self.trust {
                 _ if !self.awaited.is_empty() => None,
                 Trust::Unknown { retry_at, .. } => Some(self.node_wait.until().unwrap_or(retry_at)),
-                Trust::Known => self.engine.next_deadline().into_iter().chain(self.guard.deadline()).min(),
+                Trust::Known => self.next_deadline(),
             };
             let wait = async {
                 tokio::select! {
                     // Changes first: after them, other rings may have to be dealt.
                     biased;
+                    () = stop.cancelled() => Some(0),
                     received = changes.recv_many(&mut batch, PIECE) => Some(received),
                     Some(report) = self.dealer.report() => {
                         reports.push(report);
@@ -229,9 +236,12 @@ impl Controller {
             if !reports.is_empty() {
                 self.redeal(&mut reports)?;
                 // Reports may come all the time, and must not keep what is due from being done.
-                if self.engine.next_deadline().is_none_or(|at| at > Instant::now()) {
+                if self.next_deadline().is_none_or(|at| at > Instant::now()) {
                     continue;
                 }
+            }
+            if stop.is_cancelled() {
+                return self.stop_forwarding();
             }
             if received == Some(0) {
                 return Ok(());
@@ -246,10 +256,21 @@ impl Controller {
                 let wrote = self.program(begin, taken)?;
                 // What changed nothing holds nobody up: after a quiet time the next change is programmed at once.
                 if let Some(pause) = self.pause.filter(|_| wrote) {
-                    tokio::time::sleep(pause).await;
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(pause) => {}
+                    }
                 }
             }
         }
+    }
+
+    /// When something is due though nothing changes.
+    fn next_deadline(&self) -> Option<Instant> {
+        [self.engine.next_deadline(), self.forwarding.next_deadline(), self.guard.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether the first load need not wait for our Node (any more).
@@ -335,6 +356,7 @@ impl Controller {
             Trust::Known => self.engine.compile_part(SHARE),
             Trust::Unknown { .. } => self.engine.catch_up(),
         };
+        self.forwarding.follow(&mut self.engine, &mut outcome, &self.observer);
         self.tell(&outcome.problems);
         self.cleaner.announce(self.engine.take_flow_changes());
         self.triggers.extend(&outcome.triggers);
@@ -355,7 +377,8 @@ impl Controller {
         let result = match result {
             Err(KernelError::Outgrown { family, map, size }) => {
                 info!(%family, map, size, "the map outgrew its size: replacing the tables by larger ones");
-                let rest = self.engine.catch_up();
+                let mut rest = self.engine.catch_up();
+                self.forwarding.follow(&mut self.engine, &mut rest, &self.observer);
                 self.tell(&rest.problems);
                 self.cleaner.announce(self.engine.take_flow_changes());
                 self.plane.replace(&self.engine.everything())
@@ -386,7 +409,8 @@ impl Controller {
     fn apply_in_parts(&mut self, outcome: &mut Outcome) -> Result<Applied, KernelError> {
         let mut applied = self.plane.apply(&outcome.delta)?;
         while self.engine.has_more() {
-            let part = self.engine.compile_part(SHARE);
+            let mut part = self.engine.compile_part(SHARE);
+            self.forwarding.follow(&mut self.engine, &mut part, &self.observer);
             self.tell(&part.problems);
             self.cleaner.announce(self.engine.take_flow_changes());
             applied.followed_by(self.plane.apply(&part.delta)?);
@@ -426,6 +450,19 @@ impl Controller {
         self.cleaner.programmed();
         self.cleaner.cut(self.engine.take_cuts());
         self.dealer.watch(self.engine.take_interests());
+        self.forwarding.committed(&mut self.engine);
+    }
+
+    /// The kernel takes over what went through this process, as far as it can; then connections are waited for.
+    fn stop_forwarding(mut self) -> anyhow::Result<()> {
+        self.engine.leave_forwarder();
+        if self.forwarding.is_in_use() && self.loading_since.is_none() {
+            self.program(Instant::now(), 0)?;
+        }
+        // What it still has to remove are UDP flows to listeners that will be closed.
+        self.cleaner = Cleaner::disabled();
+        self.forwarding.shutdown();
+        Ok(())
     }
 
     /// Deals the rings of those Services again whose connections were counted.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Config, DetectLocal, NodePorts};
+use crate::config::{Config, DetectLocal, Mode, NodePorts};
 use crate::logging::Verbosity;
 use crate::model::Families;
 use crate::observe::metrics::Build;
@@ -30,6 +30,8 @@ pub(super) fn policy(config: &Config) -> policy::Settings {
         ignore_external_ips: !config.gates.enabled("AllowServiceExternalIPs"),
         bind_address: config.bind_address,
         tables: config.tables,
+        userspace: config.mode == Mode::Userspace,
+        localhost_node_ports: config.localhost_node_ports,
     }
 }
 

@@ -30,7 +30,7 @@ macro_rules! apply_all {
     ($table:expr, $edits:expr, $($map:ident),*) => {$( apply_edits(&mut $table.$map, &$edits.$map); )*};
 }
 
-fn apply(image: &mut Image, delta: &Delta) {
+pub(super) fn apply(image: &mut Image, delta: &Delta) {
     for family in Family::ALL {
         let (table, edits) = (image.table_mut(family), delta.table(family));
         apply_all!(
@@ -95,7 +95,7 @@ fn reach(table: &TableImage, decision: Decision) -> String {
 }
 
 /// What a client of each frontend can reach, and everything else that packets can notice.
-fn observable(table: &TableImage) -> BTreeSet<String> {
+pub(super) fn observable(table: &TableImage) -> BTreeSet<String> {
     let services = table.services.iter().map(|(key, target)| format!("{key} -> {}", reach(table, target.decision)));
     let node_ports =
         table.node_ports.iter().map(|(key, target)| format!("{key:?} -> {}", reach(table, target.decision)));
@@ -128,14 +128,14 @@ fn service(name: &str, ips: &[String], rr: bool, ports: &[u16]) -> Change {
 }
 
 /// An engine with small tables: they are dealt and compared thousands of times.
-fn small_engine() -> Engine {
+pub(super) fn small_engine() -> Engine {
     let buckets = |count| Buckets::new(count).expect("a size");
     let tables = TableSizes { hash: buckets(16), maglev: buckets(251) };
     Engine::with_settings(Settings { node: "n1".into(), tables, ..Settings::default() }, Scheduler::Random)
 }
 
 /// A Service that has whatever its flavour's bits say.
-fn rich_service(name: &str, ips: &[String], flavour: u16, ports: &[u16]) -> Change {
+pub(super) fn rich_service(name: &str, ips: &[String], flavour: u16, ports: &[u16]) -> Change {
     let has = |bit: u16| flavour & (1 << bit) != 0;
     let policy = |local| if local { "Local" } else { "Cluster" };
     let node_port = |port: &u16| if has(0) { 30000 + port } else { 0 };
@@ -148,8 +148,15 @@ fn rich_service(name: &str, ips: &[String], flavour: u16, ports: &[u16]) -> Chan
     let ranges = if has(3) { json!(["192.168.0.0/24", "203.0.113.0/24", "fd00:5::/64"]) } else { json!([]) };
     let schedulers = ["rr", "wrr", "sh", "sh,sh-port", "dh", "mh,mh-port", "lc", "rr"];
     let scheduler = if has(4) { schedulers[usize::from(flavour >> 9 & 7)] } else { "random" };
+    let userspace = [
+        json!({"pointsman.dev/scheduler": scheduler}),
+        json!({"pointsman.dev/scheduler": scheduler, "pointsman.dev/datapath": "userspace"}),
+        json!({"pointsman.dev/scheduler": "lc,exact"}),
+        json!({"pointsman.dev/scheduler": scheduler, "pointsman.dev/proxy-protocol": "v1"}),
+    ];
+    let annotations = &userspace[usize::from(flavour >> 12 & 3)];
     let value = json!({
-        "metadata": {"namespace": "ns", "name": name, "annotations": {"pointsman.dev/scheduler": scheduler}},
+        "metadata": {"namespace": "ns", "name": name, "annotations": annotations},
         "spec": {
             "type": "LoadBalancer", "clusterIPs": ips, "ports": ports, "externalIPs": external, "loadBalancerSourceRanges": ranges,
             "internalTrafficPolicy": policy(has(5)), "externalTrafficPolicy": policy(has(6)),
@@ -162,7 +169,7 @@ fn rich_service(name: &str, ips: &[String], flavour: u16, ports: &[u16]) -> Chan
     Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes"))))
 }
 
-fn slice(name: &str, owner: &str, v6: bool, endpoints: &BTreeSet<u8>) -> Change {
+pub(super) fn slice(name: &str, owner: &str, v6: bool, endpoints: &BTreeSet<u8>) -> Change {
     rich_slice(name, owner, v6, endpoints, 0)
 }
 
@@ -241,7 +248,7 @@ fn two_services_that_claim_one_frontend_are_told_apart_and_reported() {
     assert_eq!(outcome.delta.v4.services.len(), 2, "b takes over in the same transaction");
 }
 
-fn any_change() -> impl Strategy<Value = Change> {
+pub(super) fn any_change() -> impl Strategy<Value = Change> {
     let name = prop_oneof![Just("a"), Just("b"), Just("c")];
     let ips = prop_oneof![
         (1u8..4).prop_map(|ip| vec![format!("10.0.0.{ip}")]),
@@ -263,7 +270,7 @@ fn any_change() -> impl Strategy<Value = Change> {
 }
 
 /// Issue 3: after deleting everything, the maps are empty; what is left is where node ports are served.
-fn is_clean(table: &TableImage) -> bool {
+pub(super) fn is_clean(table: &TableImage) -> bool {
     table.len() == table.node_port_addresses.len()
 }
 

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::balance::Method;
+pub use crate::model::tuning::ProxyProtocol;
 use crate::model::{Family, PortKey};
 use crate::schedule::Candidate;
 
@@ -61,15 +62,6 @@ pub enum ClientIp {
     /// The client's, if that can be: the endpoint's replies must pass this node. The node's where the client is on the loopback or is
     /// the endpoint itself, and where the kernel refuses what is needed; see [`RouteStatus::unpreserved`](super::RouteStatus).
     Preserve,
-}
-
-/// The version of the PROXY protocol (haproxy.org, `proxy-protocol.txt`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ProxyProtocol {
-    /// A line of text.
-    V1,
-    /// A binary header.
-    V2,
 }
 
 // === impl Options ===

@@ -61,6 +61,8 @@ struct State {
     options: Mutex<Arc<Options>>,
     complaints: Occasionally,
     shared: Arc<Shared>,
+    /// Clients connect to the listener itself: nothing is translated.
+    direct: bool,
 }
 
 /// A connection's place in all limits; dropping it leaves.
@@ -73,8 +75,15 @@ struct Permit {
 // === impl TcpRoute ===
 
 impl TcpRoute {
-    /// Opens the listener and begins to accept. Must be called on a worker.
-    pub fn open(id: RouteId, route: &Route, address: SocketAddr, shared: Arc<Shared>, seed: u64) -> io::Result<Self> {
+    /// Opens the listener and begins to accept. Must be called on a worker. `direct`: see [`super::Forwarder::set_at`].
+    pub fn open(
+        id: RouteId,
+        route: &Route,
+        address: SocketAddr,
+        shared: Arc<Shared>,
+        seed: u64,
+        direct: bool,
+    ) -> io::Result<Self> {
         let socket = listen(address)?;
         let listener = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
         // tokio's own listener would bind each connection to this worker. A stream has what is needed: it says when there is something.
@@ -86,6 +95,7 @@ impl TcpRoute {
             options: Mutex::new(Arc::new(route.options.clone())),
             complaints: Occasionally::default(),
             shared,
+            direct,
         });
         let stop = CancellationToken::new();
         tokio::spawn(accept_all(socket, state.clone(), stop.clone()));
@@ -240,6 +250,7 @@ async fn connect(
     options: &Arc<Options>,
 ) -> Option<(TcpStream, TcpStream, super::pool::Pick)> {
     let destination = match original_destination(&socket, client) {
+        _ if state.direct => state.listener,
         // Without a translation, connection tracking knows the listener itself, or nothing.
         Some(destination) if destination != state.listener => destination,
         _ => {

@@ -11,7 +11,7 @@ use super::address::{Family, Protocol, parse_address, unusable};
 use super::network::parse_network;
 use super::problem::{Problem, Report};
 use super::tuning::Tuning;
-use crate::schedule::{Scheduler, SchedulerError};
+use crate::schedule::{Choice, Exact, Scheduler, SchedulerError};
 use crate::source::object::{self, labels};
 use crate::source::{Kind, ObjectKey};
 
@@ -72,6 +72,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// What the annotation asks for; `None` takes the cluster's default.
     pub scheduler: Option<Scheduler>,
+    /// What the same annotation asks for that only the userspace forwarder has.
+    pub exact: Option<Exact>,
     /// What the other annotations ask for: weights, shares, slow start, drain.
     pub tuning: Arc<Tuning>,
 }
@@ -152,7 +154,7 @@ impl Service {
         let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
         let external_local = is_local(spec.external_traffic_policy.as_deref())
             && (["LoadBalancer", "NodePort"].contains(&kind) || (kind == "ClusterIP" && !spec.external_ips.is_empty()));
-        let parsed = Self {
+        let mut parsed = Self {
             key: key.into(),
             created: service.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
             cluster_ips: cluster_ips(spec, &mut report),
@@ -164,9 +166,14 @@ impl Service {
             source_ranges: source_ranges(spec, &mut report),
             health_check_port: health_check_port(spec, kind, external_local, &mut report),
             ports: ports(spec, &mut report),
-            scheduler: scheduler(service, &mut report),
-            tuning: Arc::new(Tuning::parse(service.metadata.annotations.as_ref(), &mut report)),
+            scheduler: None,
+            exact: None,
+            tuning: Arc::default(),
         };
+        if let Some(choice) = scheduler(service, &mut report) {
+            (parsed.scheduler, parsed.exact) = (Some(choice.scheduler), choice.exact);
+        }
+        parsed.tuning = Arc::new(Tuning::parse(service.metadata.annotations.as_ref(), &mut report));
         (Some(parsed), report.problems)
     }
 
@@ -340,15 +347,15 @@ fn health_check_port(spec: &object::ServiceSpec, kind: &str, external_local: boo
     port
 }
 
-fn scheduler(service: &object::Service, report: &mut Report) -> Option<Scheduler> {
+fn scheduler(service: &object::Service, report: &mut Report) -> Option<Choice> {
     let annotations = service.metadata.annotations.as_ref()?;
     let choices = [SCHEDULER_ANNOTATION, KUBE_ROUTER_SCHEDULER_ANNOTATION];
     let (annotation, name) = choices.into_iter().find_map(|choice| Some((choice, annotations.get(choice)?)))?;
     match name.parse() {
-        Ok(scheduler) => Some(scheduler),
+        Ok(choice) => Some(choice),
         Err(error) => {
             let reason = match error {
-                SchedulerError::Unknown { .. } => format!("not a scheduler ({})", Scheduler::NAMES.join(", ")),
+                SchedulerError::Unknown { .. } => format!("not a scheduler ({})", Choice::names()),
                 SchedulerError::Flag { .. } => error.to_string(),
             };
             report.add(format!("metadata.annotations[{annotation}]"), name, format!("{reason}; the default is used"));
@@ -453,7 +460,7 @@ mod tests {
         Service shop/web: spec.ports[2].protocol: "QUIC": not TCP, UDP or SCTP; port not served
         Service shop/web: spec.ports[4].port: "80": a second port of that number; port not served
         Service shop/web: spec.ports[5].name: "d": a second port of that name; port not served
-        Service shop/web: metadata.annotations[pointsman.dev/scheduler]: "fastest": not a scheduler (random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh); the default is used
+        Service shop/web: metadata.annotations[pointsman.dev/scheduler]: "fastest": not a scheduler (random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh, ewma, p2c); the default is used
         "#);
     }
 

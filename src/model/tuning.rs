@@ -15,11 +15,16 @@
 //! | [`SPLIT_ANNOTATION`] | Service | `PATTERN=SHARE%`, comma or newline separated; the first match counts |
 //! | [`SLOW_START_ANNOTATION`] | Service | `TIME[,aggression=NUMBER][,min=PERCENT%]` |
 //! | [`DRAIN_ANNOTATION`] | Service | `TIME` |
+//! | [`DATAPATH_ANNOTATION`] | Service | `kernel` or `userspace` |
+//! | [`PROXY_PROTOCOL_ANNOTATION`] | Service | `v1` or `v2` |
+//! | [`CONNECT_TIMEOUT_ANNOTATION`], [`IDLE_TIMEOUT_ANNOTATION`] | Service | `TIME`, not zero |
+//! | [`MAX_CONNECTIONS_ANNOTATION`] | Service | a number, 1 or more |
 //!
 //! Invariants: parsing never fails as a whole, and what it leaves out is a [`Problem`](super::Problem) that names annotation and part;
 //! lists are bounded ([`MAX_ENTRIES`]), and so is what is said about one annotation. What weights mean for a set of endpoints is
 //! decided in [`crate::policy`]. Tables in each file here.
 
+mod forwarding;
 mod pattern;
 mod slow_start;
 mod split;
@@ -30,6 +35,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+pub use forwarding::{Datapath, Forwarding, ProxyProtocol};
 pub use pattern::Pattern;
 pub use slow_start::SlowStart;
 pub use split::{Group, Split};
@@ -51,6 +57,21 @@ pub const SLOW_START_ANNOTATION: &str = "pointsman.dev/slow-start";
 
 /// When the connections of endpoints that leave are ended, on a Service.
 pub const DRAIN_ANNOTATION: &str = "pointsman.dev/drain";
+
+/// Who carries a Service: the kernel or the userspace forwarder.
+pub const DATAPATH_ANNOTATION: &str = "pointsman.dev/datapath";
+
+/// Which version of the PROXY protocol endpoints are spoken to in.
+pub const PROXY_PROTOCOL_ANNOTATION: &str = "pointsman.dev/proxy-protocol";
+
+/// How long the forwarder tries to connect to an endpoint.
+pub const CONNECT_TIMEOUT_ANNOTATION: &str = "pointsman.dev/connect-timeout";
+
+/// How long a connection through the forwarder may be silent.
+pub const IDLE_TIMEOUT_ANNOTATION: &str = "pointsman.dev/idle-timeout";
+
+/// How many connections the forwarder takes for a Service port.
+pub const MAX_CONNECTIONS_ANNOTATION: &str = "pointsman.dev/max-connections";
 
 /// Entries of one list that are used; what follows is not.
 pub const MAX_ENTRIES: usize = 1_000;
@@ -75,6 +96,8 @@ pub struct Tuning {
     pub slow_start: Option<SlowStart>,
     /// How long connections outlive the departure of their endpoint; `None`: TCP as long as both ends like.
     pub drain: Option<Duration>,
+    /// What is asked of the userspace forwarder.
+    pub forwarding: Forwarding,
 }
 
 /// What is wrong with one annotation, within limits.
@@ -106,6 +129,20 @@ impl Tuning {
         read(SLOW_START_ANNOTATION, &mut |text, remarks| tuning.slow_start = SlowStart::parse(text, remarks));
         read(DRAIN_ANNOTATION, &mut |text, remarks| {
             tuning.drain = time(text, remarks, "connections are not ended");
+        });
+        let forwarding = &mut tuning.forwarding;
+        read(DATAPATH_ANNOTATION, &mut |text, remarks| forwarding.datapath = Datapath::parse(text, remarks));
+        read(PROXY_PROTOCOL_ANNOTATION, &mut |text, remarks| {
+            forwarding.proxy_protocol = ProxyProtocol::parse(text, remarks);
+        });
+        read(CONNECT_TIMEOUT_ANNOTATION, &mut |text, remarks| {
+            forwarding.connect_timeout = Forwarding::timeout(text, remarks);
+        });
+        read(IDLE_TIMEOUT_ANNOTATION, &mut |text, remarks| {
+            forwarding.idle_timeout = Forwarding::timeout(text, remarks);
+        });
+        read(MAX_CONNECTIONS_ANNOTATION, &mut |text, remarks| {
+            forwarding.max_connections = Forwarding::limit(text, remarks);
         });
         tuning
     }

@@ -17,6 +17,8 @@
 //! | Warning | IPVSDeprecation | StartKubeProxy | Node |
 //! | Warning | FailedToStartProxierHealthcheck, FailedToStartMetricServer | StartKubeProxy | Node |
 //! | Warning | FailedToStartServiceHealthcheck | Listen | Service |
+//! | Normal | CarriedInUserspace (ours) | Program | Service |
+//! | Warning | FailedToListen (ours): the forwarder, for a Service | Listen | Service |
 //! | Warning | InvalidService, InvalidEndpointSlice, InvalidNode (ours) | Program | the object |
 //!
 //! Proven by `events/tests.rs` and, against the API double, `tests/observe.rs`.
@@ -164,6 +166,16 @@ impl Event {
         }
     }
 
+    /// A Service is carried by the userspace forwarder.
+    pub fn in_userspace(service: &ServiceKey, note: String) -> Self {
+        Self::on_service(Severity::Normal, "CarriedInUserspace", "Program", service, note)
+    }
+
+    /// A listener of the userspace forwarder cannot be opened.
+    pub fn forwarder_cannot_listen(service: &ServiceKey, note: String) -> Self {
+        Self::on_service(Severity::Warning, "FailedToListen", "Listen", service, note)
+    }
+
     /// Something is wrong with an object; the log says it, too.
     pub fn invalid(problem: &Problem) -> Self {
         let (api_version, kind, reason) = match problem.kind {
@@ -181,6 +193,16 @@ impl Event {
             note: format!("{}: {:?}: {}", problem.field, problem.value, problem.reason),
             logged: true,
         }
+    }
+
+    fn on_service(
+        severity: Severity,
+        reason: &'static str,
+        action: &'static str,
+        service: &ServiceKey,
+        note: String,
+    ) -> Self {
+        Self { severity, reason, action, regarding: Regarding::service(service), note, logged: true }
     }
 
     fn on_node(severity: Severity, reason: &'static str, node: &str, note: String) -> Self {

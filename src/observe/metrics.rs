@@ -80,6 +80,23 @@ pub enum Probe {
     Livez,
 }
 
+/// What went through the userspace forwarder, in one protocol, since the process began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// TCP connections or UDP flows now.
+    pub connections: u64,
+    /// The same, ever.
+    pub accepted: u64,
+    /// Attempts to reach an endpoint that failed.
+    pub failures: u64,
+    /// Bytes from clients.
+    pub up: u64,
+    /// Bytes to clients.
+    pub down: u64,
+    /// Connections refused, by reason.
+    pub refused: Vec<(&'static str, u64)>,
+}
+
 /// What this binary is, for `kubernetes_build_info`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Build {
@@ -186,6 +203,30 @@ pub fn no_local_endpoints(family: Family, policy: TrafficPolicy, ports: usize) {
     };
     metrics::gauge!(names::NO_LOCAL_ENDPOINTS, "traffic_policy" => policy, "ip_family" => label(family))
         .set(ports as f64);
+}
+
+/// So many Services are carried in userspace for this reason.
+pub fn userspace_services(reason: &'static str, count: usize) {
+    metrics::gauge!(names::USERSPACE_SERVICES, "reason" => reason).set(count as f64);
+}
+
+/// So many listeners of the userspace forwarder are open, and so many are missing.
+pub fn userspace_listeners(open: usize, missing: usize) {
+    metrics::gauge!(names::USERSPACE_LISTENERS, "state" => "open").set(open as f64);
+    metrics::gauge!(names::USERSPACE_LISTENERS, "state" => "missing").set(missing as f64);
+}
+
+/// What the userspace forwarder has done with a protocol so far, and has now.
+pub fn userspace_traffic(protocol: &'static str, traffic: &Traffic) {
+    metrics::gauge!(names::USERSPACE_CONNECTIONS, "protocol" => protocol).set(traffic.connections as f64);
+    metrics::counter!(names::USERSPACE_ACCEPTED, "protocol" => protocol).absolute(traffic.accepted);
+    metrics::counter!(names::USERSPACE_FAILURES, "protocol" => protocol).absolute(traffic.failures);
+    let bytes = |direction| metrics::counter!(names::USERSPACE_BYTES, "protocol" => protocol, "direction" => direction);
+    bytes("up").absolute(traffic.up);
+    bytes("down").absolute(traffic.down);
+    for (reason, count) in &traffic.refused {
+        metrics::counter!(names::USERSPACE_REFUSED, "reason" => *reason).absolute(*count);
+    }
 }
 
 /// A probe was answered with this HTTP status.

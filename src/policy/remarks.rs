@@ -21,7 +21,7 @@ pub fn tuning_problems<'a>(
     resolved: &[ResolvedPort],
     context: Context<'_>,
 ) -> Vec<Problem> {
-    let mut problems = Vec::new();
+    let mut problems = super::path::problems(service, context.settings);
     let tuning = &service.tuning;
     let weighted = is_weighted(service, slices.clone());
     if !weighted {

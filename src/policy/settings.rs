@@ -29,6 +29,10 @@ pub struct Settings {
     pub bind_address: Option<IpAddr>,
     /// How large the tables of hashing schedulers are (`--sh-table-size`, `--mh-table-size`).
     pub tables: TableSizes,
+    /// Every Service goes through the userspace forwarder (`--proxy-mode=userspace`).
+    pub userspace: bool,
+    /// Node ports are served on 127.0.0.1 and ::1, too, by the forwarder, where [`Self::node_port_addresses`] has these.
+    pub localhost_node_ports: bool,
 }
 
 /// What makes a connection one of a local pod's.
@@ -147,6 +151,23 @@ pub fn restricted_node_ports(settings: &Settings, node: Option<&Node>, family: F
     let ranges = node_port_ranges(settings, node, family);
     let all = AddressRange::without(&[AddressRange::everything(family)], AddressRange::loopback(family));
     (ranges != all).then_some(ranges)
+}
+
+/// The address on which the host's own processes find node ports though no packet can be sent elsewhere from there, if it is served.
+pub fn localhost_node_port(settings: &Settings, family: Family) -> Option<IpAddr> {
+    let address: IpAddr = match family {
+        Family::V4 => [127, 0, 0, 1].into(),
+        Family::V6 => [0u16, 0, 0, 0, 0, 0, 0, 1].into(),
+    };
+    let served = match &settings.node_port_addresses {
+        NodePortAddresses::All => true,
+        NodePortAddresses::Primary => false,
+        NodePortAddresses::Networks(networks) => {
+            let mut networks = networks.iter().filter(|network| Family::of(network.addr()) == family).peekable();
+            networks.peek().is_none() || networks.any(|network| network.contains(&address))
+        }
+    };
+    (settings.localhost_node_ports && served).then_some(address)
 }
 
 /// How a table tells local pods.

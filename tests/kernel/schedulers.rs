@@ -12,7 +12,7 @@ use pointsman::engine::Engine;
 use pointsman::kernel::DataPlane;
 use pointsman::lab::{Host, Lab, Namespace, connect};
 use pointsman::model::{Family, PortKey, Protocol, ServiceKey};
-use pointsman::policy::{Frontend, ResolvedPort, Role, Settings, Verdict};
+use pointsman::policy::{Frontend, Path, ResolvedPort, Role, Settings, Verdict};
 use pointsman::schedule::{Buckets, Candidate, Scheduler, TableSizes};
 use serde_json::{Value, json};
 
@@ -132,6 +132,7 @@ impl Weighted {
                 local_addresses: Vec::new(),
                 scheduler: self.scheduler,
                 affinity: None,
+                path: Path::Kernel,
             }
         };
         let mut delta = Delta::default();

@@ -12,7 +12,7 @@ use pointsman::compile::{Compiler, Delta};
 use pointsman::kernel::DataPlane;
 use pointsman::lab::Lab;
 use pointsman::model::{Family, PortKey, Protocol, ServiceKey};
-use pointsman::policy::{Frontend, ResolvedPort, Role, Verdict};
+use pointsman::policy::{Frontend, Path, ResolvedPort, Role, Verdict};
 use pointsman::schedule::{Candidate, Scheduler, TableSizes};
 
 use crate::cluster::{SERVICE_PORT, TARGET_PORT, cluster_ip};
@@ -79,6 +79,7 @@ impl Stage {
             local_addresses: Vec::new(),
             scheduler,
             affinity: None,
+            path: Path::Kernel,
         };
         let mut delta = Delta::default();
         let shortages = self.compiler.update(&port.key.service.clone(), &[port], &mut delta);

@@ -59,6 +59,13 @@ names! {
     REST_REQUESTS = "rest_client_requests_total";
     REST_DURATION = "rest_client_request_duration_seconds";
     BUILD_INFO = "kubernetes_build_info";
+    USERSPACE_SERVICES = "pointsman_userspace_services";
+    USERSPACE_LISTENERS = "pointsman_userspace_listeners";
+    USERSPACE_CONNECTIONS = "pointsman_userspace_connections";
+    USERSPACE_ACCEPTED = "pointsman_userspace_connections_total";
+    USERSPACE_REFUSED = "pointsman_userspace_refused_total";
+    USERSPACE_FAILURES = "pointsman_userspace_endpoint_failures_total";
+    USERSPACE_BYTES = "pointsman_userspace_bytes_total";
 }
 
 const FAMILY: &[&str] = &["ip_family"];
@@ -226,6 +233,48 @@ pub(super) const CATALOGUE: &[Definition] = &[
         shape: Shape::Histogram(requests),
         labels: &["verb", "host"],
         help: "[ALPHA] Time to the head of the API server's answer",
+    },
+    Definition {
+        name: USERSPACE_SERVICES,
+        shape: Shape::Gauge,
+        labels: &["reason"],
+        help: "Services that the userspace forwarder carries, by the reason why the kernel does not",
+    },
+    Definition {
+        name: USERSPACE_LISTENERS,
+        shape: Shape::Gauge,
+        labels: &["state"],
+        help: "Listeners of the userspace forwarder that are open, and that could not be opened so far",
+    },
+    Definition {
+        name: USERSPACE_CONNECTIONS,
+        shape: Shape::Gauge,
+        labels: &["protocol"],
+        help: "TCP connections and UDP flows in the userspace forwarder",
+    },
+    Definition {
+        name: USERSPACE_ACCEPTED,
+        shape: Shape::Counter,
+        labels: &["protocol"],
+        help: "TCP connections accepted and UDP flows made by the userspace forwarder",
+    },
+    Definition {
+        name: USERSPACE_REFUSED,
+        shape: Shape::Counter,
+        labels: &["reason"],
+        help: "TCP connections that the userspace forwarder refused",
+    },
+    Definition {
+        name: USERSPACE_FAILURES,
+        shape: Shape::Counter,
+        labels: &["protocol"],
+        help: "Attempts of the userspace forwarder to reach an endpoint that failed",
+    },
+    Definition {
+        name: USERSPACE_BYTES,
+        shape: Shape::Counter,
+        labels: &["protocol", "direction"],
+        help: "Bytes forwarded in userspace: up from clients, down to clients",
     },
     Definition {
         name: BUILD_INFO,

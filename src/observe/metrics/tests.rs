@@ -31,6 +31,13 @@ const SPECIFIED: &[(&str, &str, &[&str], usize)] = &[
     ("pointsman_conntrack_events_lost_total", "counter", &[], 0),
     ("pointsman_redeal_duration_seconds", "histogram", &[], 13),
     ("pointsman_redeal_slots_total", "counter", &[], 0),
+    ("pointsman_userspace_services", "gauge", &["reason"], 0),
+    ("pointsman_userspace_listeners", "gauge", &["state"], 0),
+    ("pointsman_userspace_connections", "gauge", &["protocol"], 0),
+    ("pointsman_userspace_connections_total", "counter", &["protocol"], 0),
+    ("pointsman_userspace_refused_total", "counter", &["reason"], 0),
+    ("pointsman_userspace_endpoint_failures_total", "counter", &["protocol"], 0),
+    ("pointsman_userspace_bytes_total", "counter", &["direction", "protocol"], 0),
     ("rest_client_requests_total", "counter", &["code", "host", "method"], 0),
     ("rest_client_request_duration_seconds", "histogram", &["host", "verb"], 12),
     (
@@ -119,6 +126,11 @@ fn use_everything() {
     probed(Probe::Livez, 503);
     api_request("GET", "10.96.0.1:443", Some(200), Duration::from_millis(6));
     api_request("GET", "10.96.0.1:443", None, Duration::from_millis(6));
+    userspace_services("mode", 3);
+    userspace_listeners(2, 1);
+    let traffic = Traffic { accepted: 7, up: 9, refused: vec![("unreachable", 4)], ..Traffic::default() };
+    userspace_traffic("tcp", &traffic);
+    userspace_traffic("tcp", &traffic);
     build(&Build::default());
 }
 
@@ -154,6 +166,11 @@ fn a_scrape_is_what_is_specified() {
         "pointsman_conntrack_events_lost_total 1",
         "pointsman_redeal_duration_seconds_bucket{le=\"0.0002\"} 0",
         "pointsman_redeal_slots_total 12",
+        "pointsman_userspace_services{reason=\"mode\"} 3",
+        "pointsman_userspace_listeners{state=\"missing\"} 1",
+        "pointsman_userspace_connections_total{protocol=\"tcp\"} 7",
+        "pointsman_userspace_bytes_total{direction=\"up\",protocol=\"tcp\"} 9",
+        "pointsman_userspace_refused_total{reason=\"unreachable\"} 4",
         "rest_client_requests_total{code=\"<error>\",host=\"10.96.0.1:443\",method=\"GET\"} 1",
         "rest_client_request_duration_seconds_bucket{host=\"10.96.0.1:443\",verb=\"GET\",le=\"0.005\"} 0",
     ] {

@@ -1,0 +1,412 @@
+//! The forwarder's place in the daemon: opens what the engine wishes for, says where, and closes what nobody is sent to any more.
+//!
+//! In one batch of the controller: the engine compiles; [`Forwarding::follow`] opens new listeners and tells the engine, which compiles
+//! again, into the same transaction; the kernel takes it; [`Forwarding::committed`] closes what is not needed. So a listener is open
+//! before anybody is sent to it, and nobody is sent to one that is closed. A listener that cannot be opened is reported and tried
+//! again, with back-off; meanwhile the kernel carries its Service if it can (see `engine::routes`).
+//!
+//! Listeners for the kernel bind to all addresses, on ports that the system chooses; the kernel is told one address of the host
+//! (`host_address`), and a Node that gets another one changes no socket. TCP listeners refuse who did not come by the kernel's
+//! translation. Listeners for local processes bind to a loopback address and the node port itself.
+//!
+//! Nothing is started before there is something to forward.
+
+mod meter;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use self::meter::Meter;
+use super::host_address::host_address;
+use crate::config::ForwardConfig;
+use crate::engine::{Engine, Fallback, ListenerKey, Outcome, Wish};
+use crate::forward::udp::{UdpForwarder, UdpOptions, UdpRoute};
+use crate::forward::{Forwarder, RouteId, Settings};
+use crate::model::{Family, Protocol, ServiceKey};
+use crate::observe::{Observer, metrics};
+use crate::policy::{NodeAddresses, Reason};
+
+/// Pause before another attempt to open a listener, doubled with each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How often metrics are brought up to date.
+const MEASURE: Duration = Duration::from_secs(5);
+
+/// Threads for UDP; flows are spread over them.
+const UDP_WORKERS: usize = 2;
+
+/// All listeners.
+#[derive(Debug, Default)]
+pub(super) struct Forwarding {
+    limits: Settings,
+    /// How long a stop waits for connections.
+    drain: Duration,
+    /// Whether anybody depends on us, for who may want to end the process at once.
+    in_use: Arc<AtomicBool>,
+    stop: CancellationToken,
+    /// For what the kernel sends.
+    tcp: Option<Forwarder>,
+    /// For node ports on loopback addresses.
+    loopback: Option<Forwarder>,
+    udp: Option<Udp>,
+    wanted: BTreeMap<ListenerKey, Wanted>,
+    /// Those of them that could not be opened.
+    failed: BTreeSet<ListenerKey>,
+    /// Those that the engine has not heard the latest of: a batch costs what it touches, however many there are.
+    untold: BTreeSet<ListenerKey>,
+    /// To be closed when the kernel knows.
+    closing: BTreeSet<ListenerKey>,
+    /// Where the kernel finds us, IPv4 and IPv6.
+    addresses: [Option<IpAddr>; 2],
+    tcp_meter: Meter,
+    udp_meter: Meter,
+    /// When metrics are to be brought up to date, while there is something to measure.
+    measure_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Wanted {
+    wish: Wish,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It listens at this address; the unspecified one stands for all.
+    Open(SocketAddr),
+    /// It could not be opened.
+    Failed { retry_at: Instant, pause: Duration },
+}
+
+#[derive(Debug)]
+struct Udp {
+    forwarder: UdpForwarder,
+    /// There until it is dropped.
+    runtime: Option<Runtime>,
+}
+
+// === impl Forwarding ===
+
+impl Forwarding {
+    /// With nothing to forward.
+    pub(super) fn new(config: ForwardConfig) -> Self {
+        let limits = Settings { max_connections: config.max_connections, ..Settings::default() };
+        Self { limits, drain: config.drain, ..Self::default() }
+    }
+
+    /// Tells, at any time and from any thread, whether a stop has something to wait for.
+    pub(super) fn in_use(&self) -> Arc<AtomicBool> {
+        self.in_use.clone()
+    }
+
+    /// To be cancelled when the controller shall end in order.
+    pub(super) fn stop(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Whether anybody depends on us.
+    pub(super) fn is_in_use(&self) -> bool {
+        !self.wanted.is_empty() || !self.closing.is_empty() || self.connections() > 0
+    }
+
+    /// TCP connections and UDP flows.
+    pub(super) fn connections(&self) -> usize {
+        let tcp = [&self.tcp, &self.loopback].into_iter().flatten().map(Forwarder::connections).sum::<usize>();
+        tcp + self.udp.as_ref().map_or(0, |udp| udp.forwarder.flows())
+    }
+
+    /// When there is a listener to be tried again.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let failed = self.failed.iter().filter_map(|listener| self.wanted.get(listener));
+        let retries = failed.filter_map(|wanted| match wanted.state {
+            State::Failed { retry_at, .. } => Some(retry_at),
+            State::Open(_) => None,
+        });
+        retries.chain(self.measure_at).min()
+    }
+
+    /// Opens and changes what the engine wishes for, and has it compiled what follows from that, into `outcome`.
+    pub(super) fn follow(&mut self, engine: &mut Engine, outcome: &mut Outcome, observer: &Observer) {
+        for (listener, wish) in engine.take_wishes() {
+            match wish {
+                Some(wish) => self.want(listener, wish, observer),
+                None => {
+                    self.failed.remove(&listener);
+                    self.untold.remove(&listener);
+                    if let Some(Wanted { state: State::Open(_), .. }) = self.wanted.remove(&listener) {
+                        self.closing.insert(listener);
+                    }
+                }
+            }
+        }
+        self.retry(observer);
+        self.in_use.store(self.is_in_use(), Ordering::Relaxed);
+        if self.measure_at.is_none_or(|at| at <= Instant::now()) {
+            self.measure(engine);
+        }
+        let moved = self.tell(engine);
+        for (service, fallback) in engine.take_fallbacks() {
+            announce(&service, fallback, observer);
+        }
+        if moved {
+            engine.compile_into(outcome);
+        }
+    }
+
+    /// The kernel has what was compiled: what it does not send to any more is closed. Connections live on.
+    pub(super) fn committed(&mut self, engine: &mut Engine) {
+        if !self.closing.is_empty() {
+            self.measure(engine);
+        }
+        for listener in std::mem::take(&mut self.closing) {
+            self.close(&listener);
+            if listener.loopback.is_none() {
+                engine.set_listener(&listener.route, None);
+            }
+        }
+    }
+
+    /// Closes all listeners, waits for connections for as long as that may take, and ends the others.
+    pub(super) fn shutdown(mut self) {
+        let (begin, drain) = (Instant::now(), self.drain);
+        let connections = self.connections();
+        if connections > 0 {
+            info!(connections, patience = ?drain, "draining what the forwarder carries");
+        }
+        // UDP has nobody to say goodbye to: its flows are at their endpoints already, by way of the kernel.
+        drop(self.udp.take());
+        let mut ended = 0;
+        for forwarder in [self.tcp.take(), self.loopback.take()].into_iter().flatten() {
+            ended += forwarder.shutdown(drain.saturating_sub(begin.elapsed()));
+        }
+        if ended > 0 {
+            warn!(connections = ended, "connections were still open and are ended");
+        }
+    }
+
+    /// Brings metrics up to date.
+    fn measure(&mut self, engine: &Engine) {
+        if !self.is_in_use() && self.measure_at.is_none() {
+            return;
+        }
+        for reason in Reason::ALL {
+            let services = engine.fallbacks().values().filter(|fallback| fallback.reason == reason).count();
+            metrics::userspace_services(reason.label(), services);
+        }
+        let open = self.wanted.values().filter(|wanted| matches!(wanted.state, State::Open(_))).count();
+        metrics::userspace_listeners(open, self.wanted.len() - open);
+        let forwarders = [("", &self.tcp), ("loopback ", &self.loopback)];
+        let routes = forwarders.into_iter().filter_map(|(kind, forwarder)| Some((kind, forwarder.as_ref()?.status())));
+        let routes = routes.flat_map(|(kind, routes)| routes.into_iter().map(move |route| (kind, route)));
+        self.tcp_meter.read(routes.map(|(kind, (id, status))| (format!("{kind}{id:?}"), meter::tcp(&status))));
+        self.tcp_meter.publish("tcp");
+        if let Some(udp) = &self.udp {
+            let named = |name: &str| Some((name.to_owned(), meter::udp(&udp.forwarder.status(name)?.1)));
+            self.udp_meter.read(udp.forwarder.names().filter_map(named));
+            self.udp_meter.publish("udp");
+        }
+        self.measure_at = self.is_in_use().then(|| Instant::now() + MEASURE);
+    }
+
+    fn want(&mut self, listener: ListenerKey, wish: Wish, observer: &Observer) {
+        self.closing.remove(&listener);
+        let pause = match self.wanted.get(&listener).map(|wanted| wanted.state) {
+            Some(State::Failed { retry_at, pause }) if retry_at > Instant::now() => {
+                // Its time will come.
+                self.wanted.insert(listener, Wanted { wish, state: State::Failed { retry_at, pause } });
+                return;
+            }
+            Some(State::Failed { pause, .. }) => pause,
+            Some(State::Open(_)) | None => FIRST_PAUSE,
+        };
+        let state = match self.open(&listener, &wish) {
+            Ok(address) => {
+                if let Some(at) = listener.loopback
+                    && !matches!(self.wanted.get(&listener), Some(Wanted { state: State::Open(_), .. }))
+                {
+                    info!(service = %listener.route.port, protocol = %listener.route.port.protocol, %at, "node port served for local processes");
+                }
+                State::Open(address)
+            }
+            Err(error) => {
+                let service = &listener.route.port.service;
+                let instead = match listener.loopback {
+                    Some(at) => format!("local processes do not find it at {at}"),
+                    None => "the kernel carries it where it can".to_owned(),
+                };
+                error!(%service, error, retry_in = ?pause, "the forwarder cannot listen; {instead}");
+                observer.forwarder_cannot_listen(service, format!("{error}; {instead}"));
+                let retry_at = Instant::now() + pause;
+                State::Failed { retry_at, pause: (pause * 2).min(LONGEST_PAUSE) }
+            }
+        };
+        match state {
+            State::Open(_) => self.failed.remove(&listener),
+            State::Failed { .. } => self.failed.insert(listener.clone()),
+        };
+        if listener.loopback.is_none() {
+            self.untold.insert(listener.clone());
+        }
+        self.wanted.insert(listener, Wanted { wish, state });
+    }
+
+    fn retry(&mut self, observer: &Observer) {
+        let now = Instant::now();
+        let due = |listener: &&ListenerKey| matches!(self.wanted[*listener].state, State::Failed { retry_at, .. } if retry_at <= now);
+        let due: Vec<_> = self.failed.iter().filter(due).cloned().collect();
+        for listener in due {
+            let wish = self.wanted[&listener].wish.clone();
+            self.want(listener, wish, observer);
+        }
+    }
+
+    /// Tells the engine where the kernel finds each listener. Whether that differs from what it knew.
+    fn tell(&mut self, engine: &mut Engine) -> bool {
+        if self.tcp.is_none() && self.udp.is_none() && self.untold.is_empty() {
+            return false;
+        }
+        let known = NodeAddresses::new(engine.settings(), engine.store().node());
+        let mut everybody = false;
+        for family in Family::ALL {
+            let address = host_address(family, known.known(family));
+            let before = std::mem::replace(&mut self.addresses[family as usize], address);
+            everybody |= before != address;
+            match address {
+                Some(address) if before != Some(address) => {
+                    info!(%address, "connections for the forwarder are sent to")
+                }
+                None if before.is_some() => {
+                    warn!(%family, "this host has no address any more that connections for the forwarder could be sent to");
+                }
+                _ => {}
+            }
+        }
+        let mut moved = false;
+        let mut concerned = std::mem::take(&mut self.untold);
+        if everybody {
+            concerned.extend(self.wanted.keys().filter(|listener| listener.loopback.is_none()).cloned());
+        }
+        for (listener, wanted) in concerned.iter().filter_map(|listener| Some((listener, self.wanted.get(listener)?))) {
+            let address = match wanted.state {
+                State::Open(bound) => {
+                    self.addresses[listener.route.family as usize].map(|address| SocketAddr::new(address, bound.port()))
+                }
+                State::Failed { .. } => None,
+            };
+            moved |= engine.set_listener(&listener.route, address);
+        }
+        moved
+    }
+
+    fn open(&mut self, listener: &ListenerKey, wish: &Wish) -> Result<SocketAddr, String> {
+        let route = &listener.route;
+        match route.port.protocol {
+            Protocol::Udp => {
+                let udp = match &mut self.udp {
+                    Some(udp) => udp,
+                    none => none.insert(Udp::start()?),
+                };
+                udp.forwarder.set(&name(listener), udp_route(listener, wish)).map_err(|error| error.to_string())
+            }
+            Protocol::Tcp | Protocol::Sctp => {
+                let (slot, limits) = match listener.loopback {
+                    None => (&mut self.tcp, self.limits.clone()),
+                    Some(_) => (&mut self.loopback, Settings { workers: 1, ..self.limits.clone() }),
+                };
+                let forwarder = match slot {
+                    Some(forwarder) => forwarder,
+                    none => none.insert(Forwarder::start(limits).map_err(|error| error.to_string())?),
+                };
+                let opened = match listener.loopback {
+                    None => forwarder.set(route, &wish.route),
+                    Some(at) => forwarder.set_at(route, &wish.route, at),
+                };
+                opened.map_err(|error| error.to_string())
+            }
+        }
+    }
+
+    fn close(&mut self, listener: &ListenerKey) {
+        match (listener.route.port.protocol, listener.loopback) {
+            (Protocol::Udp, _) => self.udp.as_mut().map(|udp| udp.forwarder.remove(&name(listener))),
+            (_, None) => self.tcp.as_mut().map(|forwarder| forwarder.remove(&listener.route)),
+            (_, Some(_)) => self.loopback.as_mut().map(|forwarder| forwarder.remove(&listener.route)),
+        };
+    }
+}
+
+// === impl Udp ===
+
+impl Udp {
+    fn start() -> Result<Self, String> {
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(UDP_WORKERS).thread_name("forward-udp").enable_io().enable_time();
+        let runtime = builder.build().map_err(|error| error.to_string())?;
+        let forwarder = UdpForwarder::new(runtime.handle().clone(), UdpForwarder::FLOWS);
+        Ok(Self { forwarder, runtime: Some(runtime) })
+    }
+}
+
+/// The controller is within a runtime of its own, where nobody may wait for another one.
+impl Drop for Udp {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// What the UDP forwarder knows a route by.
+fn name(listener: &ListenerKey) -> String {
+    let ListenerKey { route: RouteId { port, family, local }, loopback } = listener;
+    // Names of Services and ports have no spaces.
+    format!("{} {} {family} {local} {loopback:?}", port.service, port.name)
+}
+
+fn udp_route(listener: &ListenerKey, wish: &Wish) -> UdpRoute {
+    let Wish { route, draining } = wish;
+    let any: IpAddr = match listener.route.family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let defaults = UdpOptions::default();
+    let idle = route.options.idle_timeout;
+    UdpRoute {
+        listen: listener.loopback.unwrap_or(SocketAddr::new(any, 0)),
+        candidates: route.candidates.clone(),
+        draining: draining.clone(),
+        method: route.method,
+        affinity: route.affinity,
+        seed: fastrand::u64(..),
+        options: UdpOptions {
+            idle: idle.unwrap_or(defaults.idle),
+            idle_stream: idle.unwrap_or(defaults.idle_stream),
+            flows: route.options.max_connections.unwrap_or(defaults.flows),
+            ..defaults
+        },
+    }
+}
+
+/// Says, once, who carries a Service and why.
+fn announce(service: &ServiceKey, fallback: Option<Fallback>, observer: &Observer) {
+    match fallback {
+        Some(Fallback { reason, hides_clients }) => {
+            let client = match hides_clients {
+                true => "endpoints see an address of the node instead of the client's",
+                false => "endpoints are told the client's address by the PROXY protocol",
+            };
+            info!(%service, reason = reason.label(), "carried by the userspace forwarder; {client}");
+            let note = format!("carried by the userspace forwarder ({}); {client}", reason.label());
+            observer.carried_in_userspace(service, note);
+        }
+        None => info!(%service, "carried by the kernel alone again"),
+    }
+}
