@@ -401,7 +401,10 @@ fn announce(service: &ServiceKey, fallback: Option<Fallback>, observer: &Observe
         Some(Fallback { reason, hides_clients }) => {
             let client = match hides_clients {
                 true => "endpoints see an address of the node instead of the client's",
-                false => "endpoints are told the client's address by the PROXY protocol",
+                false if reason == Reason::ProxyProtocol => {
+                    "endpoints are told the client's address by the PROXY protocol"
+                }
+                false => "endpoints see the client's address",
             };
             info!(%service, reason = reason.label(), "carried by the userspace forwarder; {client}");
             let note = format!("carried by the userspace forwarder ({}); {client}", reason.label());

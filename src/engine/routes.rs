@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::forward::{Method, Options, Route, RouteId};
+use crate::forward::{ClientIp, Method, Options, Route, RouteId};
 use crate::model::{Protocol, Service, ServiceKey};
 use crate::policy::{self, Path, Reason, ResolvedPort, Settings, Verdict};
 use crate::schedule::{Candidate, Exact, Scheduler};
@@ -81,7 +81,8 @@ impl Routes {
                 let Path::Userspace(reason) = port.path else { continue };
                 fallback = Some(Fallback {
                     reason: fallback.map_or(reason, |known| known.reason.min(reason)),
-                    hides_clients: fallback.is_some_and(|known| known.hides_clients) || reason != Reason::ProxyProtocol,
+                    hides_clients: fallback.is_some_and(|known| known.hides_clients)
+                        || hides_clients(service, port, reason),
                 });
                 self.redirect(port, reason);
             }
@@ -211,6 +212,12 @@ fn wished(service: &Service, port: &ResolvedPort, settings: &Settings) -> Vec<(L
     wished
 }
 
+/// Whether endpoints of a port neither see nor are told the client's address.
+fn hides_clients(service: &Service, port: &ResolvedPort, reason: Reason) -> bool {
+    let preserved = service.tuning.forwarding.client_ip == ClientIp::Preserve && port.key.protocol == Protocol::Tcp;
+    reason != Reason::ProxyProtocol && !preserved
+}
+
 fn options(service: &Service, port: &ResolvedPort) -> Options {
     let forwarding = &service.tuning.forwarding;
     let mut options = Options { max_connections: forwarding.max_connections, ..Options::default() };
@@ -222,6 +229,9 @@ fn options(service: &Service, port: &ResolvedPort) -> Options {
     }
     if port.key.protocol == Protocol::Tcp && port.path == Path::Userspace(Reason::ProxyProtocol) {
         options.proxy_protocol = forwarding.proxy_protocol;
+    }
+    if port.key.protocol == Protocol::Tcp {
+        options.client_ip = forwarding.client_ip;
     }
     options
 }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::balance::Method;
-pub use crate::model::tuning::ProxyProtocol;
+pub use crate::model::tuning::{ClientIp, ProxyProtocol};
 use crate::model::{Family, PortKey};
 use crate::schedule::Candidate;
 
@@ -51,17 +51,6 @@ pub struct Options {
     pub half_closed_timeout: Option<Duration>,
     /// How many connections this route may have at once; none: only the process has a limit.
     pub max_connections: Option<usize>,
-}
-
-/// Whose address connections to endpoints come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ClientIp {
-    /// The node's.
-    #[default]
-    Masked,
-    /// The client's, if that can be: the endpoint's replies must pass this node. The node's where the client is on the loopback or is
-    /// the endpoint itself, and where the kernel refuses what is needed; see [`RouteStatus::unpreserved`](super::RouteStatus).
-    Preserve,
 }
 
 // === impl Options ===

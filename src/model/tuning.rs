@@ -17,6 +17,7 @@
 //! | [`DRAIN_ANNOTATION`] | Service | `TIME` |
 //! | [`DATAPATH_ANNOTATION`] | Service | `kernel` or `userspace` |
 //! | [`PROXY_PROTOCOL_ANNOTATION`] | Service | `v1` or `v2` |
+//! | [`CLIENT_IP_ANNOTATION`] | Service | `preserve` |
 //! | [`CONNECT_TIMEOUT_ANNOTATION`], [`IDLE_TIMEOUT_ANNOTATION`] | Service | `TIME`, not zero |
 //! | [`MAX_CONNECTIONS_ANNOTATION`] | Service | a number, 1 or more |
 //!
@@ -35,7 +36,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
-pub use forwarding::{Datapath, Forwarding, ProxyProtocol};
+pub use forwarding::{ClientIp, Datapath, Forwarding, ProxyProtocol};
 pub use pattern::Pattern;
 pub use slow_start::SlowStart;
 pub use split::{Group, Split};
@@ -63,6 +64,9 @@ pub const DATAPATH_ANNOTATION: &str = "pointsman.dev/datapath";
 
 /// Which version of the PROXY protocol endpoints are spoken to in.
 pub const PROXY_PROTOCOL_ANNOTATION: &str = "pointsman.dev/proxy-protocol";
+
+/// Whose address endpoints see behind the forwarder.
+pub const CLIENT_IP_ANNOTATION: &str = "pointsman.dev/client-ip";
 
 /// How long the forwarder tries to connect to an endpoint.
 pub const CONNECT_TIMEOUT_ANNOTATION: &str = "pointsman.dev/connect-timeout";
@@ -135,6 +139,7 @@ impl Tuning {
         read(PROXY_PROTOCOL_ANNOTATION, &mut |text, remarks| {
             forwarding.proxy_protocol = ProxyProtocol::parse(text, remarks);
         });
+        read(CLIENT_IP_ANNOTATION, &mut |text, remarks| forwarding.client_ip = ClientIp::parse(text, remarks));
         read(CONNECT_TIMEOUT_ANNOTATION, &mut |text, remarks| {
             forwarding.connect_timeout = Forwarding::timeout(text, remarks);
         });

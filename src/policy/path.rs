@@ -11,7 +11,7 @@
 //!
 //! The first row that fits decides. What is asked for and does not come is said by [`problems`].
 
-use crate::model::tuning::{DATAPATH_ANNOTATION, Datapath, PROXY_PROTOCOL_ANNOTATION};
+use crate::model::tuning::{CLIENT_IP_ANNOTATION, ClientIp, DATAPATH_ANNOTATION, Datapath, PROXY_PROTOCOL_ANNOTATION};
 use crate::model::{Problem, Protocol, Service};
 use crate::source::Kind;
 
@@ -128,6 +128,11 @@ pub(super) fn problems(service: &Service, settings: &Settings) -> Vec<Problem> {
                 problems.push(problem(annotation(PROXY_PROTOCOL_ANNOTATION), "UDP", reason));
             }
             _ => {}
+        }
+        let masked = Path::of(service, port.protocol, settings) != Path::Kernel && port.protocol == Protocol::Udp;
+        if masked && forwarding.client_ip == ClientIp::Preserve {
+            let reason = format!("TCP only; endpoints of UDP port {} see an address of the node", port.port);
+            problems.push(problem(annotation(CLIENT_IP_ANNOTATION), "UDP", reason));
         }
     }
     problems

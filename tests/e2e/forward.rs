@@ -372,6 +372,33 @@ fn the_proxy_protocol_tells_pods_who_asks() {
 }
 
 #[test]
+fn pods_see_the_clients_address_where_that_is_asked_for() {
+    const PORT: u16 = 9000;
+    let lab = bed(1);
+    let pod = IpAddr::V4(pods([1])[0].v4);
+    let objects = vec![
+        service("web", 1, &[HTTP, DNS]),
+        slice_of("web", "IPv4", &[pod], &[("http", "TCP", PORT), ("dns", "UDP", 5353)]),
+    ];
+    let asked = [("datapath", "userspace"), ("client-ip", "preserve")];
+    let manifests = Manifests::of(&annotated(objects.clone(), &asked));
+    let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
+    daemon.hear(&["\"first load programmed\""]);
+    assert_eq!(daemon.count(&["WARN", "[pointsman.dev/client-ip]: \"UDP\": TCP only"]), 1, "{:#?}", daemon.said());
+    let to = frontends(1, 80)[0];
+    let seen = || {
+        let listener = lab.pod("web-1").run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).expect("a free port"));
+        let held = lab.client(0).run(|| std::net::TcpStream::connect_timeout(&to, PATIENCE).expect("connected"));
+        let source = listener.accept().expect("a connection").1.ip();
+        drop(held);
+        source
+    };
+    assert_eq!(seen(), lab.client(0).addresses().v4);
+    manifests.write("all.json", &annotated(objects, &asked[..1]));
+    eventually("the node's address", || seen() != IpAddr::V4(lab.client(0).addresses().v4));
+}
+
+#[test]
 fn a_stop_hands_over_to_the_kernel_and_drains() {
     let lab = bed(2);
     let manifests = Manifests::of(&userspace("web", 1, &[1, 2]));

@@ -13,6 +13,17 @@ pub enum Datapath {
     Userspace,
 }
 
+/// Whose address connections to endpoints come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ClientIp {
+    /// The node's.
+    #[default]
+    Masked,
+    /// The client's, if that can be: the endpoint's replies must pass this node. The node's where the client is on the loopback or is
+    /// the endpoint itself, and where the kernel refuses what is needed.
+    Preserve,
+}
+
 /// The version of the PROXY protocol (haproxy.org, `proxy-protocol.txt`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProxyProtocol {
@@ -29,6 +40,8 @@ pub struct Forwarding {
     pub datapath: Option<Datapath>,
     /// Whether endpoints are told the client's address in front of the first byte.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// Whose address endpoints see.
+    pub client_ip: ClientIp,
     /// How long each attempt to connect to an endpoint may take, not zero.
     pub connect_timeout: Option<Duration>,
     /// How long a connection or UDP flow may be silent, not zero.
@@ -67,6 +80,18 @@ impl ProxyProtocol {
     }
 }
 
+// === impl ClientIp ===
+
+impl ClientIp {
+    pub(super) fn parse(text: &str, remarks: &mut Remarks<'_>) -> Self {
+        if text == "preserve" {
+            return ClientIp::Preserve;
+        }
+        remarks.add(text, "not preserve; endpoints see an address of the node");
+        ClientIp::Masked
+    }
+}
+
 // === impl Forwarding ===
 
 impl Forwarding {
@@ -100,6 +125,7 @@ mod tests {
         let (tuning, said) = parse(&[
             (DATAPATH_ANNOTATION, " userspace "),
             (PROXY_PROTOCOL_ANNOTATION, "v2"),
+            (CLIENT_IP_ANNOTATION, "preserve"),
             (CONNECT_TIMEOUT_ANNOTATION, "1500ms"),
             (IDLE_TIMEOUT_ANNOTATION, "300"),
             (MAX_CONNECTIONS_ANNOTATION, "1000"),
@@ -108,6 +134,7 @@ mod tests {
         let asked = Forwarding {
             datapath: Some(Datapath::Userspace),
             proxy_protocol: Some(ProxyProtocol::V2),
+            client_ip: ClientIp::Preserve,
             connect_timeout: Some(Duration::from_millis(1500)),
             idle_timeout: Some(Duration::from_secs(300)),
             max_connections: Some(1000),
@@ -117,6 +144,7 @@ mod tests {
         let table = [
             (DATAPATH_ANNOTATION, "user", "neither kernel nor userspace; ignored"),
             (PROXY_PROTOCOL_ANNOTATION, "2", "neither v1 nor v2; endpoints are told nothing"),
+            (CLIENT_IP_ANNOTATION, "keep", "not preserve; endpoints see an address of the node"),
             (CONNECT_TIMEOUT_ANNOTATION, "0s", "no time at all; the default is used"),
             (IDLE_TIMEOUT_ANNOTATION, "long", "not a time such as 30s or 1m30s; the default is used"),
             (MAX_CONNECTIONS_ANNOTATION, "0", "not a number in 1..4294967295; no limit"),
