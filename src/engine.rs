@@ -191,9 +191,10 @@ impl Engine {
     }
 
     /// When something is to be done even if nothing changes: an endpoint in slow start gets more, or one that left has drained. `None`
-    /// almost always. After [`Engine::take_time`] and a compilation it is later than that time.
+    /// almost always. After [`Engine::take_time`] and a compilation it is later than that time. Services that changed since the last
+    /// compilation have none: they wait for the next one.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.values().min().copied()
+        self.deadlines.iter().filter(|(key, _)| !self.touched.contains(*key)).map(|(_, at)| *at).min()
     }
 
     /// The connections to be ended since the last call; to be done when the kernel has what was compiled before.
@@ -231,6 +232,21 @@ impl Engine {
     /// is everything, and need not be in memory twice.
     pub fn catch_up(&mut self) -> Outcome {
         self.compile_with(false, usize::MAX)
+    }
+
+    /// As [`Engine::take_time`] and [`Engine::compile`], but of nothing else than what time brings: all that was taken waits on, with
+    /// the Services that it touched.
+    pub fn compile_timed(&mut self, now: Instant) -> Outcome {
+        self.now = Some(now);
+        let due = self.deadlines.iter().filter(|(key, at)| **at <= now && !self.touched.contains(*key));
+        let due = due.map(|(key, _)| key.clone()).collect();
+        let waiting = std::mem::replace(&mut self.touched, due);
+        let networks_touched = std::mem::take(&mut self.networks_touched);
+        let (families, triggers) = (std::mem::take(&mut self.families), std::mem::take(&mut self.triggers));
+        let outcome = self.compile();
+        (self.touched, self.networks_touched) = (waiting, networks_touched);
+        (self.families, self.triggers) = (families, triggers);
+        outcome
     }
 
     fn compile_with(&mut self, keep_delta: bool, elements: usize) -> Outcome {

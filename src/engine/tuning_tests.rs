@@ -136,6 +136,39 @@ fn a_newcomer_grows_in_few_steps_and_then_nobody_wakes() {
 }
 
 #[test]
+fn time_goes_on_for_others_while_changes_wait() {
+    let other = |annotations: &[(&str, &str)]| {
+        let Change::Apply(Object::Service(mut service)) = service(annotations) else { unreachable!() };
+        service.metadata.name = Some("other".to_owned());
+        Change::Apply(Object::Service(service))
+    };
+    let mut watch = Watch::new();
+    watch.take([service(&[("slow-start", "64s")]), other(&[]), slice(&["1", "2"])]);
+    watch.take([slice(&["1", "2", "3"])]);
+    let step = watch.engine.next_deadline().expect("somebody grows");
+    // A change of another Service is taken, and not yet compiled.
+    watch.engine.take(other(&[("scheduler", "rr")]));
+    assert_eq!(watch.engine.next_deadline(), Some(step));
+    let mut steps = 0;
+    while let Some(next) = watch.engine.next_deadline() {
+        watch.now = next;
+        let outcome = watch.engine.compile_timed(next);
+        assert_eq!(outcome.services, [ServiceKey::new("shop", "web")]);
+        assert!(!watch.engine.is_idle() && watch.engine.has_more(), "the change still waits");
+        steps += 1;
+    }
+    assert!((20..=32).contains(&steps), "{steps}");
+    assert_eq!(watch.weights(), "1:1 2:1 3:1");
+    // A change of its own waits, and with it what time would bring.
+    watch.take([slice(&["1", "2", "3", "4"])]);
+    watch.engine.take(service(&[("slow-start", "64s"), ("scheduler", "wrr")]));
+    assert_eq!(watch.engine.next_deadline(), None);
+    assert_eq!(watch.engine.compile_timed(watch.now + 9 * S).services, []);
+    assert_eq!(watch.compile().services, [ServiceKey::new("shop", "web")]);
+    assert!(watch.engine.next_deadline().is_some());
+}
+
+#[test]
 fn all_new_is_all_equal_and_services_without_it_have_no_time() {
     let mut watch = Watch::new();
     watch.take([service(&[("slow-start", "60s")]), slice(&[])]);
