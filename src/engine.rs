@@ -283,6 +283,7 @@ impl Engine {
             claims: &self.claims,
             scheduler: self.scheduler,
             warming: None,
+            assessment: None,
         };
         let unparted = moving.len();
         let mut order = moving.into_iter().chain(staying);
@@ -301,7 +302,8 @@ impl Engine {
                 None => self.health.remove(key),
             };
             let progress = self.warmth.update(key, service, slices.clone(), self.now);
-            let context = Context { warming: Some(&progress.warming), ..context };
+            let assessment = service.map(|service| policy::Assessment::new(service, slices.clone()));
+            let context = Context { warming: Some(&progress.warming), assessment: assessment.as_ref(), ..context };
             let resolved = service.map(|service| policy::resolve(service, slices.clone(), context)).unwrap_or_default();
             let due = self.drains.update(key, service, slices.clone(), &resolved, self.now);
             let ranges = self.flows.node_port_ranges();

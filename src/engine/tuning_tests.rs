@@ -65,6 +65,7 @@ impl Watch {
             claims: &self.engine.claims,
             scheduler: self.engine.scheduler,
             warming: Some(&progress.warming),
+            assessment: None,
         };
         let resolved = policy::resolve(&service, slices.iter(), context);
         let last = |address: std::net::IpAddr| address.to_string().rsplit('.').next().unwrap_or_default().to_owned();
@@ -138,9 +139,13 @@ fn a_newcomer_grows_in_few_steps_and_then_nobody_wakes() {
 #[test]
 fn time_goes_on_for_others_while_changes_wait() {
     let other = |annotations: &[(&str, &str)]| {
-        let Change::Apply(Object::Service(mut service)) = service(annotations) else { unreachable!() };
-        service.metadata.name = Some("other".to_owned());
-        Change::Apply(Object::Service(service))
+        let annotations: BTreeMap<_, _> =
+            annotations.iter().map(|(key, value)| (format!("pointsman.dev/{key}"), value)).collect();
+        let value = json!({
+            "metadata": {"namespace": "shop", "name": "other", "annotations": annotations},
+            "spec": {"clusterIP": "10.96.0.2", "ports": [{"port": 80}]},
+        });
+        Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes"))))
     };
     let mut watch = Watch::new();
     watch.take([service(&[("slow-start", "64s")]), other(&[]), slice(&["1", "2"])]);

@@ -20,12 +20,13 @@
 //! lists are bounded ([`MAX_ENTRIES`]), and so is what is said about one annotation. What weights mean for a set of endpoints is
 //! decided in [`crate::policy`]. Tables in each file here.
 
+mod index;
 mod pattern;
 mod slow_start;
 mod split;
 mod weights;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -131,6 +132,30 @@ fn entries<'a>(text: &'a str, remarks: &mut Remarks<'_>) -> Vec<&'a str> {
         remarks.add(first_unused, format!("beyond {MAX_ENTRIES} entries; it and what follows is not used"));
     }
     used
+}
+
+/// Reads a list of `PATTERN=VALUE`, which `form` names: hands out each usable pattern with its value and the entry it is from, each pattern
+/// once.
+fn assignments<'a>(
+    text: &'a str,
+    form: &str,
+    remarks: &mut Remarks<'_>,
+    mut each: impl FnMut(Pattern, &'a str, &'a str, &mut Remarks<'_>),
+) {
+    let mut seen = HashSet::new();
+    for entry in entries(text, remarks) {
+        let Some((pattern, value)) = entry.rsplit_once('=') else {
+            remarks.add(entry, format!("not {form}; skipped"));
+            continue;
+        };
+        match Pattern::parse(pattern.trim()) {
+            Err(why) => remarks.add(entry, format!("{why}; skipped")),
+            Ok(pattern) if !seen.insert(pattern.text().to_owned()) => {
+                remarks.add(entry, "a second entry for this pattern; the first one counts");
+            }
+            Ok(pattern) => each(pattern, value.trim(), entry, remarks),
+        }
+    }
 }
 
 /// A time as in Kubernetes (`90s`, `1m30s`, `500ms`); a bare number is seconds. `otherwise` is what happens if it is none.

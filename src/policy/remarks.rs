@@ -5,9 +5,9 @@
 
 use std::collections::BTreeSet;
 
-use super::weigh::{all_drained, group_of, is_weighted, scheduler, share_of};
-use super::{Context, ResolvedPort};
-use crate::model::tuning::{Pattern, SLOW_START_ANNOTATION, SPLIT_ANNOTATION, WEIGHT_ANNOTATION, WEIGHTS_ANNOTATION};
+use super::weigh::{all_drained, scheduler, share_of};
+use super::{Assessment, Context, ResolvedPort};
+use crate::model::tuning::{SLOW_START_ANNOTATION, SPLIT_ANNOTATION, WEIGHT_ANNOTATION, WEIGHTS_ANNOTATION};
 use crate::model::{Endpoint, Problem, Service, Slice};
 use crate::source::Kind;
 
@@ -16,17 +16,17 @@ const NAMED: usize = 4;
 
 /// Everything there is to say about a Service that was decided as `resolved`.
 pub fn tuning_problems<'a>(
-    service: &Service,
+    service: &'a Service,
     slices: impl Iterator<Item = &'a Slice> + Clone,
     resolved: &[ResolvedPort],
     context: Context<'_>,
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
     let tuning = &service.tuning;
-    let weighted = is_weighted(service, slices.clone());
-    if !weighted {
+    let own = context.assessment.is_none().then(|| Assessment::new(service, slices.clone()));
+    let Some(assessment) = context.assessment.or(own.as_ref()).filter(|one| one.is_weighted()) else {
         return problems;
-    }
+    };
     let mut say = |annotation: &str, value: String, reason: String| {
         let field = format!("metadata.annotations[{annotation}]");
         let problem = Problem { kind: Kind::Service, object: service.key.object(), field, value, reason };
@@ -35,11 +35,9 @@ pub fn tuning_problems<'a>(
         }
     };
     let endpoints = || slices.clone().flat_map(|slice| &slice.endpoints);
-    let split = || tuning.split.iter().flat_map(|split| split.groups()).map(|group| &group.pattern);
-    for (annotation, idle) in [
-        (WEIGHTS_ANNOTATION, idle(tuning.weights.patterns(), endpoints())),
-        (SPLIT_ANNOTATION, idle(split(), endpoints())),
-    ] {
+    for (annotation, idle) in
+        [(WEIGHTS_ANNOTATION, assessment.idle_weights()), (SPLIT_ANNOTATION, assessment.idle_groups())]
+    {
         let more = idle.len().saturating_sub(NAMED);
         for (index, pattern) in idle.iter().take(NAMED).enumerate() {
             let others =
@@ -47,7 +45,7 @@ pub fn tuning_problems<'a>(
             say(annotation, pattern.to_string(), format!("matches no endpoint of this Service{others}"));
         }
     }
-    let dealer = scheduler(service, context.scheduler, weighted);
+    let dealer = scheduler(service, context.scheduler, true);
     if !dealer.heeds_weights() {
         let slices_differ = endpoints().any(|endpoint| !matches!(endpoint.weight, None | Some(0 | 1)));
         for (annotation, given) in [
@@ -67,7 +65,7 @@ pub fn tuning_problems<'a>(
             // Only addresses matter: an endpoint weighs the same on all of its ports.
             let chosen: BTreeSet<_> = candidates.iter().map(|candidate| candidate.endpoint.ip()).collect();
             let chosen = || endpoints().filter(|endpoint| chosen.contains(&endpoint.address));
-            if all_drained(tuning, chosen()) {
+            if all_drained(assessment, chosen()) {
                 let annotation = if tuning.weights.is_empty() { WEIGHT_ANNOTATION } else { WEIGHTS_ANNOTATION };
                 say(
                     annotation,
@@ -76,14 +74,15 @@ pub fn tuning_problems<'a>(
                 );
             }
             let Some(split) = &tuning.split else { continue };
-            if chosen().next().is_some() && chosen().all(|one| share_of(split, group_of(split, one)) == 0) {
+            if chosen().next().is_some() && chosen().all(|one| share_of(split, assessment.said(one).group) == 0) {
                 let reason = "no endpoint that qualifies is in a group with a share; all are used by weight".to_owned();
                 say(SPLIT_ANNOTATION, "0%".to_owned(), reason);
             }
         }
     }
     if let Some(split) = &tuning.split {
-        let outsider = endpoints().find(|endpoint| endpoint.ready && split.group_of(endpoint).is_none());
+        let outsider =
+            endpoints().find(|endpoint| endpoint.ready && assessment.said(endpoint).group == split.groups().len());
         let name = |endpoint: &Endpoint| endpoint.pod.as_deref().map_or(endpoint.address.to_string(), str::to_owned);
         match outsider {
             Some(outsider) if split.rest() == 0 => {
@@ -100,15 +99,4 @@ pub fn tuning_problems<'a>(
         }
     }
     problems
-}
-
-/// The patterns that match nobody. A Service without endpoints is no reason to doubt its patterns.
-fn idle<'a>(
-    patterns: impl Iterator<Item = &'a Pattern>,
-    endpoints: impl Iterator<Item = &'a Endpoint> + Clone,
-) -> Vec<&'a Pattern> {
-    if endpoints.clone().next().is_none() {
-        return Vec::new();
-    }
-    patterns.filter(|pattern| !endpoints.clone().any(|endpoint| pattern.matches(endpoint))).collect()
 }

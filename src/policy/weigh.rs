@@ -17,8 +17,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use super::assess::Assessment;
 use crate::model::tuning::Split;
-use crate::model::{Endpoint, Service, Slice, Tuning};
+use crate::model::{Endpoint, Service, Slice};
 use crate::schedule::{Candidate, Scheduler};
 
 /// The largest sum of weights that is handed over: fits any arithmetic of a scheduler.
@@ -60,21 +61,21 @@ fn twin(scheduler: Scheduler) -> Option<Scheduler> {
 }
 
 /// Whether every one of these is drained, so that all are used alike.
-pub(super) fn all_drained<'a>(tuning: &Tuning, endpoints: impl Iterator<Item = &'a Endpoint>) -> bool {
+pub(super) fn all_drained<'a>(assessment: &Assessment<'_>, endpoints: impl Iterator<Item = &'a Endpoint>) -> bool {
     let mut endpoints = endpoints.peekable();
-    endpoints.peek().is_some() && endpoints.all(|endpoint| tuning.weights.of(endpoint) == 0)
+    endpoints.peek().is_some() && endpoints.all(|endpoint| assessment.said(endpoint).weight == 0)
 }
 
 /// Weighs qualifying endpoints, which stay in their order.
-pub(super) fn weigh(tuning: &Tuning, endpoints: &[Known<'_>], warming: &Warming) -> Vec<Candidate> {
-    let drained = all_drained(tuning, endpoints.iter().map(|(_, endpoint)| *endpoint));
-    let weight = |endpoint: &Endpoint| if drained { 1 } else { u64::from(tuning.weights.of(endpoint)) };
+pub(super) fn weigh(assessment: &Assessment<'_>, endpoints: &[Known<'_>], warming: &Warming) -> Vec<Candidate> {
+    let drained = all_drained(assessment, endpoints.iter().map(|(_, endpoint)| *endpoint));
+    let weight = |endpoint: &Endpoint| if drained { 1 } else { u64::from(assessment.said(endpoint).weight) };
     let percent = |endpoint: &Endpoint| u64::from(warming.0.get(&endpoint.address).copied().unwrap_or(100));
     let weighed = endpoints.iter().map(|(at, endpoint)| (*at, *endpoint, weight(endpoint) * percent(endpoint)));
     let weighed: Vec<_> = weighed.filter(|(_, _, weight)| *weight > 0).collect();
     let weights: Vec<u64> = weighed.iter().map(|(_, _, weight)| *weight).collect();
-    let endpoints: Vec<_> = weighed.iter().map(|(_, endpoint, _)| *endpoint).collect();
-    let whole = match tuning.split.as_ref().and_then(|split| divide(split, &endpoints, &weights)) {
+    let groups: Vec<_> = weighed.iter().map(|(_, endpoint, _)| assessment.said(endpoint).group).collect();
+    let whole = match assessment.tuning().split.as_ref().and_then(|split| divide(split, &groups, &weights)) {
         Some(divided) => {
             fit(&divided).unwrap_or_else(|| reduce(divided.into_iter().map(|(_, number)| number).collect()))
         }
@@ -87,11 +88,6 @@ pub(super) fn weigh(tuning: &Tuning, endpoints: &[Known<'_>], warming: &Warming)
         .collect()
 }
 
-/// The group that an endpoint is in: one of the split's, or the one of all others, which is the last.
-pub(super) fn group_of(split: &Split, endpoint: &Endpoint) -> usize {
-    split.group_of(endpoint).unwrap_or(split.groups().len())
-}
-
 /// The share of a group, in millionths.
 pub(super) fn share_of(split: &Split, group: usize) -> u32 {
     split.groups().get(group).map_or_else(|| split.rest(), |group| group.share)
@@ -99,8 +95,7 @@ pub(super) fn share_of(split: &Split, group: usize) -> u32 {
 
 /// Gives each group its share, divided by weight: for each endpoint its group and a number in proportion to what it gets, 0 if that has no
 /// share. `None` if nobody here has a share.
-fn divide(split: &Split, endpoints: &[&Endpoint], weights: &[u64]) -> Option<Vec<(usize, u128)>> {
-    let groups: Vec<usize> = endpoints.iter().map(|endpoint| group_of(split, endpoint)).collect();
+fn divide(split: &Split, groups: &[usize], weights: &[u64]) -> Option<Vec<(usize, u128)>> {
     let mut sums: BTreeMap<usize, u64> = BTreeMap::new();
     for (group, weight) in groups.iter().zip(weights) {
         *sums.entry(*group).or_default() += weight;
@@ -193,6 +188,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::Tuning;
     use crate::source::ObjectKey;
 
     fn tuning(annotations: &[(&str, &str)]) -> Tuning {
@@ -229,7 +225,7 @@ mod tests {
 
     fn weighed(tuning: &Tuning, endpoints: &[Endpoint], warming: &Warming) -> Vec<(String, u32)> {
         let known: Vec<Known<'_>> = endpoints.iter().map(|one| (SocketAddr::new(one.address, 80), one)).collect();
-        let candidates = weigh(tuning, &known, warming);
+        let candidates = weigh(&Assessment::of(tuning, endpoints.iter()), &known, warming);
         let pod = |at: SocketAddr| endpoints.iter().find(|one| one.address == at.ip()).and_then(|one| one.pod.clone());
         candidates.iter().map(|one| (pod(one.endpoint).expect("known").to_string(), one.weight)).collect()
     }
