@@ -374,6 +374,19 @@ fn what_is_said_about_weights_stands_until_it_is_mended() {
     );
     watch.take([service(&[("scheduler", "rr"), ("weights", "web-1-*=0")])]);
     assert_eq!(watch.engine.standing_problems(), 0, "every scheduler knows 0");
+    for (scheduler, told) in [("sed", 1), ("nq", 1), ("wlc", 0), ("wrr", 0), ("mh", 0)] {
+        watch.take([service(&[("scheduler", scheduler), ("split", "web-1-*=5%,*=95%")])]);
+        let wanted = format!(
+            r#"[pointsman.dev/split]: "{scheduler}": this scheduler keeps shares only as far as connections last; wrr and wlc keep them"#
+        );
+        assert_eq!(
+            said(&watch).iter().filter(|line| **line == wanted).count(),
+            told,
+            "{scheduler}: {:?}",
+            said(&watch)
+        );
+        assert_eq!(watch.engine.standing_problems(), told, "{scheduler}");
+    }
     watch.take([service(&[("split", "web-1-*=50%,web-9-*=50%")])]);
     assert_eq!(
         said(&watch),

@@ -9,6 +9,7 @@ use super::weigh::{all_drained, scheduler, share_of};
 use super::{Assessment, Context, ResolvedPort};
 use crate::model::tuning::{SLOW_START_ANNOTATION, SPLIT_ANNOTATION, WEIGHT_ANNOTATION, WEIGHTS_ANNOTATION};
 use crate::model::{Endpoint, Problem, Service, Slice};
+use crate::schedule::live::Rule;
 use crate::source::Kind;
 
 /// Patterns without anybody that are named; the last of them says how many there are.
@@ -59,6 +60,11 @@ pub fn tuning_problems<'a>(
                 say(annotation, dealer.to_string(), reason);
             }
         }
+    }
+    // They take whoever is idle or heaviest as long as there is little to do, as IPVS's do, and never look at who has had how much.
+    if tuning.split.is_some() && dealer.live().is_some_and(Rule::forgets_shares) {
+        let reason = "this scheduler keeps shares only as far as connections last; wrr and wlc keep them".to_owned();
+        say(SPLIT_ANNOTATION, dealer.to_string(), reason);
     }
     for port in resolved {
         for candidates in [&port.cluster, &port.local] {
