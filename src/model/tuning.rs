@@ -107,6 +107,9 @@ impl Tuning {
         read(SLOW_START_ANNOTATION, &mut |text, remarks| tuning.slow_start = SlowStart::parse(text, remarks));
         read(DRAIN_ANNOTATION, &mut |text, remarks| {
             tuning.drain = time(text, remarks, "connections are not ended");
+            if tuning.drain.is_some_and(|time| time.is_zero()) {
+                remarks.add(text, "no time at all; connections are ended as soon as their endpoint terminates");
+            }
         });
         tuning
     }
@@ -246,7 +249,7 @@ mod tests {
             (" 1m30s ", Some(90_000), ""),
             ("500ms", Some(500), ""),
             ("45", Some(45_000), ""),
-            ("0s", Some(0), ""),
+            ("0s", Some(0), "\"0s\": no time at all; connections are ended as soon as their endpoint terminates"),
             ("48h", Some(86_400_000), "\"48h\": longer than 24h; taken as 24h"),
             (
                 "99999999999999999999",
