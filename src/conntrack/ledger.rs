@@ -262,6 +262,16 @@ impl Ledger {
         !self.unreviewed.is_empty()
     }
 
+    /// How many subjects the next review is about.
+    pub fn unreviewed(&self) -> usize {
+        self.unreviewed.len()
+    }
+
+    /// How many subjects are counted.
+    pub fn subjects(&self) -> usize {
+        self.accounts.len()
+    }
+
     /// Says that every flow has to be looked for again, because events were lost or some time has passed.
     pub fn doubt(&mut self) {
         self.unreviewed.extend(self.accounts.keys());

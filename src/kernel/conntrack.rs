@@ -23,6 +23,7 @@ mod counts;
 mod cutter;
 mod events;
 mod program;
+mod reviews;
 mod sysctl;
 mod table;
 mod wire;

@@ -6,12 +6,13 @@
 //!
 //! How it knows: a walk through the kernel's table for what is there at the start (a *review*), then events. Events can be lost, when
 //! they come faster than they are taken, and a flow that began while nobody listened may end in silence. So a review is also due
-//! after a loss, and from time to time: often as long as there are flows that no event has told of, seldom otherwise. A review
-//! costs a walk; the pause until the next one is never less than a hundred times what it took.
+//! after a loss, and from time to time; `reviews` says when. One for a new subject looks for that subject's flows alone. Where
+//! `nf_conntrack_events` is 0 there are no events at all: that is said, and reviews are all there is.
 //!
 //! Waking up: at the first event after a quiet time at once; while events keep coming, once per [`PACE`] for all that have come.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{debug, info, warn};
 
 use super::events::{ConntrackEvents, Heard};
+use super::reviews::{Reviews, State};
 use super::table::{ConntrackError, ConntrackTable, Filter};
 use crate::compile::Ring;
 use crate::conntrack::ledger::Report;
@@ -35,12 +37,8 @@ use crate::model::Protocol;
 /// Events are taken so often while they keep coming.
 const PACE: Duration = Duration::from_millis(1);
 
-/// Time between reviews while some flows may end in silence, and when none can.
-const OFTEN: Duration = Duration::from_secs(5);
-const SELDOM: Duration = Duration::from_secs(120);
-
-/// The next review comes after so many times what the last one took, at least.
-const REVIEW_SHARE: u32 = 100;
+/// Whether the kernel tells of connections: 0 if not, else 1, or 2 for as long as somebody listens.
+const EVENTS: &str = "/proc/sys/net/netfilter/nf_conntrack_events";
 
 /// How often counts are taken anew because a pick was made meanwhile.
 const CONSISTENT: usize = 3;
@@ -70,6 +68,7 @@ pub struct Tally {
     reviews: AtomicU64,
     losses: AtomicU64,
     flows: AtomicU64,
+    looked_for: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -100,6 +99,11 @@ impl Tally {
     /// How often events were lost.
     pub fn losses(&self) -> u64 {
         self.losses.load(Ordering::Relaxed)
+    }
+
+    /// For how many subjects these walks were, one by one.
+    pub fn looked_for(&self) -> u64 {
+        self.looked_for.load(Ordering::Relaxed)
     }
 
     /// Connections counted now.
@@ -162,7 +166,8 @@ impl Counts {
             ledger: Ledger::default(),
             events: None,
             reader: None,
-            reviewed: None,
+            reviews: Reviews::default(),
+            deaf: false,
             retry: None,
         };
         let thread = thread::Builder::new().name("counts".to_owned()).spawn(move || counter.run())?;
@@ -199,8 +204,9 @@ struct Counter {
     events: Option<ConntrackEvents>,
     /// Without it rings are dealt a little less exactly.
     reader: Option<PickReader>,
-    /// When the last review ended, and how long it took.
-    reviewed: Option<(Instant, Duration)>,
+    reviews: Reviews,
+    /// The kernel tells of nothing, because somebody wants it so.
+    deaf: bool,
     /// After a failure: not before this time.
     retry: Option<Instant>,
 }
@@ -247,10 +253,14 @@ impl Counter {
             self.events = Some(ConntrackEvents::open(self.ledger.destinations(), self.buffer)?);
             self.reader = PickReader::open().ok();
             self.ledger.doubt();
+            self.deaf = false;
         }
         self.hear()?;
-        if self.ledger.wants_review() || self.until_review(Instant::now()).is_some_and(|wait| wait.is_zero()) {
-            self.ledger.doubt();
+        let now = Instant::now();
+        if self.until_review(now).is_some_and(|wait| wait.is_zero()) {
+            if self.reviews.next_complete(self.state()).is_some_and(|at| at <= now) {
+                self.ledger.doubt();
+            }
             self.review()?;
             self.hear()?;
         }
@@ -303,7 +313,9 @@ impl Counter {
 
     /// Compares with what the kernel has. What happens meanwhile waits as events.
     fn review(&mut self) -> Result<(), ConntrackError> {
-        let begin = Instant::now();
+        let (begin, busy) = (Instant::now(), time_on_cpu());
+        self.listen_for_silence();
+        let subjects = self.ledger.unreviewed();
         let wanted = self.ledger.begin_review();
         let mut table = ConntrackTable::open()?;
         let mut partial = false;
@@ -312,9 +324,11 @@ impl Counter {
             partial |= dump.partial;
         }
         let gone = self.ledger.end_review();
-        let took = begin.elapsed();
-        self.reviewed = Some((Instant::now(), took));
+        // What it cost, and not how long others had the CPU meanwhile.
+        let took = busy.and_then(|busy| time_on_cpu()?.checked_sub(busy)).unwrap_or_else(|| begin.elapsed());
+        self.reviews.ended(Instant::now(), took, subjects == self.ledger.subjects());
         self.tally.reviews.fetch_add(1, Ordering::Relaxed);
+        self.tally.looked_for.fetch_add(subjects as u64, Ordering::Relaxed);
         debug!(flows = self.ledger.flows(), gone, partial, took_us = took.as_micros(), "connections counted anew");
         if partial {
             info!("the connection tracking table changed while it was read; counts may be off until the next time");
@@ -323,9 +337,25 @@ impl Counter {
     }
 
     fn until_review(&self, now: Instant) -> Option<Duration> {
-        let (ended, took) = self.reviewed.filter(|_| !self.ledger.is_empty())?;
-        let pause = if self.ledger.has_silent() { OFTEN } else { SELDOM };
-        Some((ended + pause.max(took * REVIEW_SHARE)).saturating_duration_since(now))
+        self.reviews.wait(now, self.state()).filter(|_| !self.ledger.is_empty())
+    }
+
+    fn state(&self) -> State {
+        State { wanted: self.ledger.wants_review(), silent: self.ledger.has_silent(), deaf: self.deaf }
+    }
+
+    /// Whether the kernel tells of connections at all may change at any time.
+    fn listen_for_silence(&mut self) {
+        let deaf = fs::read_to_string(EVENTS).is_ok_and(|text| text.trim() == "0");
+        match (std::mem::replace(&mut self.deaf, deaf), deaf) {
+            (false, true) => warn!(
+                "net.netfilter.nf_conntrack_events is 0: the kernel does not tell of connections. They are counted by reading its table now and then, so lc, wlc, sed and nq lag behind by a second or more"
+            ),
+            (true, false) => {
+                info!("net.netfilter.nf_conntrack_events is on again: connections are counted as they come and go");
+            }
+            _ => {}
+        }
     }
 
     /// Waits until there is something to do.
@@ -355,6 +385,12 @@ impl Counter {
             let _ = self.waker.read(&mut [0; 64]);
         }
     }
+}
+
+/// How long the calling thread has run so far; `None` where the kernel does not say.
+fn time_on_cpu() -> Option<Duration> {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(Duration::from_nanos(text.split_whitespace().next()?.parse().ok()?))
 }
 
 /// What to ask the kernel for, to find flows to all of these. It hands out more than that; the ledger passes it over.
