@@ -76,6 +76,9 @@ pub struct Ledger {
     dirty: BTreeSet<u32>,
     /// To be reviewed: what is there has never been looked at, or destinations changed.
     unreviewed: BTreeSet<u32>,
+    /// The number of the last review that began, whatever became of it, and whom it is about.
+    review: u32,
+    reviewing: BTreeSet<u32>,
     /// Flows that no event has told of. The kernel may never tell of their end: it does so only for flows that began while
     /// somebody listened (`nf_ct_ecache_ext_add`).
     silent: usize,
@@ -94,7 +97,8 @@ struct Account {
     arrivals: usize,
     expected: usize,
     reported: Option<Instant>,
-    review: bool,
+    /// The last review that was about it.
+    review: u32,
 }
 
 /// A flow that counts.
@@ -104,8 +108,8 @@ struct Tracked {
     endpoint: u32,
     active: bool,
     heard: bool,
-    /// As its account's while it is known to be there.
-    review: bool,
+    /// Its account's last review when it was last known to be there.
+    review: u32,
 }
 
 // === impl Ledger ===
@@ -142,7 +146,7 @@ impl Ledger {
             arrivals: 0,
             expected: 0,
             reported: None,
-            review: false,
+            review: 0,
         });
         if account.interest.destinations != interest.destinations {
             for destination in &account.interest.destinations {
@@ -277,12 +281,14 @@ impl Ledger {
         self.unreviewed.extend(self.accounts.keys());
     }
 
-    /// Begins a review. What is to be looked for: flows to these destinations.
+    /// Begins a review. What is to be looked for: flows to these destinations. A review that began before and did not end never was.
     pub fn begin_review(&mut self) -> Vec<(Protocol, Destination)> {
         let mut wanted = Vec::new();
-        for number in &self.unreviewed {
+        self.review = self.review.wrapping_add(1);
+        self.reviewing = self.unreviewed.clone();
+        for number in &self.reviewing {
             if let Some(account) = self.accounts.get_mut(number) {
-                account.review = !account.review;
+                account.review = self.review;
                 let protocol = account.subject.protocol();
                 wanted.extend(account.interest.destinations.iter().map(|destination| (protocol, *destination)));
             }
@@ -293,10 +299,11 @@ impl Ledger {
     /// Ends a review: what was not found has ended. Returns how many flows that were.
     pub fn end_review(&mut self) -> usize {
         let mut gone = 0;
+        let reviewed = std::mem::take(&mut self.reviewing);
         let (accounts, dirty, silent) = (&mut self.accounts, &mut self.dirty, &mut self.silent);
         self.flows.retain(|_, flow| {
             let Some(account) = accounts.get_mut(&flow.account) else { return false };
-            let stays = flow.review == account.review;
+            let stays = flow.review == account.review || !reviewed.contains(&flow.account);
             if !stays {
                 account.leave(flow.endpoint, flow.active);
                 dirty.insert(flow.account);
@@ -305,7 +312,7 @@ impl Ledger {
             }
             stays
         });
-        self.unreviewed.clear();
+        self.unreviewed.retain(|number| !reviewed.contains(number));
         gone
     }
 
