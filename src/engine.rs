@@ -21,9 +21,9 @@ use jiff::Timestamp;
 use crate::compile::layout::Locality;
 use crate::compile::{Compiler, Delta, Image};
 use crate::conntrack::ledger::Report;
-use crate::conntrack::{Cut, FlowBook, Interests, View, WatchBook};
-use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, ServiceKey, Store};
-use crate::policy::{self, Claims, Context, HealthCheck, ResolvedPort, Settings};
+use crate::conntrack::{Cut, Destination, FlowBook, Interests, View, WatchBook};
+use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, Protocol, ServiceKey, Store};
+use crate::policy::{self, Claim, Claims, Context, Frontend, HealthCheck, NodePort, ResolvedPort, Settings};
 use crate::schedule::Scheduler;
 use crate::source::{Change, Kind, Object};
 use drains::Drains;
@@ -307,7 +307,15 @@ impl Engine {
             let resolved = service.map(|service| policy::resolve(service, slices.clone(), context)).unwrap_or_default();
             let due = self.drains.update(key, service, slices.clone(), &resolved, self.now);
             let ranges = self.flows.node_port_ranges();
-            self.cuts.extend(due.cuts.into_iter().map(|cut| Cut { node_port_ranges: ranges.clone(), ..cut }));
+            let cuts = due.cuts.into_iter().map(|mut cut| {
+                let protocol = cut.protocol;
+                cut.destinations.retain(|to| {
+                    let holder = self.claims.holder(&claim_on(*to, protocol));
+                    holder.is_none_or(|holder| holder == key)
+                });
+                Cut { node_port_ranges: ranges.clone(), ..cut }
+            });
+            self.cuts.extend(cuts.filter(|cut| !cut.destinations.is_empty()));
             match [progress.next, due.next].into_iter().flatten().min() {
                 Some(deadline) => self.deadlines.insert(key.clone(), deadline),
                 None => self.deadlines.remove(key),
@@ -447,6 +455,14 @@ impl Engine {
     /// How many problems stand now.
     pub fn standing_problems(&self) -> usize {
         self.store.problems().len() + self.conflicts.len()
+    }
+}
+
+/// What a Service asks for that connections to this go to.
+fn claim_on(destination: Destination, protocol: Protocol) -> Claim {
+    match destination {
+        Destination::Address(to) => Claim::Frontend(Frontend { address: to.ip(), protocol, port: to.port() }),
+        Destination::NodePort(family, port) => Claim::NodePort(family, NodePort { protocol, port }),
     }
 }
 

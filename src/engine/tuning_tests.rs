@@ -280,9 +280,49 @@ fn who_leaves_is_cut_once_after_the_time() {
     watch.take([slice(&["1", "5"])]);
     watch.pass(100 * S);
     assert_eq!(watch.cuts(), [""; 0]);
+}
+
+#[test]
+fn behind_a_port_or_a_service_that_is_gone_all_have_left() {
+    let forgotten = |watch: &Watch| (watch.engine.drains.len(), watch.engine.next_deadline()) == (0, None);
+    let mut watch = Watch::new();
+    watch.take([service(&[("drain", "30s")]), slice(&["1", "2"])]);
     watch.take([delete()]);
+    watch.pass(29 * S);
+    assert_eq!(watch.cuts(), [""; 0]);
+    watch.pass(2 * S);
+    assert_eq!(watch.cuts(), ["TCP 1,2"]);
+    assert!(forgotten(&watch));
+    // One that comes back in time keeps its connections.
+    watch.take([service(&[("drain", "30s")])]);
+    watch.take([delete()]);
+    watch.pass(20 * S);
+    watch.take([service(&[("drain", "30s")])]);
     watch.pass(100 * S);
-    assert_eq!((watch.cuts(), watch.engine.drains.len(), watch.engine.next_deadline()), (vec![], 0, None));
+    assert_eq!(watch.cuts(), [""; 0]);
+    // A port that changes its name leaves all its connections behind.
+    let value = json!({
+        "metadata": {"namespace": "shop", "name": "web", "annotations": {"pointsman.dev/drain": "30s"}},
+        "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "other", "port": 81}]},
+    });
+    watch.take([Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes"))))]);
+    watch.pass(29 * S);
+    assert_eq!(watch.cuts(), [""; 0]);
+    watch.pass(2 * S);
+    let cuts = watch.engine.take_cuts();
+    assert_eq!((cuts.len(), cuts[0].endpoints.len()), (1, 2));
+    let at = Destination::Address("10.96.0.1:80".parse().expect("an address"));
+    assert_eq!(cuts[0].destinations, [at].into_iter().collect(), "where they came from");
+    // What another Service has by then is no longer ours to cut.
+    watch.take([service(&[("drain", "30s")])]);
+    watch.take([delete()]);
+    let value = json!({
+        "metadata": {"namespace": "shop", "name": "heir"}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+    });
+    watch.take([Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes"))))]);
+    watch.pass(31 * S);
+    assert_eq!(watch.cuts(), [""; 0]);
+    assert!(forgotten(&watch));
 }
 
 #[test]
