@@ -26,6 +26,7 @@ mod program;
 mod reviews;
 mod sysctl;
 mod table;
+mod waker;
 mod wire;
 
 pub use cleaner::{Cleaner, Pass};

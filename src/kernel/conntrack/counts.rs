@@ -13,7 +13,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +27,7 @@ use tracing::{debug, info, warn};
 use super::events::{ConntrackEvents, Heard};
 use super::reviews::{Reviews, State};
 use super::table::{ConntrackError, ConntrackTable, Filter};
+use super::waker::Waker;
 use crate::compile::Ring;
 use crate::conntrack::ledger::Report;
 use crate::conntrack::{Destination, Interests, Ledger, Subject};
@@ -74,7 +74,7 @@ pub struct Tally {
 #[derive(Debug)]
 struct Running {
     news: Sender<News>,
-    wake: PipeWriter,
+    waker: Waker,
     thread: JoinHandle<()>,
 }
 
@@ -155,11 +155,11 @@ impl Counts {
     }
 
     fn start(&self) -> std::io::Result<Running> {
-        let (waker, wake) = pipe()?;
+        let waker = Waker::new()?;
         let (news, inbox) = mpsc::channel();
         let mut counter = Counter {
             inbox,
-            waker,
+            waker: waker.clone(),
             reports: self.reports.clone(),
             tally: self.tally.clone(),
             buffer: self.buffer,
@@ -171,22 +171,23 @@ impl Counts {
             retry: None,
         };
         let thread = thread::Builder::new().name("counts".to_owned()).spawn(move || counter.run())?;
-        Ok(Running { news, wake, thread })
+        Ok(Running { news, waker, thread })
     }
 
     fn tell(&mut self, news: News) {
         if let Some(running) = &mut self.running {
             // The thread ends before this only by a panic, which has been reported by then.
             let _ = running.news.send(news);
-            let _ = running.wake.write(&[0]);
+            running.waker.wake();
         }
     }
 }
 
 impl Drop for Counts {
     fn drop(&mut self) {
-        if let Some(Running { news, wake, thread }) = self.running.take() {
-            drop((news, wake));
+        if let Some(Running { news, waker, thread }) = self.running.take() {
+            drop(news);
+            waker.wake();
             let _ = thread.join();
         }
     }
@@ -196,7 +197,7 @@ impl Drop for Counts {
 
 struct Counter {
     inbox: Receiver<News>,
-    waker: PipeReader,
+    waker: Waker,
     reports: tokio::sync::mpsc::Sender<Report>,
     tally: Arc<Tally>,
     buffer: usize,
@@ -381,8 +382,8 @@ impl Counter {
             Err(_) => return thread::sleep(PAUSE),
         };
         if told {
-            // What was said is in the channel; at the end of the pipe, that says so.
-            let _ = self.waker.read(&mut [0; 64]);
+            // What was said is in the channel, or its end.
+            self.waker.rest();
         }
     }
 }
