@@ -30,7 +30,7 @@ use super::table::{ConntrackError, ConntrackTable, Filter};
 use super::waker::Waker;
 use crate::compile::Ring;
 use crate::conntrack::ledger::Report;
-use crate::conntrack::{Destination, Interests, Ledger, Subject};
+use crate::conntrack::{Destination, Interest, Interests, Ledger, Subject};
 use crate::kernel::PickReader;
 use crate::model::Protocol;
 
@@ -59,6 +59,8 @@ pub struct Counts {
     running: Option<Running>,
     tally: Arc<Tally>,
     buffer: usize,
+    /// All that is to be counted, should the thread have to begin anew.
+    known: BTreeMap<Subject, Interest>,
 }
 
 /// What the thread has done so far.
@@ -69,6 +71,7 @@ pub struct Tally {
     losses: AtomicU64,
     flows: AtomicU64,
     looked_for: AtomicU64,
+    subjects: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -81,6 +84,8 @@ struct Running {
 enum News {
     Interests(Interests),
     ReportAll,
+    #[cfg(test)]
+    Panic,
 }
 
 // === impl Tally ===
@@ -99,6 +104,11 @@ impl Tally {
     /// How often events were lost.
     pub fn losses(&self) -> u64 {
         self.losses.load(Ordering::Relaxed)
+    }
+
+    /// Service ports counted, per family.
+    pub fn subjects(&self) -> u64 {
+        self.subjects.load(Ordering::Relaxed)
     }
 
     /// For how many subjects these walks were, one by one.
@@ -122,7 +132,7 @@ impl Counts {
 
     /// The same with so many bytes of room for events that have not been taken.
     pub fn with_buffer(reports: tokio::sync::mpsc::Sender<Report>, buffer: usize) -> Self {
-        Self { reports, running: None, tally: Arc::default(), buffer }
+        Self { reports, running: None, tally: Arc::default(), buffer, known: BTreeMap::new() }
     }
 
     /// Takes news about what is to be counted, in the calling thread's network namespace, which must be the same each time.
@@ -130,22 +140,46 @@ impl Counts {
         if interests.is_empty() {
             return;
         }
-        if self.running.is_none() {
-            match self.start() {
-                Ok(running) => self.running = Some(running),
-                Err(error) => {
-                    warn!(%error, "connections cannot be counted; lc, wlc, sed and nq serve in turn");
-                    return;
-                }
-            }
+        for (subject, interest) in &interests {
+            match interest {
+                Some(interest) => self.known.insert(subject.clone(), interest.clone()),
+                None => self.known.remove(subject),
+            };
         }
-        self.tell(News::Interests(interests));
+        if self.is_running() {
+            self.tell(News::Interests(interests));
+        } else {
+            self.start();
+        }
+    }
+
+    /// Whether the thread is there; one that has panicked (which has been reported by then) is given up.
+    fn is_running(&mut self) -> bool {
+        if self.running.as_ref().is_some_and(|running| running.thread.is_finished()) {
+            warn!("the thread that counts connections has ended; another one begins anew");
+            self.running = None;
+        }
+        self.running.is_some()
+    }
+
+    /// Begins with everything known.
+    fn start(&mut self) {
+        match self.spawn() {
+            Ok(running) => {
+                self.running = Some(running);
+                let all = self.known.iter().map(|(subject, interest)| (subject.clone(), Some(interest.clone())));
+                self.tell(News::Interests(all.collect()));
+            }
+            Err(error) => warn!(%error, "connections cannot be counted; lc, wlc, sed and nq serve in turn"),
+        }
     }
 
     /// Asks for a report of everything, because some were thrown away.
     pub fn report_all(&mut self) {
-        if self.running.is_some() {
-            self.tell(News::ReportAll);
+        match self.is_running() {
+            true => self.tell(News::ReportAll),
+            false if !self.known.is_empty() => self.start(),
+            false => {}
         }
     }
 
@@ -154,7 +188,7 @@ impl Counts {
         self.tally.clone()
     }
 
-    fn start(&self) -> std::io::Result<Running> {
+    fn spawn(&self) -> std::io::Result<Running> {
         let waker = Waker::new()?;
         let (news, inbox) = mpsc::channel();
         let mut counter = Counter {
@@ -176,7 +210,7 @@ impl Counts {
 
     fn tell(&mut self, news: News) {
         if let Some(running) = &mut self.running {
-            // The thread ends before this only by a panic, which has been reported by then.
+            // Should it have ended meanwhile, whoever has more to tell will see.
             let _ = running.news.send(news);
             running.waker.wake();
         }
@@ -231,8 +265,11 @@ impl Counter {
         loop {
             match self.inbox.try_recv() {
                 Ok(News::ReportAll) => self.ledger.report_all(),
+                #[cfg(test)]
+                Ok(News::Panic) => panic!("as the test wants it"),
                 Ok(News::Interests(interests)) => {
                     self.ledger.watch(interests);
+                    self.tally.subjects.store(self.ledger.subjects() as u64, Ordering::Relaxed);
                     if self.ledger.is_empty() {
                         (self.events, self.reader) = (None, None);
                     } else if let Some(events) = &mut self.events {
@@ -406,4 +443,50 @@ fn filters(wanted: &[(Protocol, Destination)]) -> Vec<Filter> {
         filters.dedup();
     }
     filters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Family, PortKey, ServiceKey};
+    use crate::schedule::live::Rule;
+
+    fn interest(name: &str) -> (Subject, Option<Interest>) {
+        let port = PortKey { service: ServiceKey::new("ns", name), name: "".into(), protocol: Protocol::Tcp };
+        let nothing = Interest {
+            destinations: Vec::new(),
+            candidates: Vec::new(),
+            rule: Rule::LeastConnection,
+            rings: Vec::new(),
+        };
+        (Subject { port, family: Family::V4 }, Some(nothing))
+    }
+
+    fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+        let begin = Instant::now();
+        while !condition() {
+            assert!(begin.elapsed() < Duration::from_secs(30), "waited in vain for {what}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whatever the thread dies of, the next one counts all that the first one did.
+    #[test]
+    fn a_thread_that_dies_is_followed_by_another() {
+        for report_all in [false, true] {
+            let (report, _reports) = tokio::sync::mpsc::channel(16);
+            let mut counts = Counts::new(report);
+            let tally = counts.tally();
+            counts.watch(vec![interest("a"), interest("b")]);
+            wait_for("both", || tally.subjects() == 2);
+            counts.tell(News::Panic);
+            wait_for("the end", || counts.running.as_ref().is_some_and(|running| running.thread.is_finished()));
+            tally.subjects.store(0, Ordering::Relaxed);
+            match report_all {
+                true => counts.report_all(),
+                false => counts.watch(vec![interest("c")]),
+            }
+            wait_for("all of them", || tally.subjects() == if report_all { 2 } else { 3 });
+        }
+    }
 }
