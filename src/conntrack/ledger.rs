@@ -324,11 +324,13 @@ impl Ledger {
         self.dirty.iter().map(|number| wait(number).unwrap_or_default()).min()
     }
 
-    /// The rings of the subjects that are due.
-    pub fn due(&self, now: Instant) -> impl Iterator<Item = (&Subject, &[Ring])> {
+    /// The rings of the subjects that are due; who has not been reported for longest comes first, so that nobody waits for ever where there is
+    /// not room for all.
+    pub fn due(&self, now: Instant) -> Vec<(&Subject, &[Ring])> {
         let accounts = self.dirty.iter().filter_map(|number| self.accounts.get(number));
-        let due = accounts.filter(move |account| account.due().is_none_or(|due| due <= now));
-        due.map(|account| (&account.subject, account.interest.rings.as_slice()))
+        let mut due: Vec<_> = accounts.filter(|account| account.due().is_none_or(|due| due <= now)).collect();
+        due.sort_by_key(|account| account.reported);
+        due.into_iter().map(|account| (&account.subject, account.interest.rings.as_slice())).collect()
     }
 
     /// Hands out the reports that are due; a subject whose report `send` does not take stays due.

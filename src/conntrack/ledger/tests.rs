@@ -173,6 +173,29 @@ fn reports_come_at_once_then_in_turn_and_wait_for_room() {
     assert_eq!(ledger.wait(later), None);
 }
 
+#[test]
+fn who_waits_longest_is_reported_first() {
+    let mut ledger = Ledger::default();
+    let names = ["a", "b", "c"];
+    for (number, name) in (1u8..).zip(names) {
+        let to = Destination::Address(SocketAddr::from(([10, 96, 0, number], 80)));
+        ledger.watch(vec![(subject(name, Protocol::Udp), Some(interest(&[to])))]);
+    }
+    let begin = Instant::now();
+    let first =
+        |ledger: &Ledger, now| ledger.due(now).first().map(|(subject, _)| subject.port.service.name.to_string());
+    // Room for one at a time: each has its turn.
+    let mut served = Vec::new();
+    for round in 0..6u32 {
+        let now = begin + LONGEST_GAP * (round + 1);
+        ledger.dirty.extend(ledger.accounts.keys());
+        let next = first(&ledger, now).expect("all are due");
+        ledger.report(now, |report| *report.subject.port.service.name == *next);
+        served.push(next);
+    }
+    assert_eq!(served, ["a", "b", "c", "a", "b", "c"]);
+}
+
 proptest! {
     /// Each flow lives through any of its states; some events are lost, and a review makes up for them.
     #[test]

@@ -328,12 +328,14 @@ impl Counter {
         Ok(())
     }
 
-    /// How far the rings of all subjects that are due are.
+    /// How far the rings of those subjects are whose reports go next.
     fn picks(&mut self, now: Instant) -> BTreeMap<Subject, Vec<Option<u64>>> {
         let (ledger, reader) = (&self.ledger, &mut self.reader);
         let mut read = |family, ring: &Ring| reader.as_mut()?.picks(family, &ring.chain).ok();
         let mut of = |subject: &Subject, rings: &[Ring]| rings.iter().map(|ring| read(subject.family, ring)).collect();
-        ledger.due(now).map(|(subject, rings)| (subject.clone(), of(subject, rings))).collect()
+        // No more than there is room for: what is read for others would be read again.
+        let due = ledger.due(now).into_iter().take(self.reports.capacity());
+        due.map(|(subject, rings)| (subject.clone(), of(subject, rings))).collect()
     }
 
     fn hear(&mut self) -> Result<(), ConntrackError> {
