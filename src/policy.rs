@@ -19,6 +19,7 @@
 
 mod assess;
 mod claims;
+mod proportion;
 mod remarks;
 mod select;
 mod serving;
@@ -307,13 +308,14 @@ fn resolve_port<'a>(
     let leads_to = |verdict: Verdict| {
         (internally && internal == verdict) || (externally && (outside == verdict || inside == verdict))
     };
+    let scheduler = weigh::scheduler(service, context.scheduler, assessment.is_weighted());
     let weigh = |endpoints: Vec<SocketAddr>| -> Vec<Candidate> {
         if !assessment.is_weighted() {
             return endpoints.into_iter().map(Candidate::equal).collect();
         }
         let known = select::gather(port, slices.clone());
         let endpoints: Vec<weigh::Known<'_>> = endpoints.into_iter().map(|at| (at, known[&at])).collect();
-        weigh::weigh(assessment, &endpoints, context.warming.unwrap_or(&Warming::default()))
+        weigh::weigh(assessment, &endpoints, context.warming.unwrap_or(&Warming::default()), scheduler.deals_weights())
     };
     Some(ResolvedPort {
         key: service.port_key(port),
@@ -327,7 +329,7 @@ fn resolve_port<'a>(
         local: if leads_to(Verdict::Local) { weigh(selection.local) } else { Vec::new() },
         serving,
         local_addresses: selection.local_addresses,
-        scheduler: weigh::scheduler(service, context.scheduler, assessment.is_weighted()),
+        scheduler,
         affinity: service.affinity,
         frontends,
         node_port,

@@ -215,6 +215,11 @@ impl Scheduler {
         !matches!(self, Scheduler::RoundRobin | Scheduler::LeastConnection)
     }
 
+    /// Whether weights become numbers of slots ([`share`]).
+    pub fn deals_weights(self) -> bool {
+        matches!(self, Scheduler::Random | Scheduler::WeightedRoundRobin)
+    }
+
     /// How large the tables of this scheduler are, if it has any.
     pub fn buckets(self, tables: TableSizes) -> Option<Buckets> {
         match self {

@@ -427,6 +427,17 @@ fn what_is_said_about_weights_stands_until_it_is_mended() {
         );
         assert_eq!(watch.engine.standing_problems(), told, "{scheduler}");
     }
+    for (scheduler, share, told) in
+        [("random", "0.05%", 1), ("wrr", "0.05%", 1), ("wrr", "0.2%", 0), ("wlc", "0.05%", 0)]
+    {
+        let split =
+            format!("web-1-*={share},*={}%", 100.0 - share.trim_end_matches('%').parse::<f64>().expect("a number"));
+        watch.take([service(&[])]);
+        watch.take([service(&[("scheduler", scheduler), ("split", &split)])]);
+        let wanted = r#"[pointsman.dev/split]: "web-1-*": its share comes to 0.10%: slots are rounded, and each endpoint has one or more"#;
+        assert_eq!(said(&watch).iter().filter(|line| *line == wanted).count(), told, "{scheduler}: {:?}", said(&watch));
+        assert_eq!(watch.engine.standing_problems(), told, "{scheduler}");
+    }
     watch.take([service(&[("split", "web-1-*=50%,web-9-*=50%")])]);
     assert_eq!(
         said(&watch),

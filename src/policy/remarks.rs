@@ -3,17 +3,21 @@
 //! Parsing an annotation cannot tell that a pattern matches nobody, that everybody is drained, or that the scheduler does not look at
 //! weights. Each is a standing problem of the Service: said once, gone when it is mended.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::weigh::{all_drained, scheduler, share_of};
 use super::{Assessment, Context, ResolvedPort};
-use crate::model::tuning::{SLOW_START_ANNOTATION, SPLIT_ANNOTATION, WEIGHT_ANNOTATION, WEIGHTS_ANNOTATION};
+use crate::model::tuning::{SLOW_START_ANNOTATION, SPLIT_ANNOTATION, Split, WEIGHT_ANNOTATION, WEIGHTS_ANNOTATION};
 use crate::model::{Endpoint, Problem, Service, Slice};
 use crate::schedule::live::Rule;
+use crate::schedule::{Candidate, share};
 use crate::source::Kind;
 
 /// Patterns without anybody that are named; the last of them says how many there are.
 const NAMED: usize = 4;
+
+/// Shares of groups that are further off than this part of themselves are told about.
+const NOTED: f64 = 0.1;
 
 /// Everything there is to say about a Service that was decided as `resolved`.
 pub fn tuning_problems<'a>(
@@ -80,6 +84,14 @@ pub fn tuning_problems<'a>(
                 );
             }
             let Some(split) = &tuning.split else { continue };
+            if dealer.deals_weights() {
+                for (group, share) in misfits(split, assessment, candidates, chosen()) {
+                    let pattern = split.groups().get(group).map_or("all others", |group| group.pattern.text());
+                    let reason =
+                        format!("its share comes to {share}: slots are rounded, and each endpoint has one or more");
+                    say(SPLIT_ANNOTATION, pattern.to_owned(), reason);
+                }
+            }
             if chosen().next().is_some() && chosen().all(|one| share_of(split, assessment.said(one).group) == 0) {
                 let reason = "no endpoint that qualifies is in a group with a share; all are used by weight".to_owned();
                 say(SPLIT_ANNOTATION, "0%".to_owned(), reason);
@@ -105,4 +117,29 @@ pub fn tuning_problems<'a>(
         }
     }
     problems
+}
+
+/// The groups whose share comes to something else in slots, and to what, in proportion to the groups that are there.
+fn misfits<'a>(
+    split: &Split,
+    assessment: &Assessment<'_>,
+    candidates: &[Candidate],
+    chosen: impl Iterator<Item = &'a Endpoint>,
+) -> Vec<(usize, String)> {
+    let groups: HashMap<_, _> = chosen.map(|one| (one.address, assessment.said(one).group)).collect();
+    let weights: Vec<u32> = candidates.iter().map(|candidate| candidate.weight).collect();
+    let dealt = share(&weights).slots;
+    let mut slots: BTreeMap<usize, u32> = BTreeMap::new();
+    for (candidate, dealt) in candidates.iter().zip(&dealt) {
+        let Some(group) = groups.get(&candidate.endpoint.ip()) else { continue };
+        *slots.entry(*group).or_default() += dealt;
+    }
+    let all = f64::from(dealt.iter().sum::<u32>().max(1));
+    let whole: f64 = slots.keys().map(|group| f64::from(share_of(split, *group))).sum();
+    let off = |(group, slots): (&usize, &u32)| {
+        let wanted = f64::from(share_of(split, *group)) / whole.max(1.0);
+        let got = f64::from(*slots) / all;
+        (wanted > 0.0 && (got / wanted - 1.0).abs() > NOTED).then(|| (*group, format!("{:.2}%", got * 100.0)))
+    };
+    slots.iter().filter_map(off).collect()
 }
