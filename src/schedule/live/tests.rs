@@ -219,3 +219,23 @@ proptest! {
         prop_assert!(have.is_empty(), "nobody else");
     }
 }
+
+/// A ring that is as it was dealt at first is left alone until somebody has connections.
+#[test]
+fn without_connections_nothing_is_dealt_again() {
+    for rule in [Rule::LeastConnection, Rule::WeightedLeastConnection, Rule::ShortestExpectedDelay, Rule::NeverQueue] {
+        let candidates: Vec<_> = (1u8..=3)
+            .map(|last| Candidate { endpoint: SocketAddr::from(([10, 0, 0, last], 80)), weight: u32::from(last) })
+            .collect();
+        let ring = in_turn(&candidates, MIN_RING, rule.heeds_weights(), 7);
+        let nobody = Loads::new();
+        let deal = |picks, loads: &Loads| {
+            Redeal { rule, candidates: &candidates, ring: &ring, picks, loads, expected: 0, seed: 7 }.deal()
+        };
+        for picks in 0..130 {
+            assert_eq!(deal(picks, &nobody), ring, "{rule:?} after {picks}");
+        }
+        let somebody = Loads::from([(candidates[2].endpoint, Load { active: 9, inactive: 0 })]);
+        assert_ne!(deal(0, &somebody), ring, "{rule:?}");
+    }
+}
