@@ -92,7 +92,11 @@ pub(super) fn deal(scheduler: Scheduler, hand: Hand<'_>) -> Deal {
     let stays =
         |endpoint: &SocketAddr| hand.candidates.binary_search_by_key(endpoint, |candidate| candidate.endpoint).is_ok();
     let keep = |(was, due): (&SocketAddr, SocketAddr)| if stays(was) && present.contains(&due) { *was } else { due };
-    Deal { pick: Pick::Ring, slots: hand.previous.iter().zip(turn).map(keep).collect() }
+    let slots: Vec<_> = hand.previous.iter().zip(turn.iter().copied()).map(keep).collect();
+    // What is kept may stand in every slot that somebody is due in who had others until now.
+    let kept: HashSet<_> = slots.iter().collect();
+    let slots = if turn.iter().all(|due| kept.contains(due)) { slots } else { turn };
+    Deal { pick: Pick::Ring, slots }
 }
 
 /// How many slots: a power of two, so that the walk goes on evenly when the kernel's 32-bit counter wraps around.

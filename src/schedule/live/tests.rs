@@ -239,3 +239,24 @@ fn without_connections_nothing_is_dealt_again() {
         assert_ne!(deal(0, &somebody), ring, "{rule:?}");
     }
 }
+
+/// Whoever joins, nobody who stays loses all slots.
+#[test]
+fn all_have_slots_after_a_change() {
+    let candidates = |lasts: &[usize]| lasts.iter().map(|last| Candidate::equal(endpoint(*last))).collect::<Vec<_>>();
+    let deal = |candidates: &[Candidate], previous: &[SocketAddr], seed| {
+        let hand = Hand { candidates, previous, seed, tables: TableSizes::default() };
+        super::deal(Scheduler::LeastConnection, hand).slots
+    };
+    for (before, after) in
+        [(&[2, 8][..], &[1, 2, 4, 8][..]), (&[1, 2, 3], &[1, 2, 3, 4, 5, 6]), (&[5, 6, 7], &[1, 6, 7])]
+    {
+        for seed in 0..24 {
+            let slots = deal(&candidates(after), &deal(&candidates(before), &[], seed), seed + 1);
+            assert!(
+                after.iter().all(|last| slots.contains(&endpoint(*last))),
+                "{before:?} {after:?} {seed}: {slots:?}"
+            );
+        }
+    }
+}
