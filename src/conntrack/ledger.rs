@@ -16,26 +16,20 @@
 //! Invariants (property test below): counts are those of the flows present, whatever the order of events and reviews; no I/O,
 //! and time is what the caller says.
 
+mod account;
+
 use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+use account::Account;
 
 use super::flow::{Destination, Flow};
 use super::watch::{Interest, Interests, Subject};
 use crate::compile::Ring;
 use crate::model::{Family, Protocol};
-use crate::schedule::live::{Load, Loads, Rule};
-
-/// Least time between two reports of a subject.
-const SHORTEST_GAP: Duration = Duration::from_millis(2);
-
-/// A dirty subject is reported after this time in any case.
-const LONGEST_GAP: Duration = Duration::from_millis(10);
-
-/// A subject is due early when changes came for every so many endpoints.
-const ENDPOINTS_PER_CHANGE: usize = 2;
+use crate::schedule::live::{Loads, Rule};
 
 /// What the kernel says about a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,23 +76,6 @@ pub struct Ledger {
     /// Flows that no event has told of. The kernel may never tell of their end: it does so only for flows that began while
     /// somebody listened (`nf_ct_ecache_ext_add`).
     silent: usize,
-}
-
-/// One subject's counts.
-#[derive(Debug)]
-struct Account {
-    subject: Subject,
-    interest: Interest,
-    endpoints: Vec<(SocketAddr, Load)>,
-    places: HashMap<SocketAddr, u32>,
-    free: Vec<u32>,
-    /// Changes and new connections since the last report.
-    changes: usize,
-    arrivals: usize,
-    expected: usize,
-    reported: Option<Instant>,
-    /// The last review that was about it.
-    review: u32,
 }
 
 /// A flow that counts.
@@ -365,68 +342,6 @@ fn is_active(flow: &Flow) -> bool {
         // CLOSED, SHUTDOWN_SENT to SHUTDOWN_ACK_SENT (linux/netfilter/nf_conntrack_sctp.h).
         (Protocol::Sctp, Some(state)) => state != 1 && !(5..=7).contains(&state),
         (Protocol::Udp, Some(_)) | (_, None) => true,
-    }
-}
-
-// === impl Account ===
-
-impl Account {
-    fn arrive(&mut self, endpoint: SocketAddr, active: bool, new: bool) -> u32 {
-        let (endpoints, free) = (&mut self.endpoints, &mut self.free);
-        let place = *self.places.entry(endpoint).or_insert_with(|| {
-            let place = free.pop().unwrap_or_else(|| {
-                endpoints.push((endpoint, Load::default()));
-                u32::try_from(endpoints.len() - 1).expect("no more endpoints than addresses")
-            });
-            endpoints[place as usize] = (endpoint, Load::default());
-            place
-        });
-        *self.endpoints[place as usize].1.side(active) += 1;
-        self.changes += 1;
-        self.arrivals += usize::from(new);
-        place
-    }
-
-    fn turn(&mut self, place: u32, active: bool) {
-        let load = &mut self.endpoints[place as usize].1;
-        *load.side(!active) -= 1;
-        *load.side(active) += 1;
-        self.changes += 1;
-    }
-
-    fn leave(&mut self, place: u32, active: bool) {
-        let (endpoint, load) = &mut self.endpoints[place as usize];
-        *load.side(active) -= 1;
-        // A closed connection that is forgotten weighs little.
-        self.changes += usize::from(active);
-        if *load == Load::default() {
-            self.places.remove(endpoint);
-            self.free.push(place);
-        }
-    }
-
-    /// `None`: at once.
-    fn due(&self) -> Option<Instant> {
-        let many = (self.interest.candidates.len() / ENDPOINTS_PER_CHANGE).max(1);
-        let gap = if self.changes >= many { SHORTEST_GAP } else { LONGEST_GAP };
-        self.reported.map(|reported| reported + gap)
-    }
-
-    fn report(&self) -> Report {
-        let load = |endpoint: &SocketAddr| Some(self.endpoints[*self.places.get(endpoint)? as usize].1);
-        let of = |endpoint| Some((endpoint, load(&endpoint)?));
-        let loads = self.interest.candidates.iter().filter_map(|candidate| of(candidate.endpoint)).collect();
-        let expected = self.arrivals.max(self.expected);
-        let rings = self.interest.rings.iter().map(|ring| (ring.clone(), None)).collect();
-        Report { subject: self.subject.clone(), rule: self.interest.rule, loads, expected, rings }
-    }
-}
-
-// === impl Load ===
-
-impl Load {
-    fn side(&mut self, active: bool) -> &mut u32 {
-        if active { &mut self.active } else { &mut self.inactive }
     }
 }
 

@@ -1,13 +1,16 @@
 //! The ledger against the flows that are there, whatever the order of what it hears.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use proptest::prelude::*;
 
+use super::account::{LONGEST_GAP, SHORTEST_GAP};
 use super::*;
 use crate::conntrack::Tuple;
 use crate::model::{PortKey, ServiceKey};
 use crate::schedule::Candidate;
+use crate::schedule::live::Load;
 
 fn at(text: &str) -> SocketAddr {
     text.parse().expect("an address")

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ use tracing::{debug, info, warn};
 use super::events::{ConntrackEvents, Heard};
 use super::reviews::{Reviews, State};
 use super::table::{ConntrackError, ConntrackTable, Filter};
+use super::tally::Tally;
 use super::waker::Waker;
 use crate::compile::Ring;
 use crate::conntrack::ledger::Report;
@@ -63,17 +64,6 @@ pub struct Counts {
     known: BTreeMap<Subject, Interest>,
 }
 
-/// What the thread has done so far.
-#[derive(Debug, Default)]
-pub struct Tally {
-    events: AtomicU64,
-    reviews: AtomicU64,
-    losses: AtomicU64,
-    flows: AtomicU64,
-    looked_for: AtomicU64,
-    subjects: AtomicU64,
-}
-
 #[derive(Debug)]
 struct Running {
     news: Sender<News>,
@@ -86,40 +76,6 @@ enum News {
     ReportAll,
     #[cfg(test)]
     Panic,
-}
-
-// === impl Tally ===
-
-impl Tally {
-    /// Events that the kernel handed out.
-    pub fn events(&self) -> u64 {
-        self.events.load(Ordering::Relaxed)
-    }
-
-    /// Walks through the kernel's table, as far as they were complete.
-    pub fn reviews(&self) -> u64 {
-        self.reviews.load(Ordering::Relaxed)
-    }
-
-    /// How often events were lost.
-    pub fn losses(&self) -> u64 {
-        self.losses.load(Ordering::Relaxed)
-    }
-
-    /// Service ports counted, per family.
-    pub fn subjects(&self) -> u64 {
-        self.subjects.load(Ordering::Relaxed)
-    }
-
-    /// For how many subjects these walks were, one by one.
-    pub fn looked_for(&self) -> u64 {
-        self.looked_for.load(Ordering::Relaxed)
-    }
-
-    /// Connections counted now.
-    pub fn flows(&self) -> u64 {
-        self.flows.load(Ordering::Relaxed)
-    }
 }
 
 // === impl Counts ===
