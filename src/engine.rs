@@ -25,10 +25,10 @@ use jiff::Timestamp;
 use crate::compile::layout::Locality;
 use crate::compile::{Compiler, Delta, Image};
 use crate::conntrack::ledger::Report;
-use crate::conntrack::{Cut, FlowBook, Interests, View, WatchBook};
+use crate::conntrack::{Cut, Destination, FlowBook, Interests, View, WatchBook};
 use crate::forward::RouteId;
-use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, ServiceKey, Store};
-use crate::policy::{self, Claims, Context, HealthCheck, ResolvedPort, Settings};
+use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, Protocol, ServiceKey, Store};
+use crate::policy::{self, Claim, Claims, Context, Frontend, HealthCheck, NodePort, ResolvedPort, Settings};
 use crate::schedule::Scheduler;
 use crate::source::{Change, Kind, Object};
 use drains::Drains;
@@ -201,9 +201,10 @@ impl Engine {
     }
 
     /// When something is to be done even if nothing changes: an endpoint in slow start gets more, or one that left has drained. `None`
-    /// almost always. After [`Engine::take_time`] and a compilation it is later than that time.
+    /// almost always. After [`Engine::take_time`] and a compilation it is later than that time. Services that changed since the last
+    /// compilation have none: they wait for the next one.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.values().min().copied()
+        self.deadlines.iter().filter(|(key, _)| !self.touched.contains(*key)).map(|(_, at)| *at).min()
     }
 
     /// The connections to be ended since the last call; to be done when the kernel has what was compiled before.
@@ -254,6 +255,21 @@ impl Engine {
         outcome
     }
 
+    /// As [`Engine::take_time`] and [`Engine::compile`], but of nothing else than what time brings: all that was taken waits on, with
+    /// the Services that it touched.
+    pub fn compile_timed(&mut self, now: Instant) -> Outcome {
+        self.now = Some(now);
+        let due = self.deadlines.iter().filter(|(key, at)| **at <= now && !self.touched.contains(*key));
+        let due = due.map(|(key, _)| key.clone()).collect();
+        let waiting = std::mem::replace(&mut self.touched, due);
+        let networks_touched = std::mem::take(&mut self.networks_touched);
+        let (families, triggers) = (std::mem::take(&mut self.families), std::mem::take(&mut self.triggers));
+        let outcome = self.compile();
+        (self.touched, self.networks_touched) = (waiting, networks_touched);
+        (self.families, self.triggers) = (families, triggers);
+        outcome
+    }
+
     fn compile_with(&mut self, outcome: &mut Outcome, keep_delta: bool, elements: usize) {
         let touched = std::mem::take(&mut self.touched);
         // Those between whom frontends may move, and all others.
@@ -285,6 +301,7 @@ impl Engine {
             claims: &self.claims,
             scheduler: self.scheduler,
             warming: None,
+            assessment: None,
         };
         let unparted = moving.len();
         let mut order = moving.into_iter().chain(staying);
@@ -303,13 +320,22 @@ impl Engine {
                 None => self.health.remove(key),
             };
             let progress = self.warmth.update(key, service, slices.clone(), self.now);
-            let context = Context { warming: Some(&progress.warming), ..context };
+            let assessment = service.map(|service| policy::Assessment::new(service, slices.clone()));
+            let context = Context { warming: Some(&progress.warming), assessment: assessment.as_ref(), ..context };
             let mut resolved =
                 service.map(|service| policy::resolve(service, slices.clone(), context)).unwrap_or_default();
             let tuning = service.map(|service| policy::tuning_problems(service, slices.clone(), &resolved, context));
             let due = self.drains.update(key, service, slices.clone(), &resolved, self.now);
             let ranges = self.flows.node_port_ranges();
-            self.cuts.extend(due.cuts.into_iter().map(|cut| Cut { node_port_ranges: ranges.clone(), ..cut }));
+            let cuts = due.cuts.into_iter().map(|mut cut| {
+                let protocol = cut.protocol;
+                cut.destinations.retain(|to| {
+                    let holder = self.claims.holder(&claim_on(*to, protocol));
+                    holder.is_none_or(|holder| holder == key)
+                });
+                Cut { node_port_ranges: ranges.clone(), ..cut }
+            });
+            self.cuts.extend(cuts.filter(|cut| !cut.destinations.is_empty()));
             match [progress.next, due.next].into_iter().flatten().min() {
                 Some(deadline) => self.deadlines.insert(key.clone(), deadline),
                 None => self.deadlines.remove(key),
@@ -486,6 +512,14 @@ impl Engine {
     /// How many problems stand now.
     pub fn standing_problems(&self) -> usize {
         self.store.problems().len() + self.conflicts.len()
+    }
+}
+
+/// What a Service asks for that connections to this go to.
+fn claim_on(destination: Destination, protocol: Protocol) -> Claim {
+    match destination {
+        Destination::Address(to) => Claim::Frontend(Frontend { address: to.ip(), protocol, port: to.port() }),
+        Destination::NodePort(family, port) => Claim::NodePort(family, NodePort { protocol, port }),
     }
 }
 

@@ -17,8 +17,10 @@
 //! Invariants: the result depends on the objects only, and endpoints come sorted. Table tests here and in `select`, `settings`,
 //! `claims`; `tests/conformance/README.md` lists them row by row.
 
+mod assess;
 mod claims;
 mod path;
+mod proportion;
 mod remarks;
 mod select;
 mod serving;
@@ -29,6 +31,7 @@ mod weigh;
 
 use std::net::{IpAddr, SocketAddr};
 
+pub use assess::Assessment;
 pub use claims::Claims;
 pub use path::{Path, Reason};
 pub use remarks::tuning_problems;
@@ -158,6 +161,8 @@ pub struct Context<'a> {
     pub scheduler: Scheduler,
     /// Who of this Service's endpoints is in slow start; `None`: nobody.
     pub warming: Option<&'a Warming>,
+    /// What this Service's annotations say about its endpoints; `None`: to be found out.
+    pub assessment: Option<&'a Assessment<'a>>,
 }
 
 // === impl Frontend ===
@@ -248,16 +253,18 @@ pub fn lost_frontends(service: &Service, context: Context<'_>) -> Vec<Problem> {
 
 /// Decides for all ports of a Service. What [`Claims`] give to another Service is left out.
 pub fn resolve<'a>(
-    service: &Service,
+    service: &'a Service,
     slices: impl Iterator<Item = &'a Slice> + Clone,
     context: Context<'_>,
 ) -> Vec<ResolvedPort> {
     let mut resolved = Vec::new();
+    let own = context.assessment.is_none().then(|| Assessment::new(service, slices.clone()));
+    let Some(assessment) = context.assessment.or(own.as_ref()) else { return resolved };
     for family in Family::ALL.into_iter().filter(|family| service.serves(*family)) {
         let source_ranges = source_ranges(service, family, context);
         for port in &service.ports {
             let slices = slices.clone().filter(|slice| slice.family == family);
-            resolved.extend(resolve_port(service, port, family, slices, &source_ranges, context));
+            resolved.extend(resolve_port(service, port, family, slices, &source_ranges, context, assessment));
         }
     }
     resolved
@@ -270,6 +277,7 @@ fn resolve_port<'a>(
     slices: impl Iterator<Item = &'a Slice> + Clone,
     source_ranges: &Option<Vec<AddressRange>>,
     context: Context<'_>,
+    assessment: &Assessment<'_>,
 ) -> Option<ResolvedPort> {
     let holds = |claim: Claim| context.claims.holds(&service.key, &claim);
     let mut frontends = frontends(service, port, family, context.settings);
@@ -289,7 +297,6 @@ fn resolve_port<'a>(
         Protocol::Udp => serving::serving(port, slices.clone()),
         Protocol::Tcp | Protocol::Sctp => Vec::new(),
     };
-    let weighted = weigh::is_weighted(service, slices.clone());
     let selection = select(port, slices.clone(), Place { node: &context.settings.node, zone }, uses);
     let cluster = if selection.cluster.is_empty() { Verdict::Discard } else { Verdict::Cluster };
     let local = if selection.local.is_empty() { Verdict::Discard } else { Verdict::Local };
@@ -305,13 +312,14 @@ fn resolve_port<'a>(
     let leads_to = |verdict: Verdict| {
         (internally && internal == verdict) || (externally && (outside == verdict || inside == verdict))
     };
+    let scheduler = weigh::scheduler(service, context.scheduler, assessment.is_weighted());
     let weigh = |endpoints: Vec<SocketAddr>| -> Vec<Candidate> {
-        if !weighted {
+        if !assessment.is_weighted() {
             return endpoints.into_iter().map(Candidate::equal).collect();
         }
         let known = select::gather(port, slices.clone());
         let endpoints: Vec<weigh::Known<'_>> = endpoints.into_iter().map(|at| (at, known[&at])).collect();
-        weigh::weigh(&service.tuning, &endpoints, context.warming.unwrap_or(&Warming::default()))
+        weigh::weigh(assessment, &endpoints, context.warming.unwrap_or(&Warming::default()), scheduler.deals_weights())
     };
     Some(ResolvedPort {
         key: service.port_key(port),
@@ -325,7 +333,7 @@ fn resolve_port<'a>(
         local: if leads_to(Verdict::Local) { weigh(selection.local) } else { Vec::new() },
         serving,
         local_addresses: selection.local_addresses,
-        scheduler: weigh::scheduler(service, context.scheduler, weighted),
+        scheduler,
         affinity: service.affinity,
         path: Path::of(service, port.protocol, context.settings),
         frontends,

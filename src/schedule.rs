@@ -188,7 +188,9 @@ impl Scheduler {
             let flag = self.table_flag().unwrap_or_default();
             return (idle > 0).then(|| {
                 let buckets = deal.slots.len();
-                format!("{idle} of {all} endpoints get no connections: a table of {buckets} is too small for them, see {flag}")
+                // Which of them it is: with weights, whoever has least, be it alone in its group.
+                let weights = if hand.is_equal() { "" } else { " with these weights or shares (pointsman.dev/weights, pointsman.dev/split)" };
+                format!("{idle} of {all} endpoints get no connections: a table of {buckets} is too small for them{weights}, see {flag}")
             });
         }
         // Rings follow the weights themselves, pick by pick.
@@ -221,6 +223,11 @@ impl Scheduler {
     /// Whether an endpoint's weight makes a difference.
     pub fn heeds_weights(self) -> bool {
         !matches!(self, Scheduler::RoundRobin | Scheduler::LeastConnection)
+    }
+
+    /// Whether weights become numbers of slots ([`share`]).
+    pub fn deals_weights(self) -> bool {
+        matches!(self, Scheduler::Random | Scheduler::WeightedRoundRobin)
     }
 
     /// How large the tables of this scheduler are, if it has any.
@@ -278,6 +285,11 @@ mod tests {
             "9 of 260 endpoints get no connections: a table of 251 is too small for them, see --mh-table-size";
         assert_eq!(remark("mh", &[1; 260]).as_deref(), Some(too_small));
         assert!(remark("sh", &[1; 100]).is_some_and(|text| text.ends_with("--sh-table-size")));
+        let tiny = remark("sh", &[1_000_000, 1]).expect("nothing is left for the second");
+        assert_eq!(
+            tiny,
+            "1 of 2 endpoints get no connections: a table of 16 is too small for them with these weights or shares (pointsman.dev/weights, pointsman.dev/split), see --sh-table-size"
+        );
         let weights = [&[65535][..], &[1; 11]].concat();
         let rounded = "weights are rounded to 512 slots: shares are up to 2.1 percentage points off";
         assert_eq!(remark("wrr", &weights).as_deref(), Some(rounded));

@@ -16,26 +16,20 @@
 //! Invariants (property test below): counts are those of the flows present, whatever the order of events and reviews; no I/O,
 //! and time is what the caller says.
 
+mod account;
+
 use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+use account::Account;
 
 use super::flow::{Destination, Flow};
 use super::watch::{Interest, Interests, Subject};
 use crate::compile::Ring;
 use crate::model::{Family, Protocol};
-use crate::schedule::live::{Load, Loads, Rule};
-
-/// Least time between two reports of a subject.
-const SHORTEST_GAP: Duration = Duration::from_millis(2);
-
-/// A dirty subject is reported after this time in any case.
-const LONGEST_GAP: Duration = Duration::from_millis(10);
-
-/// A subject is due early when changes came for every so many endpoints.
-const ENDPOINTS_PER_CHANGE: usize = 2;
+use crate::schedule::live::{Loads, Rule};
 
 /// What the kernel says about a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,25 +70,12 @@ pub struct Ledger {
     dirty: BTreeSet<u32>,
     /// To be reviewed: what is there has never been looked at, or destinations changed.
     unreviewed: BTreeSet<u32>,
+    /// The number of the last review that began, whatever became of it, and whom it is about.
+    review: u32,
+    reviewing: BTreeSet<u32>,
     /// Flows that no event has told of. The kernel may never tell of their end: it does so only for flows that began while
     /// somebody listened (`nf_ct_ecache_ext_add`).
     silent: usize,
-}
-
-/// One subject's counts.
-#[derive(Debug)]
-struct Account {
-    subject: Subject,
-    interest: Interest,
-    endpoints: Vec<(SocketAddr, Load)>,
-    places: HashMap<SocketAddr, u32>,
-    free: Vec<u32>,
-    /// Changes and new connections since the last report.
-    changes: usize,
-    arrivals: usize,
-    expected: usize,
-    reported: Option<Instant>,
-    review: bool,
 }
 
 /// A flow that counts.
@@ -104,8 +85,8 @@ struct Tracked {
     endpoint: u32,
     active: bool,
     heard: bool,
-    /// As its account's while it is known to be there.
-    review: bool,
+    /// Its account's last review when it was last known to be there.
+    review: u32,
 }
 
 // === impl Ledger ===
@@ -142,7 +123,7 @@ impl Ledger {
             arrivals: 0,
             expected: 0,
             reported: None,
-            review: false,
+            review: 0,
         });
         if account.interest.destinations != interest.destinations {
             for destination in &account.interest.destinations {
@@ -262,17 +243,29 @@ impl Ledger {
         !self.unreviewed.is_empty()
     }
 
+    /// How many subjects the next review is about.
+    pub fn unreviewed(&self) -> usize {
+        self.unreviewed.len()
+    }
+
+    /// How many subjects are counted.
+    pub fn subjects(&self) -> usize {
+        self.accounts.len()
+    }
+
     /// Says that every flow has to be looked for again, because events were lost or some time has passed.
     pub fn doubt(&mut self) {
         self.unreviewed.extend(self.accounts.keys());
     }
 
-    /// Begins a review. What is to be looked for: flows to these destinations.
+    /// Begins a review. What is to be looked for: flows to these destinations. A review that began before and did not end never was.
     pub fn begin_review(&mut self) -> Vec<(Protocol, Destination)> {
         let mut wanted = Vec::new();
-        for number in &self.unreviewed {
+        self.review = self.review.wrapping_add(1);
+        self.reviewing = self.unreviewed.clone();
+        for number in &self.reviewing {
             if let Some(account) = self.accounts.get_mut(number) {
-                account.review = !account.review;
+                account.review = self.review;
                 let protocol = account.subject.protocol();
                 wanted.extend(account.interest.destinations.iter().map(|destination| (protocol, *destination)));
             }
@@ -283,10 +276,11 @@ impl Ledger {
     /// Ends a review: what was not found has ended. Returns how many flows that were.
     pub fn end_review(&mut self) -> usize {
         let mut gone = 0;
+        let reviewed = std::mem::take(&mut self.reviewing);
         let (accounts, dirty, silent) = (&mut self.accounts, &mut self.dirty, &mut self.silent);
         self.flows.retain(|_, flow| {
             let Some(account) = accounts.get_mut(&flow.account) else { return false };
-            let stays = flow.review == account.review;
+            let stays = flow.review == account.review || !reviewed.contains(&flow.account);
             if !stays {
                 account.leave(flow.endpoint, flow.active);
                 dirty.insert(flow.account);
@@ -295,7 +289,7 @@ impl Ledger {
             }
             stays
         });
-        self.unreviewed.clear();
+        self.unreviewed.retain(|number| !reviewed.contains(number));
         gone
     }
 
@@ -307,11 +301,13 @@ impl Ledger {
         self.dirty.iter().map(|number| wait(number).unwrap_or_default()).min()
     }
 
-    /// The rings of the subjects that are due.
-    pub fn due(&self, now: Instant) -> impl Iterator<Item = (&Subject, &[Ring])> {
+    /// The rings of the subjects that are due; who has not been reported for longest comes first, so that nobody waits for ever where there is
+    /// not room for all.
+    pub fn due(&self, now: Instant) -> Vec<(&Subject, &[Ring])> {
         let accounts = self.dirty.iter().filter_map(|number| self.accounts.get(number));
-        let due = accounts.filter(move |account| account.due().is_none_or(|due| due <= now));
-        due.map(|account| (&account.subject, account.interest.rings.as_slice()))
+        let mut due: Vec<_> = accounts.filter(|account| account.due().is_none_or(|due| due <= now)).collect();
+        due.sort_by_key(|account| account.reported);
+        due.into_iter().map(|account| (&account.subject, account.interest.rings.as_slice())).collect()
     }
 
     /// Hands out the reports that are due; a subject whose report `send` does not take stays due.
@@ -346,68 +342,6 @@ fn is_active(flow: &Flow) -> bool {
         // CLOSED, SHUTDOWN_SENT to SHUTDOWN_ACK_SENT (linux/netfilter/nf_conntrack_sctp.h).
         (Protocol::Sctp, Some(state)) => state != 1 && !(5..=7).contains(&state),
         (Protocol::Udp, Some(_)) | (_, None) => true,
-    }
-}
-
-// === impl Account ===
-
-impl Account {
-    fn arrive(&mut self, endpoint: SocketAddr, active: bool, new: bool) -> u32 {
-        let (endpoints, free) = (&mut self.endpoints, &mut self.free);
-        let place = *self.places.entry(endpoint).or_insert_with(|| {
-            let place = free.pop().unwrap_or_else(|| {
-                endpoints.push((endpoint, Load::default()));
-                u32::try_from(endpoints.len() - 1).expect("no more endpoints than addresses")
-            });
-            endpoints[place as usize] = (endpoint, Load::default());
-            place
-        });
-        *self.endpoints[place as usize].1.side(active) += 1;
-        self.changes += 1;
-        self.arrivals += usize::from(new);
-        place
-    }
-
-    fn turn(&mut self, place: u32, active: bool) {
-        let load = &mut self.endpoints[place as usize].1;
-        *load.side(!active) -= 1;
-        *load.side(active) += 1;
-        self.changes += 1;
-    }
-
-    fn leave(&mut self, place: u32, active: bool) {
-        let (endpoint, load) = &mut self.endpoints[place as usize];
-        *load.side(active) -= 1;
-        // A closed connection that is forgotten weighs little.
-        self.changes += usize::from(active);
-        if *load == Load::default() {
-            self.places.remove(endpoint);
-            self.free.push(place);
-        }
-    }
-
-    /// `None`: at once.
-    fn due(&self) -> Option<Instant> {
-        let many = (self.interest.candidates.len() / ENDPOINTS_PER_CHANGE).max(1);
-        let gap = if self.changes >= many { SHORTEST_GAP } else { LONGEST_GAP };
-        self.reported.map(|reported| reported + gap)
-    }
-
-    fn report(&self) -> Report {
-        let load = |endpoint: &SocketAddr| Some(self.endpoints[*self.places.get(endpoint)? as usize].1);
-        let of = |endpoint| Some((endpoint, load(&endpoint)?));
-        let loads = self.interest.candidates.iter().filter_map(|candidate| of(candidate.endpoint)).collect();
-        let expected = self.arrivals.max(self.expected);
-        let rings = self.interest.rings.iter().map(|ring| (ring.clone(), None)).collect();
-        Report { subject: self.subject.clone(), rule: self.interest.rule, loads, expected, rings }
-    }
-}
-
-// === impl Load ===
-
-impl Load {
-    fn side(&mut self, active: bool) -> &mut u32 {
-        if active { &mut self.active } else { &mut self.inactive }
     }
 }
 

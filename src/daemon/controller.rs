@@ -53,8 +53,10 @@ pub(super) struct Controller {
     observer: Observer,
     /// What goes through this process.
     forwarding: Forwarding,
-    /// The pause between two transactions, if one is configured.
+    /// The pause between two transactions, if one is configured, and when the present one is over: changes wait until then.
+    /// Connections do not: what their counts, and time, ask for is done all the same.
     pause: Option<Duration>,
+    not_before: Option<Instant>,
     after_first_load: Option<AfterFirstLoad>,
     /// When this began, until the first load is programmed.
     loading_since: Option<Instant>,
@@ -134,6 +136,7 @@ impl Controller {
             observer,
             forwarding,
             pause,
+            not_before: None,
             after_first_load,
             loading_since: Some(Instant::now()),
             node_wait,
@@ -198,6 +201,8 @@ impl Controller {
     pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> anyhow::Result<()> {
         let stop = self.forwarding.stop();
         let (mut batch, mut reports, mut disturbed) = (Vec::new(), Vec::new(), None);
+        // Changes that wait for the end of a pause.
+        let mut held_back = 0;
         self.observer.loop_started();
         self.read_ahead(&mut changes);
         loop {
@@ -205,6 +210,11 @@ impl Controller {
             let wake = match self.trust {
                 _ if !self.awaited.is_empty() => None,
                 Trust::Unknown { retry_at, .. } => Some(self.node_wait.until().unwrap_or(retry_at)),
+                // What goes through this process waits for the end of a pause, as changes do.
+                Trust::Known if self.is_held() => {
+                    let held = self.not_before.filter(|_| !self.engine.is_idle());
+                    [self.engine.next_deadline(), self.guard.deadline(), held].into_iter().flatten().min()
+                }
                 Trust::Known => self.next_deadline(),
             };
             let wait = async {
@@ -246,21 +256,27 @@ impl Controller {
             if received == Some(0) {
                 return Ok(());
             }
-            let mut taken = 0;
+            let mut taken = held_back;
             if received.is_some() {
-                taken = self.take(&mut batch) + self.settle(&mut changes, &mut batch);
-            }
-            let begin = Instant::now();
-            self.engine.take_time(Instant::now());
-            if self.awaited.is_empty() && self.node_is_known()? {
-                let wrote = self.program(begin, taken)?;
-                // What changed nothing holds nobody up: after a quiet time the next change is programmed at once.
-                if let Some(pause) = self.pause.filter(|_| wrote) {
-                    tokio::select! {
-                        () = stop.cancelled() => {}
-                        () = tokio::time::sleep(pause) => {}
-                    }
+                taken += self.take(&mut batch);
+                if !self.is_held() {
+                    taken += self.settle(&mut changes, &mut batch);
                 }
+            }
+            if !self.awaited.is_empty() || !self.node_is_known()? {
+                continue;
+            }
+            if self.is_held() {
+                held_back = taken;
+                self.go_on()?;
+                continue;
+            }
+            held_back = 0;
+            let begin = Instant::now();
+            self.engine.take_time(begin);
+            // What changed nothing holds nobody up: after a quiet time the next change is programmed at once.
+            if self.program(begin, taken)? {
+                self.not_before = self.pause.map(|pause| Instant::now() + pause);
             }
         }
     }
@@ -332,6 +348,33 @@ impl Controller {
             }
         }
         taken
+    }
+
+    /// Whether changes have to wait. Repairs do not.
+    fn is_held(&self) -> bool {
+        matches!(self.trust, Trust::Known) && self.not_before.is_some_and(|at| at > Instant::now())
+    }
+
+    /// Does what time asks for while changes wait: steps of slow starts, ends of drains.
+    fn go_on(&mut self) -> Result<(), KernelError> {
+        let touched = self.engine.touched();
+        if !touched.is_empty() {
+            self.observer.queued(self.pending, touched);
+        }
+        let now = Instant::now();
+        if self.engine.next_deadline().is_none_or(|at| at > now) {
+            return Ok(());
+        }
+        let outcome = self.engine.compile_timed(now);
+        self.tell(&outcome.problems);
+        self.cleaner.announce(self.engine.take_flow_changes());
+        match self.plane.apply(&outcome.delta) {
+            Ok(_) => {
+                self.clean();
+                Ok(())
+            }
+            Err(error) => self.refused(error),
+        }
     }
 
     /// Compiles what was taken and brings the kernel there. Whether something was written.

@@ -1,6 +1,7 @@
 //! Since when endpoints have been leaving, of Services with a drain time.
 //!
-//! An endpoint *leaves* when it terminates and when it is in none of the Service's slices any more. A weight of 0, or not being ready,
+//! An endpoint *leaves* when it terminates and when it is in none of the Service's slices any more, which all are behind a port that is gone,
+//! or a Service. A weight of 0, or not being ready,
 //! is no leaving: whoever is told so may stay for long, and its connections with it. It leaves from the moment at which that is seen
 //! first, so a restart of the controller begins the time anew, and whoever was gone by then is not known. When the time is over the
 //! endpoint's connections through this Service port are cut, once: an endpoint that comes back before is spared, and one that new
@@ -21,8 +22,20 @@ use crate::policy::ResolvedPort;
 /// The endpoints of all Services with a drain time.
 #[derive(Debug, Default)]
 pub(super) struct Drains {
-    services: HashMap<ServiceKey, BTreeMap<Identity, Stay>>,
+    services: HashMap<ServiceKey, Watched>,
 }
+
+/// One Service's.
+#[derive(Debug, Default)]
+struct Watched {
+    drain: Duration,
+    endpoints: BTreeMap<Identity, Stay>,
+    /// Where connections came from; also of ports that are gone, as long as somebody drains behind them.
+    ports: BTreeMap<Port, Vec<Destination>>,
+}
+
+/// A port of a Service in one family: its name, protocol.
+type Port = (Arc<str>, Protocol, Family);
 
 /// An endpoint behind a port: name of the port, protocol, address.
 type Identity = (Arc<str>, Protocol, SocketAddr);
@@ -58,12 +71,19 @@ impl Drains {
         resolved: &[ResolvedPort],
         now: Option<Instant>,
     ) -> Due {
-        let (Some(drain), Some(now)) = (service.and_then(|service| service.tuning.drain), now) else {
+        // Of a Service that is gone, what it said last counts.
+        let remembered = self.services.get(key).map(|watched| watched.drain);
+        let drain = service.map_or(remembered, |service| service.tuning.drain);
+        let (Some(drain), Some(now)) = (drain, now) else {
             self.services.remove(key);
             return Due::default();
         };
-        let listed = listed(slices);
-        let known = self.services.entry(key.clone()).or_default();
+        let mut listed = listed(slices);
+        listed.retain(|identity, _| resolved.iter().any(|port| is_behind(identity, &port_of(port))));
+        let watched = self.services.entry(key.clone()).or_default();
+        watched.drain = drain;
+        watched.ports.extend(resolved.iter().map(|port| (port_of(port), destinations(port))));
+        let known = &mut watched.endpoints;
         for (identity, terminating) in &listed {
             let stay = known.entry(identity.clone()).or_insert(Stay::Here);
             *stay = match (*terminating, *stay) {
@@ -77,17 +97,23 @@ impl Drains {
                 *stay = Stay::Leaving(now);
             }
         }
-        let due = due(known, resolved, drain, now);
-        // Whose connections are cut and who is gone, or whose port is, is nobody any more.
-        let port = |identity: &Identity| resolved.iter().any(|port| is_behind(identity, port));
-        known.retain(|identity, stay| listed.contains_key(identity) || (*stay != Stay::Cut && port(identity)));
+        let due = watched.due(resolved, now);
+        // Whose connections are cut and who is gone is nobody any more, and a port without anybody is none.
+        watched.endpoints.retain(|identity, stay| listed.contains_key(identity) || *stay != Stay::Cut);
+        let endpoints = &watched.endpoints;
+        watched.ports.retain(|port, _| {
+            resolved.iter().any(|one| port_of(one) == *port) || endpoints.keys().any(|one| is_behind(one, port))
+        });
+        if service.is_none() && watched.endpoints.is_empty() {
+            self.services.remove(key);
+        }
         due
     }
 
     /// How many endpoints are remembered.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.services.values().map(BTreeMap::len).sum()
+        self.services.values().map(|watched| watched.endpoints.len()).sum()
     }
 }
 
@@ -106,42 +132,52 @@ fn listed<'a>(slices: impl Iterator<Item = &'a Slice>) -> BTreeMap<Identity, boo
     listed
 }
 
-fn is_behind((name, protocol, endpoint): &Identity, port: &ResolvedPort) -> bool {
-    port.key.name == *name && port.key.protocol == *protocol && port.family == Family::of(endpoint.ip())
+fn port_of(port: &ResolvedPort) -> Port {
+    (port.key.name.clone(), port.key.protocol, port.family)
 }
 
-fn due(known: &mut BTreeMap<Identity, Stay>, resolved: &[ResolvedPort], drain: Duration, now: Instant) -> Due {
-    let mut due = Due::default();
-    for port in resolved {
-        let used = |endpoint: &SocketAddr| {
-            port.cluster.iter().chain(&port.local).any(|candidate| candidate.endpoint == *endpoint)
-        };
-        let mut endpoints = BTreeSet::new();
-        for (identity, stay) in known.iter_mut().filter(|(identity, _)| is_behind(identity, port)) {
-            let Stay::Leaving(since) = *stay else { continue };
-            let at = since + drain;
-            if at > now {
-                due.next = Some(due.next.map_or(at, |next| next.min(at)));
-            } else if !used(&identity.2) {
-                endpoints.insert(identity.2);
-                *stay = Stay::Cut;
-            }
-        }
-        if !endpoints.is_empty() {
-            due.cuts.push(cut(port, endpoints));
-        }
-    }
-    due
+fn is_behind((name, protocol, endpoint): &Identity, port: &Port) -> bool {
+    *port.0 == **name && port.1 == *protocol && port.2 == Family::of(endpoint.ip())
 }
 
-fn cut(port: &ResolvedPort, endpoints: BTreeSet<SocketAddr>) -> Cut {
+fn destinations(port: &ResolvedPort) -> Vec<Destination> {
     let addresses = port.frontends.iter().map(|(frontend, _)| SocketAddr::new(frontend.address, frontend.port));
     let node_port = port.node_port.map(|node_port| Destination::NodePort(port.family, node_port.port));
-    Cut {
-        protocol: port.key.protocol,
-        family: port.family,
-        destinations: addresses.map(Destination::Address).chain(node_port).collect(),
-        endpoints,
-        node_port_ranges: Arc::default(),
+    addresses.map(Destination::Address).chain(node_port).collect()
+}
+
+// === impl Watched ===
+
+impl Watched {
+    fn due(&mut self, resolved: &[ResolvedPort], now: Instant) -> Due {
+        let mut due = Due::default();
+        for (port, destinations) in &self.ports {
+            let decided = resolved.iter().find(|one| port_of(one) == *port);
+            let used = |endpoint: &SocketAddr| {
+                let candidates = decided.into_iter().flat_map(|port| port.cluster.iter().chain(&port.local));
+                candidates.into_iter().any(|candidate| candidate.endpoint == *endpoint)
+            };
+            let mut endpoints = BTreeSet::new();
+            for (identity, stay) in self.endpoints.iter_mut().filter(|(identity, _)| is_behind(identity, port)) {
+                let Stay::Leaving(since) = *stay else { continue };
+                let at = since + self.drain;
+                if at > now {
+                    due.next = Some(due.next.map_or(at, |next| next.min(at)));
+                } else if !used(&identity.2) {
+                    endpoints.insert(identity.2);
+                    *stay = Stay::Cut;
+                }
+            }
+            if !endpoints.is_empty() {
+                due.cuts.push(Cut {
+                    protocol: port.1,
+                    family: port.2,
+                    destinations: destinations.iter().copied().collect(),
+                    endpoints,
+                    node_port_ranges: Arc::default(),
+                });
+            }
+        }
+        due
     }
 }

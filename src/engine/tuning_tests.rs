@@ -65,6 +65,7 @@ impl Watch {
             claims: &self.engine.claims,
             scheduler: self.engine.scheduler,
             warming: Some(&progress.warming),
+            assessment: None,
         };
         let resolved = policy::resolve(&service, slices.iter(), context);
         let last = |address: std::net::IpAddr| address.to_string().rsplit('.').next().unwrap_or_default().to_owned();
@@ -133,6 +134,43 @@ fn a_newcomer_grows_in_few_steps_and_then_nobody_wakes() {
     assert_eq!(watch.weights(), "1:1 2:1 3:1");
     assert!((20..=32).contains(&woken), "{woken}");
     assert_eq!((watch.engine.next_deadline(), watch.engine.is_idle()), (None, true));
+}
+
+#[test]
+fn time_goes_on_for_others_while_changes_wait() {
+    let other = |annotations: &[(&str, &str)]| {
+        let annotations: BTreeMap<_, _> =
+            annotations.iter().map(|(key, value)| (format!("pointsman.dev/{key}"), value)).collect();
+        let value = json!({
+            "metadata": {"namespace": "shop", "name": "other", "annotations": annotations},
+            "spec": {"clusterIP": "10.96.0.2", "ports": [{"port": 80}]},
+        });
+        Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes"))))
+    };
+    let mut watch = Watch::new();
+    watch.take([service(&[("slow-start", "64s")]), other(&[]), slice(&["1", "2"])]);
+    watch.take([slice(&["1", "2", "3"])]);
+    let step = watch.engine.next_deadline().expect("somebody grows");
+    // A change of another Service is taken, and not yet compiled.
+    watch.engine.take(other(&[("scheduler", "rr")]));
+    assert_eq!(watch.engine.next_deadline(), Some(step));
+    let mut steps = 0;
+    while let Some(next) = watch.engine.next_deadline() {
+        watch.now = next;
+        let outcome = watch.engine.compile_timed(next);
+        assert_eq!(outcome.services, [ServiceKey::new("shop", "web")]);
+        assert!(!watch.engine.is_idle() && watch.engine.has_more(), "the change still waits");
+        steps += 1;
+    }
+    assert!((20..=32).contains(&steps), "{steps}");
+    assert_eq!(watch.weights(), "1:1 2:1 3:1");
+    // A change of its own waits, and with it what time would bring.
+    watch.take([slice(&["1", "2", "3", "4"])]);
+    watch.engine.take(service(&[("slow-start", "64s"), ("scheduler", "wrr")]));
+    assert_eq!(watch.engine.next_deadline(), None);
+    assert_eq!(watch.engine.compile_timed(watch.now + 9 * S).services, []);
+    assert_eq!(watch.compile().services, [ServiceKey::new("shop", "web")]);
+    assert!(watch.engine.next_deadline().is_some());
 }
 
 #[test]
@@ -242,9 +280,49 @@ fn who_leaves_is_cut_once_after_the_time() {
     watch.take([slice(&["1", "5"])]);
     watch.pass(100 * S);
     assert_eq!(watch.cuts(), [""; 0]);
+}
+
+#[test]
+fn behind_a_port_or_a_service_that_is_gone_all_have_left() {
+    let forgotten = |watch: &Watch| (watch.engine.drains.len(), watch.engine.next_deadline()) == (0, None);
+    let mut watch = Watch::new();
+    watch.take([service(&[("drain", "30s")]), slice(&["1", "2"])]);
     watch.take([delete()]);
+    watch.pass(29 * S);
+    assert_eq!(watch.cuts(), [""; 0]);
+    watch.pass(2 * S);
+    assert_eq!(watch.cuts(), ["TCP 1,2"]);
+    assert!(forgotten(&watch));
+    // One that comes back in time keeps its connections.
+    watch.take([service(&[("drain", "30s")])]);
+    watch.take([delete()]);
+    watch.pass(20 * S);
+    watch.take([service(&[("drain", "30s")])]);
     watch.pass(100 * S);
-    assert_eq!((watch.cuts(), watch.engine.drains.len(), watch.engine.next_deadline()), (vec![], 0, None));
+    assert_eq!(watch.cuts(), [""; 0]);
+    // A port that changes its name leaves all its connections behind.
+    let value = json!({
+        "metadata": {"namespace": "shop", "name": "web", "annotations": {"pointsman.dev/drain": "30s"}},
+        "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "other", "port": 81}]},
+    });
+    watch.take([Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes"))))]);
+    watch.pass(29 * S);
+    assert_eq!(watch.cuts(), [""; 0]);
+    watch.pass(2 * S);
+    let cuts = watch.engine.take_cuts();
+    assert_eq!((cuts.len(), cuts[0].endpoints.len()), (1, 2));
+    let at = Destination::Address("10.96.0.1:80".parse().expect("an address"));
+    assert_eq!(cuts[0].destinations, [at].into_iter().collect(), "where they came from");
+    // What another Service has by then is no longer ours to cut.
+    watch.take([service(&[("drain", "30s")])]);
+    watch.take([delete()]);
+    let value = json!({
+        "metadata": {"namespace": "shop", "name": "heir"}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+    });
+    watch.take([Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes"))))]);
+    watch.pass(31 * S);
+    assert_eq!(watch.cuts(), [""; 0]);
+    assert!(forgotten(&watch));
 }
 
 #[test]
@@ -336,6 +414,30 @@ fn what_is_said_about_weights_stands_until_it_is_mended() {
     );
     watch.take([service(&[("scheduler", "rr"), ("weights", "web-1-*=0")])]);
     assert_eq!(watch.engine.standing_problems(), 0, "every scheduler knows 0");
+    for (scheduler, told) in [("sed", 1), ("nq", 1), ("wlc", 0), ("wrr", 0), ("mh", 0)] {
+        watch.take([service(&[("scheduler", scheduler), ("split", "web-1-*=5%,*=95%")])]);
+        let wanted = format!(
+            r#"[pointsman.dev/split]: "{scheduler}": this scheduler keeps shares only as far as connections last; wrr and wlc keep them"#
+        );
+        assert_eq!(
+            said(&watch).iter().filter(|line| **line == wanted).count(),
+            told,
+            "{scheduler}: {:?}",
+            said(&watch)
+        );
+        assert_eq!(watch.engine.standing_problems(), told, "{scheduler}");
+    }
+    for (scheduler, share, told) in
+        [("random", "0.05%", 1), ("wrr", "0.05%", 1), ("wrr", "0.2%", 0), ("wlc", "0.05%", 0)]
+    {
+        let split =
+            format!("web-1-*={share},*={}%", 100.0 - share.trim_end_matches('%').parse::<f64>().expect("a number"));
+        watch.take([service(&[])]);
+        watch.take([service(&[("scheduler", scheduler), ("split", &split)])]);
+        let wanted = r#"[pointsman.dev/split]: "web-1-*": its share comes to 0.10%: slots are rounded, and each endpoint has one or more"#;
+        assert_eq!(said(&watch).iter().filter(|line| *line == wanted).count(), told, "{scheduler}: {:?}", said(&watch));
+        assert_eq!(watch.engine.standing_problems(), told, "{scheduler}");
+    }
     watch.take([service(&[("split", "web-1-*=50%,web-9-*=50%")])]);
     assert_eq!(
         said(&watch),

@@ -23,12 +23,16 @@ mod counts;
 mod cutter;
 mod events;
 mod program;
+mod reviews;
 mod sysctl;
 mod table;
+mod tally;
+mod waker;
 mod wire;
 
 pub use cleaner::{Cleaner, Pass};
-pub use counts::{Counts, Tally};
+pub use counts::Counts;
 pub use events::{ConntrackEvents, Heard};
 pub use sysctl::{AppliedSysctls, SysctlError, apply_sysctls, online_cpus};
 pub use table::{ConntrackError, ConntrackTable, Deleted, Dump, Filter};
+pub use tally::Tally;

@@ -26,12 +26,13 @@
 //! decided in [`crate::policy`]. Tables in each file here.
 
 mod forwarding;
+mod index;
 mod pattern;
 mod slow_start;
 mod split;
 mod weights;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -133,6 +134,9 @@ impl Tuning {
         read(SLOW_START_ANNOTATION, &mut |text, remarks| tuning.slow_start = SlowStart::parse(text, remarks));
         read(DRAIN_ANNOTATION, &mut |text, remarks| {
             tuning.drain = time(text, remarks, "connections are not ended");
+            if tuning.drain.is_some_and(|time| time.is_zero()) {
+                remarks.add(text, "no time at all; connections are ended as soon as their endpoint terminates");
+            }
         });
         let forwarding = &mut tuning.forwarding;
         read(DATAPATH_ANNOTATION, &mut |text, remarks| forwarding.datapath = Datapath::parse(text, remarks));
@@ -173,6 +177,30 @@ fn entries<'a>(text: &'a str, remarks: &mut Remarks<'_>) -> Vec<&'a str> {
         remarks.add(first_unused, format!("beyond {MAX_ENTRIES} entries; it and what follows is not used"));
     }
     used
+}
+
+/// Reads a list of `PATTERN=VALUE`, which `form` names: hands out each usable pattern with its value and the entry it is from, each pattern
+/// once.
+fn assignments<'a>(
+    text: &'a str,
+    form: &str,
+    remarks: &mut Remarks<'_>,
+    mut each: impl FnMut(Pattern, &'a str, &'a str, &mut Remarks<'_>),
+) {
+    let mut seen = HashSet::new();
+    for entry in entries(text, remarks) {
+        let Some((pattern, value)) = entry.rsplit_once('=') else {
+            remarks.add(entry, format!("not {form}; skipped"));
+            continue;
+        };
+        match Pattern::parse(pattern.trim()) {
+            Err(why) => remarks.add(entry, format!("{why}; skipped")),
+            Ok(pattern) if !seen.insert(pattern.text().to_owned()) => {
+                remarks.add(entry, "a second entry for this pattern; the first one counts");
+            }
+            Ok(pattern) => each(pattern, value.trim(), entry, remarks),
+        }
+    }
 }
 
 /// A time as in Kubernetes (`90s`, `1m30s`, `500ms`); a bare number is seconds. `otherwise` is what happens if it is none.
@@ -263,7 +291,7 @@ mod tests {
             (" 1m30s ", Some(90_000), ""),
             ("500ms", Some(500), ""),
             ("45", Some(45_000), ""),
-            ("0s", Some(0), ""),
+            ("0s", Some(0), "\"0s\": no time at all; connections are ended as soon as their endpoint terminates"),
             ("48h", Some(86_400_000), "\"48h\": longer than 24h; taken as 24h"),
             (
                 "99999999999999999999",

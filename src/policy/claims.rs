@@ -12,6 +12,9 @@ use crate::model::ServiceKey;
 /// The order of precedence: what kind of address it is, creation time, then name.
 type Rank = (Role, i64, ServiceKey);
 
+/// What a Service asks for: sorted, each claim once.
+type Asked = Box<[(Claim, Role)]>;
+
 /// All claims on all frontends.
 #[derive(Debug, Default)]
 pub struct Claims {
@@ -19,8 +22,7 @@ pub struct Claims {
     holders: HashMap<Claim, Rank>,
     /// Those that wait, in order of precedence.
     waiting: HashMap<Claim, BTreeSet<Rank>>,
-    /// Sorted, each claim once.
-    by_service: HashMap<ServiceKey, (i64, Box<[(Claim, Role)]>)>,
+    by_service: HashMap<ServiceKey, (i64, Asked)>,
 }
 
 // === impl Claims ===

@@ -3,30 +3,35 @@
 //! Parsing an annotation cannot tell that a pattern matches nobody, that everybody is drained, or that the scheduler does not look at
 //! weights. Each is a standing problem of the Service: said once, gone when it is mended.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::weigh::{all_drained, group_of, is_weighted, scheduler, share_of};
-use super::{Context, ResolvedPort};
-use crate::model::tuning::{Pattern, SLOW_START_ANNOTATION, SPLIT_ANNOTATION, WEIGHT_ANNOTATION, WEIGHTS_ANNOTATION};
+use super::weigh::{all_drained, scheduler, share_of};
+use super::{Assessment, Context, ResolvedPort};
+use crate::model::tuning::{SLOW_START_ANNOTATION, SPLIT_ANNOTATION, Split, WEIGHT_ANNOTATION, WEIGHTS_ANNOTATION};
 use crate::model::{Endpoint, Problem, Service, Slice};
+use crate::schedule::live::Rule;
+use crate::schedule::{Candidate, share};
 use crate::source::Kind;
 
 /// Patterns without anybody that are named; the last of them says how many there are.
 const NAMED: usize = 4;
 
+/// Shares of groups that are further off than this part of themselves are told about.
+const NOTED: f64 = 0.1;
+
 /// Everything there is to say about a Service that was decided as `resolved`.
 pub fn tuning_problems<'a>(
-    service: &Service,
+    service: &'a Service,
     slices: impl Iterator<Item = &'a Slice> + Clone,
     resolved: &[ResolvedPort],
     context: Context<'_>,
 ) -> Vec<Problem> {
     let mut problems = super::path::problems(service, context.settings);
     let tuning = &service.tuning;
-    let weighted = is_weighted(service, slices.clone());
-    if !weighted {
+    let own = context.assessment.is_none().then(|| Assessment::new(service, slices.clone()));
+    let Some(assessment) = context.assessment.or(own.as_ref()).filter(|one| one.is_weighted()) else {
         return problems;
-    }
+    };
     let mut say = |annotation: &str, value: String, reason: String| {
         let field = format!("metadata.annotations[{annotation}]");
         let problem = Problem { kind: Kind::Service, object: service.key.object(), field, value, reason };
@@ -35,11 +40,9 @@ pub fn tuning_problems<'a>(
         }
     };
     let endpoints = || slices.clone().flat_map(|slice| &slice.endpoints);
-    let split = || tuning.split.iter().flat_map(|split| split.groups()).map(|group| &group.pattern);
-    for (annotation, idle) in [
-        (WEIGHTS_ANNOTATION, idle(tuning.weights.patterns(), endpoints())),
-        (SPLIT_ANNOTATION, idle(split(), endpoints())),
-    ] {
+    for (annotation, idle) in
+        [(WEIGHTS_ANNOTATION, assessment.idle_weights()), (SPLIT_ANNOTATION, assessment.idle_groups())]
+    {
         let more = idle.len().saturating_sub(NAMED);
         for (index, pattern) in idle.iter().take(NAMED).enumerate() {
             let others =
@@ -47,7 +50,7 @@ pub fn tuning_problems<'a>(
             say(annotation, pattern.to_string(), format!("matches no endpoint of this Service{others}"));
         }
     }
-    let dealer = scheduler(service, context.scheduler, weighted);
+    let dealer = scheduler(service, context.scheduler, true);
     if !dealer.heeds_weights() {
         let slices_differ = endpoints().any(|endpoint| !matches!(endpoint.weight, None | Some(0 | 1)));
         for (annotation, given) in [
@@ -62,12 +65,17 @@ pub fn tuning_problems<'a>(
             }
         }
     }
+    // They take whoever is idle or heaviest as long as there is little to do, as IPVS's do, and never look at who has had how much.
+    if tuning.split.is_some() && dealer.live().is_some_and(Rule::forgets_shares) {
+        let reason = "this scheduler keeps shares only as far as connections last; wrr and wlc keep them".to_owned();
+        say(SPLIT_ANNOTATION, dealer.to_string(), reason);
+    }
     for port in resolved {
         for candidates in [&port.cluster, &port.local] {
             // Only addresses matter: an endpoint weighs the same on all of its ports.
             let chosen: BTreeSet<_> = candidates.iter().map(|candidate| candidate.endpoint.ip()).collect();
             let chosen = || endpoints().filter(|endpoint| chosen.contains(&endpoint.address));
-            if all_drained(tuning, chosen()) {
+            if all_drained(assessment, chosen()) {
                 let annotation = if tuning.weights.is_empty() { WEIGHT_ANNOTATION } else { WEIGHTS_ANNOTATION };
                 say(
                     annotation,
@@ -76,14 +84,23 @@ pub fn tuning_problems<'a>(
                 );
             }
             let Some(split) = &tuning.split else { continue };
-            if chosen().next().is_some() && chosen().all(|one| share_of(split, group_of(split, one)) == 0) {
+            if dealer.deals_weights() {
+                for (group, share) in misfits(split, assessment, candidates, chosen()) {
+                    let pattern = split.groups().get(group).map_or("all others", |group| group.pattern.text());
+                    let reason =
+                        format!("its share comes to {share}: slots are rounded, and each endpoint has one or more");
+                    say(SPLIT_ANNOTATION, pattern.to_owned(), reason);
+                }
+            }
+            if chosen().next().is_some() && chosen().all(|one| share_of(split, assessment.said(one).group) == 0) {
                 let reason = "no endpoint that qualifies is in a group with a share; all are used by weight".to_owned();
                 say(SPLIT_ANNOTATION, "0%".to_owned(), reason);
             }
         }
     }
     if let Some(split) = &tuning.split {
-        let outsider = endpoints().find(|endpoint| endpoint.ready && split.group_of(endpoint).is_none());
+        let outsider =
+            endpoints().find(|endpoint| endpoint.ready && assessment.said(endpoint).group == split.groups().len());
         let name = |endpoint: &Endpoint| endpoint.pod.as_deref().map_or(endpoint.address.to_string(), str::to_owned);
         match outsider {
             Some(outsider) if split.rest() == 0 => {
@@ -102,13 +119,27 @@ pub fn tuning_problems<'a>(
     problems
 }
 
-/// The patterns that match nobody. A Service without endpoints is no reason to doubt its patterns.
-fn idle<'a>(
-    patterns: impl Iterator<Item = &'a Pattern>,
-    endpoints: impl Iterator<Item = &'a Endpoint> + Clone,
-) -> Vec<&'a Pattern> {
-    if endpoints.clone().next().is_none() {
-        return Vec::new();
+/// The groups whose share comes to something else in slots, and to what, in proportion to the groups that are there.
+fn misfits<'a>(
+    split: &Split,
+    assessment: &Assessment<'_>,
+    candidates: &[Candidate],
+    chosen: impl Iterator<Item = &'a Endpoint>,
+) -> Vec<(usize, String)> {
+    let groups: HashMap<_, _> = chosen.map(|one| (one.address, assessment.said(one).group)).collect();
+    let weights: Vec<u32> = candidates.iter().map(|candidate| candidate.weight).collect();
+    let dealt = share(&weights).slots;
+    let mut slots: BTreeMap<usize, u32> = BTreeMap::new();
+    for (candidate, dealt) in candidates.iter().zip(&dealt) {
+        let Some(group) = groups.get(&candidate.endpoint.ip()) else { continue };
+        *slots.entry(*group).or_default() += dealt;
     }
-    patterns.filter(|pattern| !endpoints.clone().any(|endpoint| pattern.matches(endpoint))).collect()
+    let all = f64::from(dealt.iter().sum::<u32>().max(1));
+    let whole: f64 = slots.keys().map(|group| f64::from(share_of(split, *group))).sum();
+    let off = |(group, slots): (&usize, &u32)| {
+        let wanted = f64::from(share_of(split, *group)) / whole.max(1.0);
+        let got = f64::from(*slots) / all;
+        (wanted > 0.0 && (got / wanted - 1.0).abs() > NOTED).then(|| (*group, format!("{:.2}%", got * 100.0)))
+    };
+    slots.iter().filter_map(off).collect()
 }

@@ -30,7 +30,7 @@ fn resolved(service: &Service, slices: &[Slice], settings: &Settings, node: Opti
     resolve(
         service,
         slices.iter(),
-        Context { settings, node, claims: &claims, scheduler: Scheduler::Random, warming: None },
+        Context { settings, node, claims: &claims, scheduler: Scheduler::Random, warming: None, assessment: None },
     )
 }
 
@@ -255,8 +255,14 @@ fn what_another_service_has_is_left_out() {
     let mut claims = Claims::default();
     claims.set(&service.key, service.created, wanted(&service, &settings));
     claims.set(&ServiceKey::new("shop", "older"), 7, wanted(&service, &settings).into_iter().take(2));
-    let context =
-        Context { settings: &settings, node: None, claims: &claims, scheduler: Scheduler::Random, warming: None };
+    let context = Context {
+        settings: &settings,
+        node: None,
+        claims: &claims,
+        scheduler: Scheduler::Random,
+        warming: None,
+        assessment: None,
+    };
     let resolved = resolve(&service, [].iter(), context);
     assert_eq!(resolved.len(), 1);
     assert_eq!(&*resolved[0].key.name, "b");

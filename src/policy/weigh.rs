@@ -6,8 +6,9 @@
 //! endpoints weigh together, and within a group weights count. So a group whose only endpoint starts has all of its share at once.
 //!
 //! Numbers are exact: a candidate's weight is its share multiplied by what makes all of them whole numbers, divided by their greatest
-//! common divisor, so that few slots do where few can. A split that takes more than [`FEW`] is rounded to that, group by group. Only sums beyond [`MAX_TOTAL`] are rounded, to that, which errs by less than
-//! 0.02 percentage points for a group of 5,000 endpoints; nobody rounds to nothing.
+//! common divisor, so that few slots do where few can. A split that takes more than 1,000 is rounded to that, group by group. Only sums
+//! beyond 2^24 are rounded, to that, which errs by less than 0.02 percentage points for a group of 5,000 endpoints; nobody rounds to
+//! nothing (`proportion`). What that does to a small group is told in `remarks`.
 //!
 //! [`scheduler`] says who deals: weights on a Service that chose no scheduler turn `rr` into `wrr` and `lc` into `wlc`; a scheduler that
 //! was chosen stays, and `remarks` tells that it does not look at weights.
@@ -17,15 +18,11 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use super::assess::Assessment;
+use super::proportion::{fit, gcd, reduce};
 use crate::model::tuning::Split;
-use crate::model::{Endpoint, Service, Slice, Tuning};
+use crate::model::{Endpoint, Service, Slice};
 use crate::schedule::{Candidate, Scheduler};
-
-/// The largest sum of weights that is handed over: fits any arithmetic of a scheduler.
-pub(super) const MAX_TOTAL: u64 = 1 << 24;
-
-/// So many weights are slots as they are, in the schedulers that deal slots; one is a thousandth of all connections.
-const FEW: u32 = 1000;
 
 /// Which endpoints of a Service are in slow start, and how many per cent of their weight they have. By address: whoever starts does so
 /// on all of its ports.
@@ -60,23 +57,28 @@ fn twin(scheduler: Scheduler) -> Option<Scheduler> {
 }
 
 /// Whether every one of these is drained, so that all are used alike.
-pub(super) fn all_drained<'a>(tuning: &Tuning, endpoints: impl Iterator<Item = &'a Endpoint>) -> bool {
+pub(super) fn all_drained<'a>(assessment: &Assessment<'_>, endpoints: impl Iterator<Item = &'a Endpoint>) -> bool {
     let mut endpoints = endpoints.peekable();
-    endpoints.peek().is_some() && endpoints.all(|endpoint| tuning.weights.of(endpoint) == 0)
+    endpoints.peek().is_some() && endpoints.all(|endpoint| assessment.said(endpoint).weight == 0)
 }
 
-/// Weighs qualifying endpoints, which stay in their order.
-pub(super) fn weigh(tuning: &Tuning, endpoints: &[Known<'_>], warming: &Warming) -> Vec<Candidate> {
-    let drained = all_drained(tuning, endpoints.iter().map(|(_, endpoint)| *endpoint));
-    let weight = |endpoint: &Endpoint| if drained { 1 } else { u64::from(tuning.weights.of(endpoint)) };
+/// Weighs qualifying endpoints, which stay in their order, for a scheduler that has weights `dealt` as slots or not.
+pub(super) fn weigh(
+    assessment: &Assessment<'_>,
+    endpoints: &[Known<'_>],
+    warming: &Warming,
+    dealt: bool,
+) -> Vec<Candidate> {
+    let drained = all_drained(assessment, endpoints.iter().map(|(_, endpoint)| *endpoint));
+    let weight = |endpoint: &Endpoint| if drained { 1 } else { u64::from(assessment.said(endpoint).weight) };
     let percent = |endpoint: &Endpoint| u64::from(warming.0.get(&endpoint.address).copied().unwrap_or(100));
     let weighed = endpoints.iter().map(|(at, endpoint)| (*at, *endpoint, weight(endpoint) * percent(endpoint)));
     let weighed: Vec<_> = weighed.filter(|(_, _, weight)| *weight > 0).collect();
     let weights: Vec<u64> = weighed.iter().map(|(_, _, weight)| *weight).collect();
-    let endpoints: Vec<_> = weighed.iter().map(|(_, endpoint, _)| *endpoint).collect();
-    let whole = match tuning.split.as_ref().and_then(|split| divide(split, &endpoints, &weights)) {
+    let groups: Vec<_> = weighed.iter().map(|(_, endpoint, _)| assessment.said(endpoint).group).collect();
+    let whole = match assessment.tuning().split.as_ref().and_then(|split| divide(split, &groups, &weights)) {
         Some(divided) => {
-            fit(&divided).unwrap_or_else(|| reduce(divided.into_iter().map(|(_, number)| number).collect()))
+            fit(&divided, dealt).unwrap_or_else(|| reduce(divided.into_iter().map(|(_, number)| number).collect()))
         }
         None => reduce(weights.iter().map(|weight| u128::from(*weight)).collect()),
     };
@@ -87,11 +89,6 @@ pub(super) fn weigh(tuning: &Tuning, endpoints: &[Known<'_>], warming: &Warming)
         .collect()
 }
 
-/// The group that an endpoint is in: one of the split's, or the one of all others, which is the last.
-pub(super) fn group_of(split: &Split, endpoint: &Endpoint) -> usize {
-    split.group_of(endpoint).unwrap_or(split.groups().len())
-}
-
 /// The share of a group, in millionths.
 pub(super) fn share_of(split: &Split, group: usize) -> u32 {
     split.groups().get(group).map_or_else(|| split.rest(), |group| group.share)
@@ -99,8 +96,7 @@ pub(super) fn share_of(split: &Split, group: usize) -> u32 {
 
 /// Gives each group its share, divided by weight: for each endpoint its group and a number in proportion to what it gets, 0 if that has no
 /// share. `None` if nobody here has a share.
-fn divide(split: &Split, endpoints: &[&Endpoint], weights: &[u64]) -> Option<Vec<(usize, u128)>> {
-    let groups: Vec<usize> = endpoints.iter().map(|endpoint| group_of(split, endpoint)).collect();
+fn divide(split: &Split, groups: &[usize], weights: &[u64]) -> Option<Vec<(usize, u128)>> {
     let mut sums: BTreeMap<usize, u64> = BTreeMap::new();
     for (group, weight) in groups.iter().zip(weights) {
         *sums.entry(*group).or_default() += weight;
@@ -126,73 +122,14 @@ fn divide(split: &Split, endpoints: &[&Endpoint], weights: &[u64]) -> Option<Vec
     Some(groups.iter().copied().zip(each.map(Option::unwrap_or_default)).collect())
 }
 
-/// Weights for slots: where the exact ones are more than [`FEW`], a scheduler that deals slots rounds each endpoint by itself, and a
-/// group of fifty that are all rounded the same way is far from its share. So the groups are rounded first, and then their endpoints
-/// within them: a group is then less than 0.1 percentage points off. `None` where that is not needed, and where a group has fewer slots
-/// than endpoints.
-fn fit(divided: &[(usize, u128)]) -> Option<Vec<u32>> {
-    let numbers = || divided.iter().map(|(_, number)| *number);
-    let divisor = numbers().fold(0, gcd).max(1);
-    let all: u128 = numbers().sum();
-    if all / divisor <= u128::from(FEW) {
-        return None;
-    }
-    let mut groups: BTreeMap<usize, Vec<(usize, u128)>> = BTreeMap::new();
-    for (at, (group, number)) in divided.iter().enumerate().filter(|(_, (_, number))| *number > 0) {
-        groups.entry(*group).or_default().push((at, *number));
-    }
-    let sums: Vec<u128> = groups.values().map(|members| members.iter().map(|(_, number)| number).sum()).collect();
-    if sums.iter().any(|sum| sum * u128::from(FEW) < all) {
-        return None;
-    }
-    let mut fitted = vec![0; divided.len()];
-    for (slots, members) in apportion(&sums, FEW)?.into_iter().zip(groups.values()) {
-        let numbers: Vec<u128> = members.iter().map(|(_, number)| *number).collect();
-        for (slots, (at, _)) in apportion(&numbers, slots)?.into_iter().zip(members) {
-            fitted[*at] = slots;
-        }
-    }
-    Some(fitted)
-}
-
-/// Deals so many slots in proportion, by largest remainders, at least one each. `None` if there are too few.
-fn apportion(numbers: &[u128], slots: u32) -> Option<Vec<u32>> {
-    let spare = slots.checked_sub(u32::try_from(numbers.len()).ok()?)?;
-    let all: u128 = numbers.iter().sum();
-    // Whoever is owed less than one slot has one; the others share what is left in proportion to what they are owed beyond theirs.
-    let beyond = |number: &u128| (number * u128::from(slots)).saturating_sub(all);
-    let owed: u128 = numbers.iter().map(beyond).sum::<u128>().max(1);
-    let mut dealt: Vec<(u32, u128)> = Vec::with_capacity(numbers.len());
-    for number in numbers {
-        let exact = beyond(number) * u128::from(spare);
-        dealt.push((1 + u32::try_from(exact / owed).ok()?, exact % owed));
-    }
-    let left = slots - dealt.iter().map(|(count, _)| count).sum::<u32>();
-    let mut order: Vec<usize> = (0..dealt.len()).collect();
-    order.sort_by_key(|at| (std::cmp::Reverse(dealt[*at].1), *at));
-    order.into_iter().take(usize::try_from(left).ok()?).for_each(|at| dealt[at].0 += 1);
-    Some(dealt.into_iter().map(|(count, _)| count).collect())
-}
-
-/// The same proportions in the smallest whole numbers, rounded where their sum would exceed [`MAX_TOTAL`]. Only 0 becomes 0.
-fn reduce(numbers: Vec<u128>) -> Vec<u32> {
-    let sum: u128 = numbers.iter().sum();
-    let divisor = numbers.iter().fold(0, |divisor, number| gcd(divisor, *number)).max(1);
-    let unit = if sum / divisor <= u128::from(MAX_TOTAL) { divisor } else { sum.div_ceil(u128::from(MAX_TOTAL)) };
-    let scaled = |number: u128| ((number + unit / 2) / unit).max(u128::from(number > 0));
-    numbers.into_iter().map(|number| u32::try_from(scaled(number)).expect("no more than all")).collect()
-}
-
-fn gcd(a: u128, b: u128) -> u128 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
+    use super::super::proportion::{FEW, MAX_TOTAL};
     use super::*;
+    use crate::model::Tuning;
     use crate::source::ObjectKey;
 
     fn tuning(annotations: &[(&str, &str)]) -> Tuning {
@@ -228,8 +165,12 @@ mod tests {
     }
 
     fn weighed(tuning: &Tuning, endpoints: &[Endpoint], warming: &Warming) -> Vec<(String, u32)> {
+        weighed_for(tuning, endpoints, warming, false)
+    }
+
+    fn weighed_for(tuning: &Tuning, endpoints: &[Endpoint], warming: &Warming, dealt: bool) -> Vec<(String, u32)> {
         let known: Vec<Known<'_>> = endpoints.iter().map(|one| (SocketAddr::new(one.address, 80), one)).collect();
-        let candidates = weigh(tuning, &known, warming);
+        let candidates = weigh(&Assessment::of(tuning, endpoints.iter()), &known, warming, dealt);
         let pod = |at: SocketAddr| endpoints.iter().find(|one| one.address == at.ip()).and_then(|one| one.pod.clone());
         candidates.iter().map(|one| (pod(one.endpoint).expect("known").to_string(), one.weight)).collect()
     }
@@ -315,6 +256,26 @@ mod tests {
         // More canaries than their share has slots: exact, for whoever can make something of it.
         let got = weighed(&tuning, &pods(&[("a", 60), ("b", 70)]), &Warming::default());
         assert!((shares(&got)["a"] - 5.0).abs() < 1e-3);
+    }
+
+    /// Shares below what a slot is: one slot each, and no more than that.
+    #[test]
+    fn a_tiny_group_has_one_slot_for_each() {
+        for (split, canaries, others, slots) in [
+            ("a-*=0.0001%,*=99.9999%", 1, 2, 1),
+            ("a-*=0.0001%,*=99.9999%", 3, 50, 3),
+            ("a-*=0.05%,*=99.95%", 1, 7, 1),
+            ("a-*=5%,*=95%", 60, 70, 60),
+        ] {
+            let tuning = tuning(&[("split", split)]);
+            let got = weighed_for(&tuning, &pods(&[("a", canaries), ("b", others)]), &Warming::default(), true);
+            let sum = |group: &str| -> u32 {
+                got.iter().filter(|(pod, _)| pod.starts_with(group)).map(|(_, weight)| weight).sum()
+            };
+            assert_eq!((sum("a"), sum("b")), (slots, FEW - slots), "{split} {canaries} {others}");
+            let weights: Vec<u32> = got.iter().map(|(_, weight)| *weight).collect();
+            assert_eq!(crate::schedule::share(&weights).error, 0.0, "slots as they are");
+        }
     }
 
     #[test]

@@ -145,6 +145,10 @@ impl Redeal<'_> {
     pub fn deal(&self) -> Vec<SocketAddr> {
         let size = self.ring.len();
         let mut ring = in_turn(self.candidates, size, self.rule.heeds_weights(), self.seed);
+        // As it was dealt without counts, which say nothing yet: there is nothing to be better by.
+        if ring == self.ring && self.loads.values().all(|load| *load == Load::default()) {
+            return ring;
+        }
         let next = usize::try_from(self.picks % size.max(1) as u64).expect("below a length");
         // What was picked lately stays readable: counts may lag behind.
         for slot in (0..size / RECENT).map(|back| (next + size - 1 - back) % size) {

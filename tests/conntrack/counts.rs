@@ -268,3 +268,47 @@ fn nothing_is_heard_of_other_services() {
     rig.until(Protocol::Tcp, Family::V4, (1, 0), "one", |_| {});
     assert_eq!(rig.tally.events(), 1, "the beginning of the one connection that matters");
 }
+
+/// A walk for a Service that is new is none for all others.
+#[test]
+fn who_is_new_is_looked_for_alone() {
+    let mut rig = Rig::new(BUFFER);
+    let settled = |rig: &mut Rig, count: u64| {
+        let begin = Instant::now();
+        while rig.tally.looked_for() < count {
+            assert!(begin.elapsed() < PATIENCE * 2, "{} of {count}", rig.tally.looked_for());
+            while rig.reports.try_recv().is_ok() {}
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        rig.tally.looked_for()
+    };
+    rig.serve("web", &VIP, "lc");
+    let subjects = settled(&mut rig, 1);
+    rig.apply(slices(&rig.lab, "other", &["a", "b"]));
+    let value = json!({
+        "metadata": {"namespace": "ns", "name": "other", "annotations": {"pointsman.dev/scheduler": "lc"}},
+        "spec": {"clusterIPs": OTHER_VIP, "ports": [{"name": "tcp", "port": 80, "protocol": "TCP"}]},
+    });
+    rig.apply([Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes"))))]);
+    let families = families().count() as u64;
+    assert_eq!(subjects, 2 * families, "UDP and TCP");
+    assert_eq!(settled(&mut rig, subjects + 1), 3 * families, "one port more, and nothing else");
+}
+
+/// Where an operator has turned events off, the table still says who has how many.
+#[test]
+fn without_events_the_table_is_read_often() {
+    let mut rig = Rig::new(BUFFER);
+    rig.lab.node().namespace().sysctls(&[("netfilter/nf_conntrack_events", "0")]).expect("a sysctl");
+    rig.serve("web", &VIP, "lc");
+    rig.until(Protocol::Tcp, Family::V4, (0, 0), "nothing yet", |_| {});
+    let to = vip(VIP, Family::V4, 80);
+    // More than a review apart: before, the second group came minutes later.
+    let mut held: Vec<_> = (0..3).map(|_| rig.tcp(to)).collect();
+    rig.until(Protocol::Tcp, Family::V4, (3, 0), "found by reading", |_| {});
+    held.extend((0..2).map(|_| rig.tcp(to)));
+    rig.until(Protocol::Tcp, Family::V4, (5, 0), "found by reading again", |_| {});
+    held.clear();
+    rig.until(Protocol::Tcp, Family::V4, (0, 5), "closed", |_| {});
+    assert_eq!(rig.tally.events(), 0);
+}

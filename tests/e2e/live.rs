@@ -139,3 +139,23 @@ fn who_joins_is_filled_and_who_leaves_gets_nothing_more() {
     open(lab.client(0), to, 40, &mut rest);
     assert!(!rest.contains_key("web-3"), "{:?}", sizes(&rest));
 }
+
+/// Changes may have to wait for each other; who has fewest connections changes all the time.
+#[test]
+fn a_pause_between_changes_is_none_between_deals() {
+    let lab = bed(3);
+    let objects = [vec![scheduled(service("web", 1, &[HTTP]), "lc")], slices("web", &pods(1..=3)).to_vec()].concat();
+    let manifests = Manifests::of(&objects);
+    let pause = ["--proxy-mode=ipvs", "--ipvs-min-sync-period=1h", "--ipvs-sync-period=2h"];
+    let mut daemon = Daemon::serving(lab.node(), &manifests, &pause);
+    daemon.programmed();
+    let to = frontends(1, 80)[0];
+    let mut crowd = Crowd::new();
+    open(lab.client(0), to, 15, &mut crowd);
+    // A change that waits for the end of the hour.
+    manifests.write("more.json", &[service("later", 2, &[HTTP])]);
+    crowd.remove("web-2");
+    all_go_to("web-2", lab.client(0), to, 4, &mut crowd);
+    assert_eq!(daemon.count(&["\"programmed\" ", "shop/later"]), 0, "{:#?}", daemon.said());
+    daemon.end(Signal::SIGTERM);
+}

@@ -1,13 +1,16 @@
 //! The ledger against the flows that are there, whatever the order of what it hears.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use proptest::prelude::*;
 
+use super::account::{LONGEST_GAP, SHORTEST_GAP};
 use super::*;
 use crate::conntrack::Tuple;
 use crate::model::{PortKey, ServiceKey};
 use crate::schedule::Candidate;
+use crate::schedule::live::Load;
 
 fn at(text: &str) -> SocketAddr {
     text.parse().expect("an address")
@@ -116,6 +119,25 @@ fn a_review_finds_what_ended_in_silence() {
     assert!(!ledger.has_silent());
 }
 
+/// What a review found that failed half-way counts for nothing in the next one.
+#[test]
+fn a_review_that_fails_leaves_nothing_behind() {
+    let mut ledger = ledger(Protocol::Udp);
+    let udp = |client| flow(Protocol::Udp, client, "10.96.0.1:80", endpoint(1), client.into(), None);
+    (1..=3).for_each(|client| ledger.take(Event::New, &udp(client)));
+    for aborted in 1..=3 {
+        ledger.doubt();
+        ledger.begin_review();
+        ledger.found(&udp(1));
+        assert!(ledger.wants_review(), "after {aborted} that failed");
+    }
+    // Numbers 1 and 3 have ended since, in silence.
+    ledger.begin_review();
+    ledger.found(&udp(2));
+    assert_eq!(ledger.end_review(), 2);
+    assert_eq!(counts(&mut ledger), "1:1+0");
+}
+
 #[test]
 fn an_interest_that_ends_leaves_nothing() {
     let mut ledger = ledger(Protocol::Tcp);
@@ -154,11 +176,34 @@ fn reports_come_at_once_then_in_turn_and_wait_for_room() {
     assert_eq!(ledger.wait(later), None);
 }
 
+#[test]
+fn who_waits_longest_is_reported_first() {
+    let mut ledger = Ledger::default();
+    let names = ["a", "b", "c"];
+    for (number, name) in (1u8..).zip(names) {
+        let to = Destination::Address(SocketAddr::from(([10, 96, 0, number], 80)));
+        ledger.watch(vec![(subject(name, Protocol::Udp), Some(interest(&[to])))]);
+    }
+    let begin = Instant::now();
+    let first =
+        |ledger: &Ledger, now| ledger.due(now).first().map(|(subject, _)| subject.port.service.name.to_string());
+    // Room for one at a time: each has its turn.
+    let mut served = Vec::new();
+    for round in 0..6u32 {
+        let now = begin + LONGEST_GAP * (round + 1);
+        ledger.dirty.extend(ledger.accounts.keys());
+        let next = first(&ledger, now).expect("all are due");
+        ledger.report(now, |report| *report.subject.port.service.name == *next);
+        served.push(next);
+    }
+    assert_eq!(served, ["a", "b", "c", "a", "b", "c"]);
+}
+
 proptest! {
     /// Each flow lives through any of its states; some events are lost, and a review makes up for them.
     #[test]
     fn counts_are_those_of_the_flows_there(
-        steps in proptest::collection::vec((0u16..12, 0u8..6, any::<bool>()), 0..120),
+        steps in proptest::collection::vec((0u16..12, 0u8..7, any::<bool>()), 0..120),
     ) {
         let mut ledger = ledger(Protocol::Tcp);
         let mut there: BTreeMap<u16, (u32, u8)> = BTreeMap::new();
@@ -166,6 +211,15 @@ proptest! {
         let mut lost = false;
         let of = |client: u16, id: u32, state| flow(Protocol::Tcp, client, "10.96.0.1:80", endpoint((client % 3) as u8 + 1), id, state);
         for (client, what, heard) in steps {
+            if what == 6 {
+                // A review that fails: half-way, or before it found anything.
+                ledger.doubt();
+                ledger.begin_review();
+                let some = there.iter().filter(|_| heard).take(usize::from(client));
+                some.for_each(|(client, (id, state))| ledger.found(&of(*client, *id, Some(*state))));
+                lost = true;
+                continue;
+            }
             let before = there.get(&client).copied();
             let event = match (what, before) {
                 (0..3, None) => {

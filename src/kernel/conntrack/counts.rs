@@ -6,16 +6,16 @@
 //!
 //! How it knows: a walk through the kernel's table for what is there at the start (a *review*), then events. Events can be lost, when
 //! they come faster than they are taken, and a flow that began while nobody listened may end in silence. So a review is also due
-//! after a loss, and from time to time: often as long as there are flows that no event has told of, seldom otherwise. A review
-//! costs a walk; the pause until the next one is never less than a hundred times what it took.
+//! after a loss, and from time to time; `reviews` says when. One for a new subject looks for that subject's flows alone. Where
+//! `nf_conntrack_events` is 0 there are no events at all: that is said, and reviews are all there is.
 //!
 //! Waking up: at the first event after a quiet time at once; while events keep coming, once per [`PACE`] for all that have come.
 
-use std::collections::{BTreeMap, HashSet};
-use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -25,22 +25,21 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{debug, info, warn};
 
 use super::events::{ConntrackEvents, Heard};
+use super::reviews::{Reviews, State};
 use super::table::{ConntrackError, ConntrackTable, Filter};
+use super::tally::Tally;
+use super::waker::Waker;
 use crate::compile::Ring;
 use crate::conntrack::ledger::Report;
-use crate::conntrack::{Destination, Interests, Ledger, Subject};
+use crate::conntrack::{Destination, Interest, Interests, Ledger, Subject};
 use crate::kernel::PickReader;
 use crate::model::Protocol;
 
 /// Events are taken so often while they keep coming.
 const PACE: Duration = Duration::from_millis(1);
 
-/// Time between reviews while some flows may end in silence, and when none can.
-const OFTEN: Duration = Duration::from_secs(5);
-const SELDOM: Duration = Duration::from_secs(120);
-
-/// The next review comes after so many times what the last one took, at least.
-const REVIEW_SHARE: u32 = 100;
+/// Whether the kernel tells of connections: 0 if not, else 1, or 2 for as long as somebody listens.
+const EVENTS: &str = "/proc/sys/net/netfilter/nf_conntrack_events";
 
 /// How often counts are taken anew because a pick was made meanwhile.
 const CONSISTENT: usize = 3;
@@ -61,53 +60,22 @@ pub struct Counts {
     running: Option<Running>,
     tally: Arc<Tally>,
     buffer: usize,
-    /// What is counted, as far as the thread has been told.
-    watched: HashSet<Subject>,
-}
-
-/// What the thread has done so far.
-#[derive(Debug, Default)]
-pub struct Tally {
-    events: AtomicU64,
-    reviews: AtomicU64,
-    losses: AtomicU64,
-    flows: AtomicU64,
+    /// All that is to be counted, should the thread have to begin anew.
+    known: BTreeMap<Subject, Interest>,
 }
 
 #[derive(Debug)]
 struct Running {
     news: Sender<News>,
-    wake: PipeWriter,
+    waker: Waker,
     thread: JoinHandle<()>,
 }
 
 enum News {
     Interests(Interests),
     ReportAll,
-}
-
-// === impl Tally ===
-
-impl Tally {
-    /// Events that the kernel handed out.
-    pub fn events(&self) -> u64 {
-        self.events.load(Ordering::Relaxed)
-    }
-
-    /// Walks through the kernel's table, as far as they were complete.
-    pub fn reviews(&self) -> u64 {
-        self.reviews.load(Ordering::Relaxed)
-    }
-
-    /// How often events were lost.
-    pub fn losses(&self) -> u64 {
-        self.losses.load(Ordering::Relaxed)
-    }
-
-    /// Connections counted now.
-    pub fn flows(&self) -> u64 {
-        self.flows.load(Ordering::Relaxed)
-    }
+    #[cfg(test)]
+    Panic,
 }
 
 // === impl Counts ===
@@ -120,7 +88,7 @@ impl Counts {
 
     /// The same with so many bytes of room for events that have not been taken.
     pub fn with_buffer(reports: tokio::sync::mpsc::Sender<Report>, buffer: usize) -> Self {
-        Self { reports, running: None, tally: Arc::default(), buffer, watched: HashSet::new() }
+        Self { reports, running: None, tally: Arc::default(), buffer, known: BTreeMap::new() }
     }
 
     /// Takes news about what is to be counted, in the calling thread's network namespace, which must be the same each time.
@@ -130,32 +98,50 @@ impl Counts {
         }
         for (subject, interest) in &interests {
             match interest {
-                Some(_) => drop(self.watched.insert(subject.clone())),
-                None => drop(self.watched.remove(subject)),
-            }
+                Some(interest) => self.known.insert(subject.clone(), interest.clone()),
+                None => self.known.remove(subject),
+            };
         }
-        if self.running.is_none() {
-            match self.start() {
-                Ok(running) => self.running = Some(running),
-                Err(error) => {
-                    warn!(%error, "connections cannot be counted; lc, wlc, sed and nq serve in turn");
-                    return;
-                }
-            }
+        if self.is_running() {
+            self.tell(News::Interests(interests));
+        } else {
+            self.start();
         }
-        self.tell(News::Interests(interests));
+    }
+
+    /// Whether the thread is there; one that has panicked (which has been reported by then) is given up.
+    fn is_running(&mut self) -> bool {
+        if self.running.as_ref().is_some_and(|running| running.thread.is_finished()) {
+            warn!("the thread that counts connections has ended; another one begins anew");
+            self.running = None;
+        }
+        self.running.is_some()
+    }
+
+    /// Begins with everything known.
+    fn start(&mut self) {
+        match self.spawn() {
+            Ok(running) => {
+                self.running = Some(running);
+                let all = self.known.iter().map(|(subject, interest)| (subject.clone(), Some(interest.clone())));
+                self.tell(News::Interests(all.collect()));
+            }
+            Err(error) => warn!(%error, "connections cannot be counted; lc, wlc, sed and nq serve in turn"),
+        }
     }
 
     /// Asks for a report of everything, because some were thrown away.
     pub fn report_all(&mut self) {
-        if self.running.is_some() {
-            self.tell(News::ReportAll);
+        match self.is_running() {
+            true => self.tell(News::ReportAll),
+            false if !self.known.is_empty() => self.start(),
+            false => {}
         }
     }
 
     /// How many Services it has been told to count for.
     pub fn services(&self) -> usize {
-        self.watched.iter().map(|subject| &subject.port.service).collect::<HashSet<_>>().len()
+        self.known.keys().map(|subject| &subject.port.service).collect::<BTreeSet<_>>().len()
     }
 
     /// What has been done so far.
@@ -163,38 +149,40 @@ impl Counts {
         self.tally.clone()
     }
 
-    fn start(&self) -> std::io::Result<Running> {
-        let (waker, wake) = pipe()?;
+    fn spawn(&self) -> std::io::Result<Running> {
+        let waker = Waker::new()?;
         let (news, inbox) = mpsc::channel();
         let mut counter = Counter {
             inbox,
-            waker,
+            waker: waker.clone(),
             reports: self.reports.clone(),
             tally: self.tally.clone(),
             buffer: self.buffer,
             ledger: Ledger::default(),
             events: None,
             reader: None,
-            reviewed: None,
+            reviews: Reviews::default(),
+            deaf: false,
             retry: None,
         };
         let thread = thread::Builder::new().name("counts".to_owned()).spawn(move || counter.run())?;
-        Ok(Running { news, wake, thread })
+        Ok(Running { news, waker, thread })
     }
 
     fn tell(&mut self, news: News) {
         if let Some(running) = &mut self.running {
-            // The thread ends before this only by a panic, which has been reported by then.
+            // Should it have ended meanwhile, whoever has more to tell will see.
             let _ = running.news.send(news);
-            let _ = running.wake.write(&[0]);
+            running.waker.wake();
         }
     }
 }
 
 impl Drop for Counts {
     fn drop(&mut self) {
-        if let Some(Running { news, wake, thread }) = self.running.take() {
-            drop((news, wake));
+        if let Some(Running { news, waker, thread }) = self.running.take() {
+            drop(news);
+            waker.wake();
             let _ = thread.join();
         }
     }
@@ -204,7 +192,7 @@ impl Drop for Counts {
 
 struct Counter {
     inbox: Receiver<News>,
-    waker: PipeReader,
+    waker: Waker,
     reports: tokio::sync::mpsc::Sender<Report>,
     tally: Arc<Tally>,
     buffer: usize,
@@ -212,8 +200,9 @@ struct Counter {
     events: Option<ConntrackEvents>,
     /// Without it rings are dealt a little less exactly.
     reader: Option<PickReader>,
-    /// When the last review ended, and how long it took.
-    reviewed: Option<(Instant, Duration)>,
+    reviews: Reviews,
+    /// The kernel tells of nothing, because somebody wants it so.
+    deaf: bool,
     /// After a failure: not before this time.
     retry: Option<Instant>,
 }
@@ -237,8 +226,11 @@ impl Counter {
         loop {
             match self.inbox.try_recv() {
                 Ok(News::ReportAll) => self.ledger.report_all(),
+                #[cfg(test)]
+                Ok(News::Panic) => panic!("as the test wants it"),
                 Ok(News::Interests(interests)) => {
                     self.ledger.watch(interests);
+                    self.tally.subjects.store(self.ledger.subjects() as u64, Ordering::Relaxed);
                     if self.ledger.is_empty() {
                         (self.events, self.reader) = (None, None);
                     } else if let Some(events) = &mut self.events {
@@ -260,10 +252,14 @@ impl Counter {
             self.events = Some(ConntrackEvents::open(self.ledger.destinations(), self.buffer)?);
             self.reader = PickReader::open().ok();
             self.ledger.doubt();
+            self.deaf = false;
         }
         self.hear()?;
-        if self.ledger.wants_review() || self.until_review(Instant::now()).is_some_and(|wait| wait.is_zero()) {
-            self.ledger.doubt();
+        let now = Instant::now();
+        if self.until_review(now).is_some_and(|wait| wait.is_zero()) {
+            if self.reviews.next_complete(self.state()).is_some_and(|at| at <= now) {
+                self.ledger.doubt();
+            }
             self.review()?;
             self.hear()?;
         }
@@ -295,12 +291,14 @@ impl Counter {
         Ok(())
     }
 
-    /// How far the rings of all subjects that are due are.
+    /// How far the rings of those subjects are whose reports go next.
     fn picks(&mut self, now: Instant) -> BTreeMap<Subject, Vec<Option<u64>>> {
         let (ledger, reader) = (&self.ledger, &mut self.reader);
         let mut read = |family, ring: &Ring| reader.as_mut()?.picks(family, &ring.chain).ok();
         let mut of = |subject: &Subject, rings: &[Ring]| rings.iter().map(|ring| read(subject.family, ring)).collect();
-        ledger.due(now).map(|(subject, rings)| (subject.clone(), of(subject, rings))).collect()
+        // No more than there is room for: what is read for others would be read again.
+        let due = ledger.due(now).into_iter().take(self.reports.capacity());
+        due.map(|(subject, rings)| (subject.clone(), of(subject, rings))).collect()
     }
 
     fn hear(&mut self) -> Result<(), ConntrackError> {
@@ -318,7 +316,9 @@ impl Counter {
 
     /// Compares with what the kernel has. What happens meanwhile waits as events.
     fn review(&mut self) -> Result<(), ConntrackError> {
-        let begin = Instant::now();
+        let (begin, busy) = (Instant::now(), time_on_cpu());
+        self.listen_for_silence();
+        let subjects = self.ledger.unreviewed();
         let wanted = self.ledger.begin_review();
         let mut table = ConntrackTable::open()?;
         let mut partial = false;
@@ -327,9 +327,11 @@ impl Counter {
             partial |= dump.partial;
         }
         let gone = self.ledger.end_review();
-        let took = begin.elapsed();
-        self.reviewed = Some((Instant::now(), took));
+        // What it cost, and not how long others had the CPU meanwhile.
+        let took = busy.and_then(|busy| time_on_cpu()?.checked_sub(busy)).unwrap_or_else(|| begin.elapsed());
+        self.reviews.ended(Instant::now(), took, subjects == self.ledger.subjects());
         self.tally.reviews.fetch_add(1, Ordering::Relaxed);
+        self.tally.looked_for.fetch_add(subjects as u64, Ordering::Relaxed);
         debug!(flows = self.ledger.flows(), gone, partial, took_us = took.as_micros(), "connections counted anew");
         if partial {
             info!("the connection tracking table changed while it was read; counts may be off until the next time");
@@ -338,9 +340,25 @@ impl Counter {
     }
 
     fn until_review(&self, now: Instant) -> Option<Duration> {
-        let (ended, took) = self.reviewed.filter(|_| !self.ledger.is_empty())?;
-        let pause = if self.ledger.has_silent() { OFTEN } else { SELDOM };
-        Some((ended + pause.max(took * REVIEW_SHARE)).saturating_duration_since(now))
+        self.reviews.wait(now, self.state()).filter(|_| !self.ledger.is_empty())
+    }
+
+    fn state(&self) -> State {
+        State { wanted: self.ledger.wants_review(), silent: self.ledger.has_silent(), deaf: self.deaf }
+    }
+
+    /// Whether the kernel tells of connections at all may change at any time.
+    fn listen_for_silence(&mut self) {
+        let deaf = fs::read_to_string(EVENTS).is_ok_and(|text| text.trim() == "0");
+        match (std::mem::replace(&mut self.deaf, deaf), deaf) {
+            (false, true) => warn!(
+                "net.netfilter.nf_conntrack_events is 0: the kernel does not tell of connections. They are counted by reading its table now and then, so lc, wlc, sed and nq lag behind by a second or more"
+            ),
+            (true, false) => {
+                info!("net.netfilter.nf_conntrack_events is on again: connections are counted as they come and go");
+            }
+            _ => {}
+        }
     }
 
     /// Waits until there is something to do.
@@ -366,10 +384,16 @@ impl Counter {
             Err(_) => return thread::sleep(PAUSE),
         };
         if told {
-            // What was said is in the channel; at the end of the pipe, that says so.
-            let _ = self.waker.read(&mut [0; 64]);
+            // What was said is in the channel, or its end.
+            self.waker.rest();
         }
     }
+}
+
+/// How long the calling thread has run so far; `None` where the kernel does not say.
+fn time_on_cpu() -> Option<Duration> {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(Duration::from_nanos(text.split_whitespace().next()?.parse().ok()?))
 }
 
 /// What to ask the kernel for, to find flows to all of these. It hands out more than that; the ledger passes it over.
@@ -384,4 +408,50 @@ fn filters(wanted: &[(Protocol, Destination)]) -> Vec<Filter> {
         filters.dedup();
     }
     filters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Family, PortKey, ServiceKey};
+    use crate::schedule::live::Rule;
+
+    fn interest(name: &str) -> (Subject, Option<Interest>) {
+        let port = PortKey { service: ServiceKey::new("ns", name), name: "".into(), protocol: Protocol::Tcp };
+        let nothing = Interest {
+            destinations: Vec::new(),
+            candidates: Vec::new(),
+            rule: Rule::LeastConnection,
+            rings: Vec::new(),
+        };
+        (Subject { port, family: Family::V4 }, Some(nothing))
+    }
+
+    fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+        let begin = Instant::now();
+        while !condition() {
+            assert!(begin.elapsed() < Duration::from_secs(30), "waited in vain for {what}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whatever the thread dies of, the next one counts all that the first one did.
+    #[test]
+    fn a_thread_that_dies_is_followed_by_another() {
+        for report_all in [false, true] {
+            let (report, _reports) = tokio::sync::mpsc::channel(16);
+            let mut counts = Counts::new(report);
+            let tally = counts.tally();
+            counts.watch(vec![interest("a"), interest("b")]);
+            wait_for("both", || tally.subjects() == 2);
+            counts.tell(News::Panic);
+            wait_for("the end", || counts.running.as_ref().is_some_and(|running| running.thread.is_finished()));
+            tally.subjects.store(0, Ordering::Relaxed);
+            match report_all {
+                true => counts.report_all(),
+                false => counts.watch(vec![interest("c")]),
+            }
+            wait_for("all of them", || tally.subjects() == if report_all { 2 } else { 3 });
+        }
+    }
 }

@@ -30,6 +30,19 @@ enum Key {
     Address(IpNet),
 }
 
+/// How the names begin that a pattern matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lead<'a> {
+    /// It looks at the pod's name alone, by this glob.
+    Pod(&'a str),
+    /// At the node's.
+    Node(&'a str),
+    /// At the zone's.
+    Zone(&'a str),
+    /// At no name, or it needs none.
+    Other,
+}
+
 // === impl Pattern ===
 
 impl Pattern {
@@ -70,6 +83,18 @@ impl Pattern {
             Key::Node(glob) => named(glob, &endpoint.node),
             Key::Zone(glob) => named(glob, &endpoint.zone),
             Key::Address(network) => contains(network, endpoint.address),
+        }
+    }
+
+    /// What has to be known to ask only those patterns that could match.
+    pub(super) fn lead(&self) -> Lead<'_> {
+        let glob = self.text.split_once(':').map_or(self.text.as_str(), |(_, rest)| rest.trim());
+        match &self.key {
+            Key::Pod(_) if self.is_everyone() => Lead::Other,
+            Key::Pod(_) => Lead::Pod(glob),
+            Key::Node(_) => Lead::Node(glob),
+            Key::Zone(_) => Lead::Zone(glob),
+            Key::Address(_) => Lead::Other,
         }
     }
 

@@ -34,7 +34,12 @@ impl SlowStart {
     /// `None` if the time is none, or zero.
     pub(super) fn parse(text: &str, remarks: &mut Remarks<'_>) -> Option<Self> {
         let mut parts = text.split(',').map(str::trim);
-        let window = time(parts.next().unwrap_or_default(), remarks, "no slow start")?;
+        let text = parts.next().unwrap_or_default();
+        let window = time(text, remarks, "no slow start")?;
+        if window.is_zero() {
+            remarks.add(text, "no time at all; no slow start");
+            return None;
+        }
         let mut slow_start = Self { window, aggression: 1_000, min: Self::DEFAULT_MIN };
         for part in parts.filter(|part| !part.is_empty()) {
             match part.split_once('=').map(|(name, value)| (name.trim(), value.trim())) {
@@ -51,7 +56,7 @@ impl SlowStart {
                 _ => remarks.add(part, "neither aggression= nor min=; ignored"),
             }
         }
-        (!window.is_zero()).then_some(slow_start)
+        Some(slow_start)
     }
 
     /// The part of its weight that an endpoint has which has been ready for `elapsed`: 1..100 per cent.
@@ -112,7 +117,12 @@ mod tests {
         assert_eq!(slow_start("1m30s, aggression=2.5, min=25%"), all);
         assert_eq!(slow_start("90,min=24.5%,aggression=2.5,"), all);
         assert_eq!(slow_start("60s,min=0.2%").min, 1);
-        assert_eq!(parse(&[(SLOW_START_ANNOTATION, "0s")]), Default::default(), "none is none");
+        for text in ["0s", "0", "0s,min=5%"] {
+            let (tuning, problems) = parse(&[(SLOW_START_ANNOTATION, text)]);
+            assert!(tuning.slow_start.is_none(), "{text}: none is none");
+            let said = format!("{:?}: no time at all; no slow start", text.trim_end_matches(",min=5%"));
+            assert!(problems.len() == 1 && problems[0].ends_with(&said), "{text}: {problems:?}");
+        }
         for (text, said) in [
             ("60s,aggression=0", "\"aggression=0\": not a number in 0.01..100; taken as 1"),
             ("60s,aggression=NaN", "\"aggression=NaN\": not a number in 0.01..100; taken as 1"),

@@ -1,9 +1,8 @@
 //! Shares of groups of endpoints.
 
-use std::collections::HashSet;
-
+use super::index::Index;
 use super::pattern::Pattern;
-use super::{Remarks, entries, percentage};
+use super::{Remarks, assignments, percentage};
 use crate::model::slice::Endpoint;
 
 /// Sums that differ from 100 % by no more than this are rounding (`33.3%` three times), not a mistake: 0.1 %.
@@ -13,6 +12,7 @@ const ROUNDING: u64 = 1_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
     groups: Vec<Group>,
+    index: Index,
 }
 
 /// Endpoints that have a share together.
@@ -33,29 +33,14 @@ impl Split {
     /// `None` if nothing usable is left of it.
     pub(super) fn parse(text: &str, remarks: &mut Remarks<'_>) -> Option<Self> {
         let mut groups: Vec<Group> = Vec::new();
-        let mut seen = HashSet::new();
-        for entry in entries(text, remarks) {
-            let Some((pattern, share)) = entry.rsplit_once('=') else {
-                remarks.add(entry, "not PATTERN=SHARE%; skipped");
-                continue;
-            };
-            let pattern = match Pattern::parse(pattern.trim()) {
-                Ok(pattern) => pattern,
-                Err(why) => {
-                    remarks.add(entry, format!("{why}; skipped"));
-                    continue;
-                }
-            };
-            if !seen.insert(pattern.text().to_owned()) {
-                remarks.add(entry, "a second entry for this pattern; the first one counts");
-                continue;
-            }
-            match percentage(share.trim(), entry, remarks) {
+        assignments(text, "PATTERN=SHARE%", remarks, |pattern, share, entry, remarks| {
+            match percentage(share, entry, remarks) {
                 Some(share) => groups.push(Group { pattern, share }),
                 None => remarks.add(entry, "not a share in 0%..100%; skipped"),
             }
-        }
-        let split = Self { groups };
+        });
+        let index = Index::new(groups.iter().map(|group| &group.pattern));
+        let split = Self { groups, index };
         let sum = split.sum();
         // Less than all may be meant: the rest goes to whoever is in no group, if there is anybody. That is seen later.
         let covers = split.groups.iter().any(|group| group.pattern.is_everyone());
@@ -74,9 +59,18 @@ impl Split {
         &self.groups
     }
 
-    /// The first group that an endpoint is in.
-    pub fn group_of(&self, endpoint: &Endpoint) -> Option<usize> {
-        self.groups.iter().position(|group| group.pattern.matches(endpoint))
+    /// The first group that an endpoint is in. Names every group whose pattern matches it, by its position.
+    pub fn find(&self, endpoint: &Endpoint, mut each: impl FnMut(usize)) -> Option<usize> {
+        let mut first = None;
+        self.index.find(
+            endpoint,
+            |at| &self.groups[at].pattern,
+            |at| {
+                first = Some(first.map_or(at, |first: usize| first.min(at)));
+                each(at);
+            },
+        );
+        first
     }
 
     /// What the groups leave to endpoints that are in none, in millionths; nothing if they leave no more than rounding.

@@ -1,15 +1,15 @@
 //! The list of weights.
 
-use std::collections::HashSet;
-
+use super::index::Index;
 use super::pattern::Pattern;
-use super::{Remarks, entries};
+use super::{Remarks, assignments};
 use crate::model::slice::Endpoint;
 
 /// Weights by pattern; the first pattern that matches counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Weights {
     rules: Vec<(Pattern, u16)>,
+    index: Index,
 }
 
 // === impl Weights ===
@@ -20,34 +20,31 @@ impl Weights {
 
     pub(super) fn parse(text: &str, remarks: &mut Remarks<'_>) -> Self {
         let mut rules: Vec<(Pattern, u16)> = Vec::new();
-        let mut seen = HashSet::new();
-        for entry in entries(text, remarks) {
-            let Some((pattern, number)) = entry.rsplit_once('=') else {
-                remarks.add(entry, "not PATTERN=WEIGHT; skipped");
-                continue;
-            };
-            let pattern = match Pattern::parse(pattern.trim()) {
-                Ok(pattern) => pattern,
-                Err(why) => {
-                    remarks.add(entry, format!("{why}; skipped"));
-                    continue;
-                }
-            };
-            if !seen.insert(pattern.text().to_owned()) {
-                remarks.add(entry, "a second entry for this pattern; the first one counts");
-                continue;
-            }
-            if let Some(weight) = weight(number.trim(), entry, remarks, "skipped") {
-                rules.push((pattern, weight));
-            }
-        }
-        Self { rules }
+        assignments(text, "PATTERN=WEIGHT", remarks, |pattern, number, entry, remarks| {
+            rules.extend(weight(number, entry, remarks, "skipped").map(|weight| (pattern, weight)));
+        });
+        let index = Index::new(rules.iter().map(|(pattern, _)| pattern));
+        Self { rules, index }
     }
 
-    /// What an endpoint weighs: what the first pattern that matches says, or else its slice, or else [`Weights::DEFAULT`].
-    pub fn of(&self, endpoint: &Endpoint) -> u16 {
-        let listed = self.rules.iter().find(|(pattern, _)| pattern.matches(endpoint)).map(|(_, weight)| *weight);
-        listed.or(endpoint.weight).unwrap_or(Self::DEFAULT)
+    /// What an endpoint weighs: what the first pattern that matches says, or else its slice, or else [`Weights::DEFAULT`]. Names every
+    /// pattern that matches, by its position.
+    pub fn find(&self, endpoint: &Endpoint, mut each: impl FnMut(usize)) -> u16 {
+        let mut first = None;
+        self.index.find(
+            endpoint,
+            |at| &self.rules[at].0,
+            |at| {
+                first = Some(first.map_or(at, |first: usize| first.min(at)));
+                each(at);
+            },
+        );
+        first.map(|at| self.rules[at].1).or(endpoint.weight).unwrap_or(Self::DEFAULT)
+    }
+
+    /// How many patterns there are.
+    pub fn len(&self) -> usize {
+        self.rules.len()
     }
 
     /// Whether the list says nothing.
@@ -105,7 +102,7 @@ mod tests {
     fn the_first_match_counts_then_the_slice_then_one() {
         let (tuning, problems) = parse(&[(WEIGHTS_ANNOTATION, "web-1=5, web-2 = 0,\n web-*=3\n,")]);
         assert_eq!(problems, [""; 0]);
-        let of = |pod, slice| tuning.weights.of(&endpoint(pod, slice));
+        let of = |pod, slice| tuning.weights.find(&endpoint(pod, slice), |_| {});
         assert_eq!([of("web-1", None), of("web-2", Some(9)), of("web-3", Some(9))], [5, 0, 3]);
         assert_eq!([of("db-1", None), of("db-1", Some(9)), of("db-1", Some(0))], [1, 9, 0]);
         assert!(tuning.is_weighted() && tuning.weights.differ());

@@ -28,6 +28,12 @@ impl Rule {
         self != Rule::LeastConnection
     }
 
+    /// Whether closed connections leave no trace: then few connections say nothing about who had how many, and weights are not the shares
+    /// of those.
+    pub fn forgets_shares(self) -> bool {
+        matches!(self, Rule::ShortestExpectedDelay | Rule::NeverQueue)
+    }
+
     /// The best endpoint by position; of several, the first from position `turn` on, cyclically. `None` without endpoints.
     pub fn pick(self, loads: &[Load], weights: &[u32], turn: usize) -> Option<usize> {
         let turn = turn % loads.len().max(1);

@@ -229,3 +229,44 @@ proptest! {
         prop_assert!(have.is_empty(), "nobody else");
     }
 }
+
+/// A ring that is as it was dealt at first is left alone until somebody has connections.
+#[test]
+fn without_connections_nothing_is_dealt_again() {
+    for rule in [Rule::LeastConnection, Rule::WeightedLeastConnection, Rule::ShortestExpectedDelay, Rule::NeverQueue] {
+        let candidates: Vec<_> = (1u8..=3)
+            .map(|last| Candidate { endpoint: SocketAddr::from(([10, 0, 0, last], 80)), weight: u32::from(last) })
+            .collect();
+        let ring = in_turn(&candidates, MIN_RING, rule.heeds_weights(), 7);
+        let nobody = Loads::new();
+        let deal = |picks, loads: &Loads| {
+            Redeal { rule, candidates: &candidates, ring: &ring, picks, loads, expected: 0, seed: 7 }.deal()
+        };
+        for picks in 0..130 {
+            assert_eq!(deal(picks, &nobody), ring, "{rule:?} after {picks}");
+        }
+        let somebody = Loads::from([(candidates[2].endpoint, Load { active: 9, inactive: 0 })]);
+        assert_ne!(deal(0, &somebody), ring, "{rule:?}");
+    }
+}
+
+/// Whoever joins, nobody who stays loses all slots.
+#[test]
+fn all_have_slots_after_a_change() {
+    let candidates = |lasts: &[usize]| lasts.iter().map(|last| Candidate::equal(endpoint(*last))).collect::<Vec<_>>();
+    let deal = |candidates: &[Candidate], previous: &[SocketAddr], seed| {
+        let hand = Hand { candidates, previous, seed, tables: TableSizes::default(), changes: 0 };
+        super::deal(Scheduler::LeastConnection, hand).slots
+    };
+    for (before, after) in
+        [(&[2, 8][..], &[1, 2, 4, 8][..]), (&[1, 2, 3], &[1, 2, 3, 4, 5, 6]), (&[5, 6, 7], &[1, 6, 7])]
+    {
+        for seed in 0..24 {
+            let slots = deal(&candidates(after), &deal(&candidates(before), &[], seed), seed + 1);
+            assert!(
+                after.iter().all(|last| slots.contains(&endpoint(*last))),
+                "{before:?} {after:?} {seed}: {slots:?}"
+            );
+        }
+    }
+}
