@@ -225,7 +225,7 @@ impl Scheduler {
         !matches!(self, Scheduler::RoundRobin | Scheduler::LeastConnection)
     }
 
-    /// Whether weights become numbers of slots ([`share`]).
+    /// Whether weights become numbers of slots ([`share()`]).
     pub fn deals_weights(self) -> bool {
         matches!(self, Scheduler::Random | Scheduler::WeightedRoundRobin)
     }
