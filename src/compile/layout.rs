@@ -29,6 +29,7 @@
 //! chain refuse:    reject, TCP with a reset
 //! chain discard:   drop
 //! chain dedicated: meta priority vmap @dedicated
+//!                  dnat to  (meta priority & 0xfffff000) . (numgen random mod 1)  map @endpoints
 //! chain source-ranges: drop unless (source . meta priority) in @source-ranges
 //!                      meta priority set (map admitted), then local-policy or pick
 //! chain local-policy:  from a local pod or the host: meta priority set (map inside), pick

@@ -24,6 +24,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Between two looks at the tables of others.
 const LOOK: Duration = Duration::from_secs(30);
 
+/// Before the first look: what kube-proxy left is just being removed.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+
 /// Disturbances that wait to be dealt with; more are as good as these.
 const QUEUE: usize = 64;
 
@@ -36,8 +39,8 @@ pub(super) struct Guard {
     repaired: Option<Instant>,
     /// What others have in front of us, as mentioned.
     shadows: BTreeSet<Shadow>,
-    looked: Option<Instant>,
-    /// Whether somebody made chains since.
+    /// When to look next, if somebody made chains.
+    next_look: Instant,
     look: bool,
 }
 
@@ -47,10 +50,18 @@ impl Guard {
     /// One that does not listen yet.
     pub(super) fn new() -> Self {
         let (report, heard) = mpsc::channel(QUEUE);
-        Self { watch: None, report, heard, repaired: None, shadows: BTreeSet::new(), looked: None, look: false }
+        Self {
+            watch: None,
+            report,
+            heard,
+            repaired: None,
+            shadows: BTreeSet::new(),
+            next_look: Instant::now(),
+            look: false,
+        }
     }
 
-    /// Begins to listen, in the calling thread's network namespace, and looks around.
+    /// Begins to listen, in the calling thread's network namespace, and looks around soon.
     pub(super) fn start(&mut self, plane: &mut DataPlane) {
         let report = self.report.clone();
         // A full queue already holds the reason for a comparison.
@@ -59,7 +70,7 @@ impl Guard {
             Ok(watch) => self.watch = Some(watch),
             Err(error) => warn!(%error, "what others do to our tables will not be noticed"),
         }
-        self.look(plane);
+        (self.look, self.next_look) = (true, Instant::now() + FIRST_LOOK);
     }
 
     /// The next disturbance.
@@ -97,12 +108,12 @@ impl Guard {
 
     /// When to call [`Guard::look`], if somebody made chains.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.look.then(|| self.looked.map_or_else(Instant::now, |last| last + LOOK))
+        self.look.then_some(self.next_look)
     }
 
     /// Mentions who decides before us, once each.
     pub(super) fn look(&mut self, plane: &mut DataPlane) {
-        (self.look, self.looked) = (false, Some(Instant::now()));
+        (self.look, self.next_look) = (false, Instant::now() + LOOK);
         match plane.shadows() {
             Ok(shadows) => {
                 for shadow in shadows.difference(&self.shadows) {

@@ -91,7 +91,7 @@ pub(super) fn fixed_chains(family: Family, locality: &Locality) -> Chains {
         chain(family, SERVICES.to_owned(), services(family)),
         chain(family, Plan::Refuse.chain(), refuse(family)),
         chain(family, Plan::Discard.chain(), vec![vec![Expr::Verdict(Verdict::Drop)]]),
-        chain(family, Plan::Dedicated.chain(), vec![vec![load_priority(0), lookup(DEDICATED, Reg::VERDICT)]]),
+        chain(family, Plan::Dedicated.chain(), dedicated(family)),
         chain(family, Plan::SourceRanges.chain(), source_ranges(family)),
         chain(family, Plan::LocalPolicy.chain(), local_policy(family, detector)),
         chain(family, PICK.to_owned(), vec![vec![load_priority(0), mask(0, PLAN_MASK), lookup(PICKS, Reg::VERDICT)]]),
@@ -219,6 +219,14 @@ fn numbering_rules(pool: PoolId, pick: Pick, slots: u32) -> Vec<Vec<Expr>> {
     rule.push(Expr::Numgen { kind, modulus: slots, offset: pool.key(), dreg: Reg::slot(0) });
     rule.extend([set_priority(), Expr::Verdict(Verdict::Goto(SLOT.to_owned()))]);
     vec![rule]
+}
+
+/// A pool may cease to have a chain of its own between two lookups of a packet, which then goes to slot 0, as everywhere.
+fn dedicated(family: Family) -> Vec<Vec<Expr>> {
+    vec![
+        vec![load_priority(0), lookup(DEDICATED, Reg::VERDICT)],
+        [pool_and(first_slot()), vec![lookup(ENDPOINTS, Reg::slot(0)), dnat(family)]].concat(),
+    ]
 }
 
 /// Sends the connection to the endpoint of the slot that the priority names; slot 0 as everywhere.
