@@ -38,9 +38,6 @@ use warmth::Warmth;
 
 pub use routes::{Fallback, ListenerKey, Wish};
 
-/// Elements looked at in one go when they are counted.
-const COUNTED: usize = 4096;
-
 /// Model, policy, schedule and compile under one roof.
 #[derive(Debug)]
 pub struct Engine {
@@ -280,11 +277,12 @@ impl Engine {
                 Some(service) => (service.created, policy::wanted(service, &self.settings)),
                 None => (0, Vec::new()),
             };
-            if self.claims.is_asking_for(&key, created, wanted.iter().copied()) {
-                staying.insert(key);
-            } else {
-                moving.extend(self.claims.set(&key, created, wanted));
-                moving.insert(key);
+            match self.claims.set(&key, created, wanted) {
+                None => drop(staying.insert(key)),
+                Some(others) => {
+                    moving.extend(others);
+                    moving.insert(key);
+                }
             }
         }
         staying.retain(|key| !moving.contains(key));
@@ -427,18 +425,6 @@ impl Engine {
     /// The same, in parts of about `size` elements.
     pub fn everything_in_parts<E>(&self, size: usize, take: &mut dyn FnMut(&Delta) -> Result<(), E>) -> Result<(), E> {
         self.compiler.everything_in_parts(size, take)
-    }
-
-    /// How many elements are desired.
-    pub fn elements(&self) -> usize {
-        let mut elements = 0;
-        let counted: Result<(), std::convert::Infallible> = self.everything_in_parts(COUNTED, &mut |part| {
-            elements += part.len();
-            Ok(())
-        });
-        match counted {
-            Ok(()) => elements,
-        }
     }
 
     /// What has to change where a kernel has this. What has been taken but not compiled is not in it.

@@ -163,7 +163,7 @@ impl Scheduler {
     pub fn deal(self, hand: Hand<'_>) -> Deal {
         if let [only] = hand.candidates {
             // Whatever the scheduler, there is no choice, and nothing to remember.
-            return Deal { pick: Pick::Random, slots: vec![only.endpoint] };
+            return Deal::only(only.endpoint);
         }
         match self {
             Scheduler::Random => random::deal(hand),
@@ -270,6 +270,15 @@ impl Deal {
 mod tests {
     use super::testing::{candidates, hand, sized};
     use super::*;
+
+    #[test]
+    fn one_endpoint_needs_no_table_and_no_counter() {
+        let one = candidates(&[9]);
+        for scheduler in Scheduler::NAMES {
+            let deal = scheduler.parse::<Scheduler>().expect("known").deal(hand(&one));
+            assert_eq!(deal, Deal { pick: Pick::Random, slots: vec![one[0].endpoint] }, "{scheduler}");
+        }
+    }
 
     #[test]
     fn who_goes_without_is_told_about() {

@@ -476,7 +476,7 @@ impl Controller {
     fn loaded(&mut self, applied: Applied, begin: Instant) {
         info!(
             services = self.engine.store().services().count(),
-            elements = self.engine.elements(),
+            elements = self.plane.elements(),
             written = applied.elements,
             after_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
             "first load programmed"

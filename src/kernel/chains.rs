@@ -204,35 +204,24 @@ fn local_policy(family: Family, detector: &Detector) -> Vec<Vec<Expr>> {
 
 /// Picks a slot and sends the connection to its endpoint; slot 0 catches packets that a commit overtook (see `layout`).
 fn picking_rules(family: Family, pick: Pick, slots: u32) -> Vec<Vec<Expr>> {
-    let to_slot = |slot| [pool_and(slot), vec![lookup(ENDPOINTS, Reg::slot(0)), dnat(family)]].concat();
-    vec![to_slot(number(family, pick, slots)), to_slot(first_slot())]
+    vec![to_slot(family, number(family, pick, slots)), to_slot(family, first_slot())]
 }
 
 /// Picks a slot of one pool, puts both numbers into the priority and leaves the rest to chain `slot`.
 fn numbering_rules(pool: PoolId, pick: Pick, slots: u32) -> Vec<Vec<Expr>> {
-    let kind = if pick == Pick::Random { NumgenKind::Random } else { NumgenKind::Incremental };
-    let mut rule = Vec::new();
-    if pick == Pick::Ring {
-        // Both begin at nothing in a new rule and go on together, so the number of packets tells which slot is next.
-        rule.push(Expr::counter());
-    }
-    rule.push(Expr::Numgen { kind, modulus: slots, offset: pool.key(), dreg: Reg::slot(0) });
+    let mut rule = numgen(pick, slots, pool.key(), Reg::slot(0));
     rule.extend([set_priority(), Expr::Verdict(Verdict::Goto(SLOT.to_owned()))]);
     vec![rule]
 }
 
 /// A pool may cease to have a chain of its own between two lookups of a packet, which then goes to slot 0, as everywhere.
 fn dedicated(family: Family) -> Vec<Vec<Expr>> {
-    vec![
-        vec![load_priority(0), lookup(DEDICATED, Reg::VERDICT)],
-        [pool_and(first_slot()), vec![lookup(ENDPOINTS, Reg::slot(0)), dnat(family)]].concat(),
-    ]
+    vec![vec![load_priority(0), lookup(DEDICATED, Reg::VERDICT)], to_slot(family, first_slot())]
 }
 
 /// Sends the connection to the endpoint of the slot that the priority names; slot 0 as everywhere.
 fn slot(family: Family) -> Vec<Vec<Expr>> {
-    let to_slot = |slot| [pool_and(slot), vec![lookup(ENDPOINTS, Reg::slot(0)), dnat(family)]].concat();
-    vec![to_slot(vec![load_priority(1), mask(1, PLAN_MASK)]), to_slot(first_slot())]
+    vec![to_slot(family, vec![load_priority(1), mask(1, PLAN_MASK)]), to_slot(family, first_slot())]
 }
 
 /// Sends a client where it went before, or picks a slot and remembers its member for the client.
@@ -442,6 +431,11 @@ fn lookup(map: &str, dreg: Reg) -> Expr {
     Expr::map(map, Reg::slot(0), dreg)
 }
 
+/// To the endpoint of a slot of the pool that the priority names, if it is there.
+fn to_slot(family: Family, slot: Vec<Expr>) -> Vec<Expr> {
+    [pool_and(slot), vec![lookup(ENDPOINTS, Reg::slot(0)), dnat(family)]].concat()
+}
+
 /// The key of maps `endpoints` and `member-slots`.
 fn pool_and(slot: Vec<Expr>) -> Vec<Expr> {
     [vec![load_priority(0), mask(0, POOL_MASK)], slot].concat()
@@ -450,16 +444,20 @@ fn pool_and(slot: Vec<Expr>) -> Vec<Expr> {
 /// The number of a slot, in register slot 1.
 fn number(family: Family, pick: Pick, slots: u32) -> Vec<Expr> {
     match pick {
-        Pick::Random => vec![numgen(NumgenKind::Random, slots)],
-        Pick::Counter => vec![numgen(NumgenKind::Incremental, slots)],
-        // Both begin at nothing in a new rule and go on together, so the number of packets tells which slot is next.
-        Pick::Ring => vec![Expr::counter(), numgen(NumgenKind::Incremental, slots)],
+        Pick::Random | Pick::Counter | Pick::Ring => numgen(pick, slots, 0, Reg::slot(1)),
         Pick::Hash(key) => hash(family, key, slots),
     }
 }
 
-fn numgen(kind: NumgenKind, slots: u32) -> Expr {
-    Expr::Numgen { kind, modulus: slots, offset: 0, dreg: Reg::slot(1) }
+/// One of so many numbers from `offset` on, drawn or counted.
+fn numgen(pick: Pick, slots: u32, offset: u32, dreg: Reg) -> Vec<Expr> {
+    let kind = if pick == Pick::Random { NumgenKind::Random } else { NumgenKind::Incremental };
+    let number = Expr::Numgen { kind, modulus: slots, offset, dreg };
+    match pick {
+        // Both begin at nothing in a new rule and go on together, so the number of packets tells which slot is next.
+        Pick::Ring => vec![Expr::counter(), number],
+        Pick::Random | Pick::Counter | Pick::Hash(_) => vec![number],
+    }
 }
 
 /// What is hashed is loaded behind the pool, where the number takes its place.
@@ -482,7 +480,7 @@ fn hash(family: Family, key: HashKey, slots: u32) -> Vec<Expr> {
 
 /// A constant would do, but nft 1.0.6 cannot print one inside a concatenation; the only number below 1 prints well.
 fn first_slot() -> Vec<Expr> {
-    vec![numgen(NumgenKind::Random, 1)]
+    numgen(Pick::Random, 1, 0, Reg::slot(1))
 }
 
 fn dnat(family: Family) -> Expr {

@@ -296,6 +296,11 @@ impl DataPlane {
         self.connection.port()
     }
 
+    /// How many elements of ours the tables have, as far as we know.
+    pub fn elements(&self) -> usize {
+        self.tables.iter().map(|state| state.counts.total()).sum()
+    }
+
     /// The families served.
     pub fn families(&self) -> impl Iterator<Item = Family> + '_ {
         self.tables.iter().map(|state| state.family)

@@ -108,8 +108,12 @@ impl Counts {
         self.0.get(set).copied().unwrap_or_default()
     }
 
+    pub(super) fn total(&self) -> usize {
+        self.0.values().sum()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.0.values().all(|count| *count == 0)
+        self.total() == 0
     }
 
     pub(super) fn add(&mut self, set: &'static str, more: isize) {

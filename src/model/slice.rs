@@ -187,6 +187,24 @@ impl Endpoint {
 }
 
 #[cfg(test)]
+impl Endpoint {
+    /// A ready one of which nothing else is known, for tests.
+    pub(crate) fn ready_at(address: impl Into<IpAddr>) -> Self {
+        Self {
+            address: address.into(),
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            pod: None,
+            zone: None,
+            weight: None,
+            hints: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use serde_json::json;
 

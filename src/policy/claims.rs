@@ -28,29 +28,23 @@ pub struct Claims {
 // === impl Claims ===
 
 impl Claims {
-    /// Whether a Service asks for just this.
-    pub fn is_asking_for(
-        &self,
-        service: &ServiceKey,
-        created: i64,
-        wanted: impl IntoIterator<Item = (Claim, Role)>,
-    ) -> bool {
-        let wanted = sorted(wanted);
-        match self.by_service.get(service) {
-            Some((since, known)) => *since == created && **known == *wanted,
-            None => wanted.is_empty(),
-        }
-    }
-
-    /// Replaces all claims of a Service; returns the other Services that gained or lost a frontend by it.
+    /// Replaces all claims of a Service; returns the other Services that gained or lost a frontend by it, or `None` if it asks for just
+    /// what it asked for before.
     pub fn set(
         &mut self,
         service: &ServiceKey,
         created: i64,
         wanted: impl IntoIterator<Item = (Claim, Role)>,
-    ) -> Vec<ServiceKey> {
+    ) -> Option<Vec<ServiceKey>> {
         let wanted = sorted(wanted);
         let before = self.by_service.get(service).cloned();
+        let is_same = match &before {
+            Some((since, had)) => *since == created && **had == *wanted,
+            None => wanted.is_empty(),
+        };
+        if is_same {
+            return None;
+        }
         let mut others = BTreeSet::new();
         if let Some((since, had)) = before {
             let lasts = |had: &(Claim, Role)| since == created && wanted.binary_search(had).is_ok();
@@ -67,7 +61,7 @@ impl Claims {
             self.by_service.insert(service.clone(), (created, wanted.into()));
         }
         others.remove(service);
-        others.into_iter().collect()
+        Some(others.into_iter().collect())
     }
 
     /// Whether this Service has the frontend.
@@ -145,8 +139,8 @@ mod tests {
         ServiceKey::new("ns", name)
     }
 
-    fn names(services: Vec<ServiceKey>) -> Vec<String> {
-        services.iter().map(|service| service.name.to_string()).collect()
+    fn names(services: Option<Vec<ServiceKey>>) -> Vec<String> {
+        services.iter().flatten().map(|service| service.name.to_string()).collect()
     }
 
     #[test]
@@ -198,6 +192,7 @@ mod tests {
                 let service = key(&name.to_string());
                 let before: HashMap<_, _> = (1..4).map(|port| (port, claims.holder(&frontend(port)).cloned())).collect();
                 let told = claims.set(&service, created, ports.iter().map(|(port, role)| (frontend(*port), ROLES[*role])));
+                let told = told.unwrap_or_default();
                 asks.insert(service.clone(), (created, ports));
                 for port in 1..4 {
                     let best = asks.iter().filter_map(|(key, (created, ports))| Some((*ports.get(&port)?, *created, key.clone()))).min();

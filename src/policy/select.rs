@@ -171,17 +171,8 @@ mod tests {
             "d" => (false, false, true),
             other => panic!("{other}"),
         };
-        let mut endpoint = Endpoint {
-            address: [10, 0, 0, number.parse().expect("a number")].into(),
-            ready,
-            serving,
-            terminating,
-            node: None,
-            pod: None,
-            zone: None,
-            weight: None,
-            hints: None,
-        };
+        let address = [10, 0, 0, number.parse().expect("a number")];
+        let mut endpoint = Endpoint { ready, serving, terminating, ..Endpoint::ready_at(address) };
         let mut hints = Hints::default();
         for word in words {
             let list = |text: &str| text.split(',').map(Into::into).collect();

@@ -145,17 +145,7 @@ mod tests {
 
     fn endpoint(number: usize, pod: &str) -> Endpoint {
         let [.., high, low] = number.to_be_bytes();
-        Endpoint {
-            address: [10, 1, high, low].into(),
-            ready: true,
-            serving: true,
-            terminating: false,
-            node: None,
-            pod: Some(pod.into()),
-            zone: None,
-            weight: None,
-            hints: None,
-        }
+        Endpoint { pod: Some(pod.into()), ..Endpoint::ready_at([10, 1, high, low]) }
     }
 
     /// Groups of pods by the first part of their name: `("canary", 1), ("main", 50)`.

@@ -25,9 +25,6 @@ struct Row {
 }
 
 pub(super) fn deal(hand: Hand<'_>, key: HashKey) -> Deal {
-    if let [only] = hand.candidates {
-        return Deal::only(only.endpoint);
-    }
     let buckets = hand.tables.maglev.count();
     let claims = claims(hand, buckets as usize);
     let slots = claims.into_iter().map(|candidate| hand.candidates[candidate].endpoint).collect();
@@ -76,12 +73,6 @@ mod tests {
 
     fn table(candidates: &[Candidate], buckets: usize) -> Vec<SocketAddr> {
         deal(Hand { tables: sized(16, buckets), ..hand(candidates) }, HashKey::Source).slots
-    }
-
-    #[test]
-    fn one_endpoint_needs_no_table() {
-        let one = candidates(&[9]);
-        assert_eq!(deal(hand(&one), HashKey::Source), Deal { pick: Pick::Random, slots: vec![one[0].endpoint] });
     }
 
     /// If this fails, nodes that are updated disagree with those that are not.

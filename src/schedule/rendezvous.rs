@@ -14,9 +14,6 @@ use super::table::number;
 use super::{Candidate, Deal, Hand, HashKey, Pick};
 
 pub(super) fn deal(hand: Hand<'_>, key: HashKey) -> Deal {
-    if let [only] = hand.candidates {
-        return Deal::only(only.endpoint);
-    }
     let buckets = u64::from(hand.tables.hash.count());
     let slots = if hand.is_equal() {
         // The smallest price among equals is the highest number: no need for logarithms.
@@ -58,12 +55,6 @@ mod tests {
 
     fn table(candidates: &[Candidate]) -> Vec<SocketAddr> {
         deal(Hand { tables: sized(256, 251), ..hand(candidates) }, HashKey::Source).slots
-    }
-
-    #[test]
-    fn one_endpoint_needs_no_table() {
-        let one = candidates(&[9]);
-        assert_eq!(deal(hand(&one), HashKey::Source), Deal { pick: Pick::Random, slots: vec![one[0].endpoint] });
     }
 
     /// If this fails, nodes that are updated disagree with those that are not.

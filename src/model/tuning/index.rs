@@ -96,17 +96,7 @@ mod tests {
 
     fn endpoint(pod: Option<String>, node: Option<String>, zone: Option<String>, last: u8) -> Endpoint {
         let name = |text: Option<String>| text.map(|text| text.as_str().into());
-        Endpoint {
-            address: [10, 0, 0, last].into(),
-            ready: true,
-            serving: true,
-            terminating: false,
-            node: name(node),
-            pod: name(pod),
-            zone: name(zone),
-            weight: None,
-            hints: None,
-        }
+        Endpoint { node: name(node), pod: name(pod), zone: name(zone), ..Endpoint::ready_at([10, 0, 0, last]) }
     }
 
     proptest! {

@@ -144,15 +144,11 @@ mod tests {
 
     fn endpoint() -> Endpoint {
         Endpoint {
-            address: "10.1.2.3".parse().expect("an address"),
-            ready: true,
-            serving: true,
-            terminating: false,
             node: Some("node-7.example".into()),
             pod: Some("web-canary-5d9f-x2".into()),
             zone: Some("eu-1a".into()),
-            weight: None,
             hints: Some(Hints { zones: vec!["elsewhere".into()], nodes: Vec::new() }.into()),
+            ..Endpoint::ready_at([10, 1, 2, 3])
         }
     }
 

@@ -85,17 +85,7 @@ mod tests {
     use super::*;
 
     fn endpoint(pod: &str, slice: Option<u16>) -> Endpoint {
-        Endpoint {
-            address: [10, 0, 0, 1].into(),
-            ready: true,
-            serving: true,
-            terminating: false,
-            node: None,
-            pod: Some(pod.into()),
-            zone: None,
-            weight: slice,
-            hints: None,
-        }
+        Endpoint { pod: Some(pod.into()), weight: slice, ..Endpoint::ready_at([10, 0, 0, 1]) }
     }
 
     #[test]
