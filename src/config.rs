@@ -85,6 +85,8 @@ pub struct Config {
     pub healthz: Option<SocketAddr>,
     /// Where `/metrics` is served.
     pub metrics: SocketAddr,
+    /// Where `pointsman` asks, if it can.
+    pub status_socket: Option<PathBuf>,
     /// Whether not being able to listen there ends the process.
     pub bind_hard_fail: bool,
     /// Whether `/debug/` is served beside `/metrics`.

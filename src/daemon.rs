@@ -46,11 +46,11 @@ use crate::kernel::conntrack::{apply_sysctls, online_cpus};
 use crate::kernel::{DataPlane, KernelError, Ownership};
 use crate::logging::Verbosity;
 use crate::model::{Families, Family};
-use crate::observe;
+use crate::observe::{self, desk};
 use crate::source::Change;
 use crate::source::api::{ApiConfig, ApiSource, Clients, Rate};
 use crate::source::manifests::ManifestSource;
-use controller::{AfterFirstLoad, Controller};
+use controller::{AfterFirstLoad, Controller, Outside};
 use forwarding::Forwarding;
 use node_wait::NodeWait;
 
@@ -78,6 +78,7 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     let after_first_load = after_first_load(&config.source);
     let (scheduler, pause) = (config.scheduler, config.sync.min_period);
     let forwarding = Forwarding::new(config.forward);
+    let (desk, questions) = desk::desk();
     let (forwards, stop) = (forwarding.in_use(), forwarding.stop());
     let node_wait = match config.source {
         SourceConfig::Api { .. } => NodeWait::new(config.detect_local == DetectLocal::NodeCidr),
@@ -102,7 +103,8 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
                 return;
             }
             let Ok(observer) = observer.blocking_recv() else { return };
-            let controller = Controller::new(engine, plane, observer, pause, after_first_load, node_wait, forwarding);
+            let outside = Outside { observer, questions };
+            let controller = Controller::new(engine, plane, outside, pause, after_first_load, node_wait, forwarding);
             let runtime = runtime::Builder::new_current_thread().enable_time().build();
             let runtime = runtime.expect("a runtime without I/O needs no resources that could be lacking");
             drop(ended.send(runtime.block_on(controller.run(taken))));
@@ -113,7 +115,7 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     prepare(&config)?;
     // Before anything is programmed, and not before it is clear that something can be.
     let (observer, _servers) =
-        observe::start(settings::observe(&config, families, verbosity, clients.is_some()), clients)?;
+        observe::start(settings::observe(&config, families, verbosity, clients.is_some(), desk), clients)?;
     drop(observe.send(observer));
     info!(node = config.node, mode = %config.mode, scheduler = %config.scheduler, "serving");
     // As the first process of a container we get no signal that we do not ask for.

@@ -8,6 +8,7 @@
 //! objects. The property test below replays random histories onto simulated maps and compares with a fresh engine.
 
 mod drains;
+mod look;
 #[cfg(test)]
 mod route_tests;
 mod routes;
@@ -32,10 +33,13 @@ use crate::policy::{self, Claim, Claims, Context, Frontend, HealthCheck, NodePor
 use crate::schedule::Scheduler;
 use crate::source::{Change, Kind, Object};
 use drains::Drains;
+use look::Changes;
 use routes::Routes;
 use triggers::Triggers;
 use warmth::Warmth;
 
+pub use drains::Leaving;
+pub use look::Seen;
 pub use routes::{Fallback, ListenerKey, Wish};
 
 /// Model, policy, schedule and compile under one roof.
@@ -69,6 +73,7 @@ pub struct Engine {
     /// When Services have to be looked at again though nothing changed, by Service.
     deadlines: BTreeMap<ServiceKey, Instant>,
     cuts: Vec<Cut>,
+    changes: Changes,
 }
 
 /// What came of everything taken since the last compilation.
@@ -150,6 +155,7 @@ impl Engine {
             routes: Routes::default(),
             deadlines: BTreeMap::new(),
             cuts: Vec::new(),
+            changes: Changes::default(),
         }
     }
 
@@ -346,7 +352,11 @@ impl Engine {
             self.no_local_endpoints.replace(before.unwrap_or_default(), lacking);
             self.routes.update(key, service, &mut resolved, &self.settings);
             self.flows.update(key, &resolved);
+            let before = outcome.delta.len();
             let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
+            // Two halves of a frontend that moves may be one edit in the end: neither Service has more edits then.
+            let differs = outcome.delta.len() != before || services.len() <= unparted;
+            self.changes.note(key, service.is_some(), differs, self.now);
             if !keep_delta {
                 outcome.delta = Delta::default();
             }
@@ -434,6 +444,7 @@ impl Engine {
 
     /// Hands back the adopted image; to be called after the first complete compilation.
     pub fn settle(&mut self) -> Image {
+        self.changes.settle(self.now);
         self.compiler.settle()
     }
 
@@ -455,6 +466,11 @@ impl Engine {
     /// What the operator wants.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Who serves Services that choose nobody.
+    pub fn default_scheduler(&self) -> Scheduler {
+        self.scheduler
     }
 
     /// The node we act as.

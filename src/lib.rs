@@ -17,3 +17,4 @@ pub mod observe;
 pub mod policy;
 pub mod schedule;
 pub mod source;
+pub mod status;

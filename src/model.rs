@@ -29,7 +29,7 @@ pub use names::Names;
 pub use network::{AddressRange, parse_network};
 pub use node::Node;
 pub use problem::{Problem, Problems};
-pub use service::{Affinity, PortKey, Service, ServiceKey, ServicePort};
+pub use service::{Affinity, PortKey, Service, ServiceKey, ServiceKind, ServicePort};
 pub use slice::{Endpoint, Hints, Slice, SlicePort};
 pub use store::{Effect, SliceEffect, Store};
 pub use tuning::Tuning;

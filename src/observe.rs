@@ -11,6 +11,8 @@
 //!    (surface)                     NodePort        or the log
 //! ```
 //!
+//! Whoever wants to know more asks the controller: [`desk`] is where, `api` asks it over HTTP, and `socket` is where `pointsman` asks that.
+//!
 //! The controller holds an [`Observer`] and says what it does; [`Servers`] are the ports and tasks behind it, which end when the value
 //! is dropped. Nothing here decides about Services, and nothing here can hold up or fail what does.
 //!
@@ -22,14 +24,18 @@
 //!
 //! Proven by the modules' tests, by `tests/observe.rs`, and by `tests/e2e/observe.rs`.
 
+mod api;
+pub mod desk;
 pub mod events;
 pub mod health;
 mod http;
 pub mod metrics;
 pub mod services;
+mod socket;
 pub mod surface;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -39,14 +45,18 @@ use crate::engine::NoLocalEndpoints;
 use crate::model::{AddressRange, Families, Family, Problem, ServiceKey};
 use crate::source::api::Clients;
 use crate::source::{Change, Kind, Object};
+use api::{About, Api};
+use desk::Desk;
 use events::{Delivery, Event, EventSink, EventTask};
 use health::{HealthReporter, Moment, ProxyHealth};
 use http::{Limits, Server};
 use metrics::{Build, SyncKind, TrafficPolicy};
 use services::{ServiceHealth, ServiceServers};
+use socket::StatusSocket;
 
 pub use http::BindError;
 pub use services::{HealthPort, HealthPorts};
+pub use socket::SocketError;
 pub use surface::Surface;
 
 /// Where and how to listen, and what to tell. The default is that of kube-proxy without a configuration.
@@ -74,6 +84,10 @@ pub struct Settings {
     pub build: Build,
     /// How Events are delivered.
     pub delivery: Delivery,
+    /// Where the controller is asked, by those who want to know; without it there is no status API.
+    pub desk: Option<Desk>,
+    /// The socket at which the status API is served, if it is.
+    pub status_socket: Option<PathBuf>,
 }
 
 /// Tells the outside what the controller does. Cheap to clone; nothing here blocks or fails.
@@ -92,6 +106,7 @@ pub struct Servers {
     health: Option<Server>,
     metrics: Option<Server>,
     _services: ServiceServers,
+    _status: Option<StatusSocket>,
     _events: Option<EventTask>,
 }
 
@@ -136,6 +151,14 @@ pub fn start(settings: Settings, clients: Option<Clients>) -> Result<(Observer, 
         }
         None => (EventSink::log(), None),
     };
+    let about = About {
+        mode: settings.surface.mode.clone(),
+        version: settings.surface.version.clone(),
+        families: settings.families,
+    };
+    let api = settings.desk.map(|desk| Api::new(desk, about));
+    let status =
+        settings.status_socket.zip(api).map(|(path, api)| StatusSocket::start(path, Limits::default(), api.handler()));
     let reporter = HealthReporter::new(ProxyHealth::new(settings.sync_period, !settings.watches_node));
     let hard = settings.bind_hard_fail;
     let listen = |what, address: Option<SocketAddr>, handler| {
@@ -150,7 +173,7 @@ pub fn start(settings: Settings, clients: Option<Clients>) -> Result<(Observer, 
     let families: Vec<_> = settings.families.iter().collect();
     let (services, service_servers) = services::start(&settings.node, &families, reporter.watch(), events.clone());
     let observer = Observer { node: settings.node, families: settings.families, health: reporter, services, events };
-    let servers = Servers { health, metrics, _services: service_servers, _events: event_task };
+    let servers = Servers { health, metrics, _services: service_servers, _status: status, _events: event_task };
     let said = |address: Option<SocketAddr>| address.map_or_else(|| "none".to_owned(), |address| address.to_string());
     let missing = [
         settings.health_address.filter(|_| servers.health_address().is_none()),
@@ -187,6 +210,8 @@ impl Default for Settings {
             surface: Surface::default(),
             build: Build::default(),
             delivery: Delivery::default(),
+            desk: None,
+            status_socket: None,
         }
     }
 }

@@ -25,6 +25,7 @@ mod remarks;
 mod select;
 mod serving;
 mod settings;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod weigh;
@@ -35,10 +36,12 @@ pub use assess::Assessment;
 pub use claims::Claims;
 pub use path::{Path, Reason};
 pub use remarks::tuning_problems;
+pub use select::Topology;
 pub use settings::{
     DetectLocal, Detector, NodeAddresses, NodePortAddresses, Settings, detector, localhost_node_port, node_port_ranges,
     restricted_node_ports,
 };
+pub use survey::{Standing, Surveyed, SurveyedEndpoint, survey};
 pub use weigh::Warming;
 
 use crate::model::{AddressRange, Affinity, Family, Node, PortKey, Problem, Protocol, Service, ServicePort, Slice};
@@ -217,6 +220,15 @@ impl HealthCheck {
     }
 }
 
+// === impl Context ===
+
+impl<'a> Context<'a> {
+    fn place(&self) -> Place<'a> {
+        let zone = self.node.and_then(|node| node.zone.as_deref());
+        Place { node: &self.settings.node, zone }
+    }
+}
+
 // === resolving ===
 
 /// Everything that a Service asks for, whoever gets it in the end.
@@ -286,18 +298,14 @@ fn resolve_port<'a>(
     if frontends.is_empty() && node_port.is_none() {
         return None;
     }
-    // Whether the Service means to be reached from outside, whatever becomes of it here.
-    let of_family = |addresses: &[IpAddr]| addresses.iter().any(|address| Family::of(*address) == family);
-    let external =
-        port.node_port.is_some() || of_family(&service.load_balancer_ips) || of_family(&service.external_ips);
+    let external = is_external(service, port, family);
     let keeps_source = service.external_local && external;
-    let uses = Uses { cluster: !service.internal_local || external, local: service.internal_local || keeps_source };
-    let zone = context.node.and_then(|node| node.zone.as_deref());
+    let uses = uses(service, external);
     let serving = match port.protocol {
         Protocol::Udp => serving::serving(port, slices.clone()),
         Protocol::Tcp | Protocol::Sctp => Vec::new(),
     };
-    let selection = select(port, slices.clone(), Place { node: &context.settings.node, zone }, uses);
+    let selection = select(port, slices.clone(), context.place(), uses);
     let cluster = if selection.cluster.is_empty() { Verdict::Discard } else { Verdict::Cluster };
     let local = if selection.local.is_empty() { Verdict::Discard } else { Verdict::Local };
     let (internal, outside, inside) = if !selection.any {
@@ -339,6 +347,18 @@ fn resolve_port<'a>(
         frontends,
         node_port,
     })
+}
+
+/// Whether a Service port means to be reached from outside, whatever becomes of it here.
+fn is_external(service: &Service, port: &ServicePort, family: Family) -> bool {
+    let of_family = |addresses: &[IpAddr]| addresses.iter().any(|address| Family::of(*address) == family);
+    port.node_port.is_some() || of_family(&service.load_balancer_ips) || of_family(&service.external_ips)
+}
+
+/// Which sets its policies need.
+fn uses(service: &Service, external: bool) -> Uses {
+    let keeps_source = service.external_local && external;
+    Uses { cluster: !service.internal_local || external, local: service.internal_local || keeps_source }
 }
 
 fn frontends(service: &Service, port: &ServicePort, family: Family, settings: &Settings) -> Vec<(Frontend, Role)> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::delta::{Delta, Image};
@@ -209,6 +209,13 @@ impl Compiler {
             let pool = if ring.local { &mut compiled.local } else { &mut compiled.cluster };
             pool.deal_again(slots, delta.table_mut(*family));
         }
+    }
+
+    /// The slots of a Service port as they are desired in the kernel, those of the local set or of the cluster set. Without endpoints,
+    /// and of what is not known, there are none.
+    pub fn slots(&self, port: &PortKey, family: Family, local: bool) -> &[SocketAddr] {
+        let pool = self.port(port, family).map(|port| if local { &port.local } else { &port.cluster });
+        pool.map_or(&[], |pool| &pool.slots)
     }
 
     fn port(&self, port: &PortKey, family: Family) -> Option<&CompiledPort> {

@@ -10,6 +10,7 @@ use super::document::Document;
 use super::duration::GoDuration;
 use super::flags::{Flags, Parsed, socket};
 use super::merge::{Merged, merge};
+use super::table;
 use super::version::{self, Asked};
 use super::{
     Action, ClientConfig, Config, ConntrackConfig, DetectLocal, FeatureGates, ForwardConfig, IpvsConfig, Loaded,
@@ -74,6 +75,7 @@ pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
         scheduler,
         tables,
         own_tables: flags.on("own-tables"),
+        status_socket: flags.text("status-socket").map(PathBuf::from),
         forward,
         gates,
         version,
@@ -139,6 +141,7 @@ fn typed(mut document: Document, node: String, source: SourceConfig, mode: Mode)
         bind_address: parse_address(&document.bind_address).filter(|address| !address.is_unspecified()),
         healthz: socket(&document.healthz_bind_address),
         metrics: socket(&document.metrics_bind_address).expect("checked, and a default is there"),
+        status_socket: Some(PathBuf::from(table::STATUS_SOCKET)),
         bind_hard_fail: document.bind_address_hard_fail,
         profiling: document.enable_profiling,
         show_hidden_metrics: !document.show_hidden_metrics_for_version.is_empty(),

@@ -121,6 +121,9 @@ const WHAT: &[Flag] = &[
     ),
 ];
 
+/// Where `pointsman` asks, unless told otherwise.
+pub const STATUS_SOCKET: &str = "/run/pointsman/pointsman.sock";
+
 const OURS: &[Flag] = &[
     flag(
         "manifests",
@@ -133,6 +136,12 @@ const OURS: &[Flag] = &[
         Bool,
         "true",
         "Let nobody else change our nftables tables while we live, where the kernel can see to that (Linux 6.9). Without, and on older kernels, what others change is noticed and repaired",
+    ),
+    flag(
+        "status-socket",
+        Path,
+        STATUS_SOCKET,
+        "Unix socket at which `pointsman` asks this process what it does, for root only; empty: none. Its directory is made if it is not there",
     ),
     flag(
         "sh-table-size",

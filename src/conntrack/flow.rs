@@ -76,6 +76,21 @@ pub struct View {
     local_addresses: Arc<BTreeSet<IpAddr>>,
 }
 
+// === impl Flow ===
+
+impl Flow {
+    /// Whether it counts as active, as IPVS means it; one whose state is not told has just begun.
+    pub fn is_active(&self) -> bool {
+        match (self.protocol, self.state) {
+            // FIN_WAIT to CLOSE (linux/netfilter/nf_conntrack_tcp.h); SYN_SENT2, which comes behind them, is a beginning.
+            (Protocol::Tcp, Some(state)) => !(4..=8).contains(&state),
+            // CLOSED, SHUTDOWN_SENT to SHUTDOWN_ACK_SENT (linux/netfilter/nf_conntrack_sctp.h).
+            (Protocol::Sctp, Some(state)) => state != 1 && !(5..=7).contains(&state),
+            (Protocol::Udp, Some(_)) | (_, None) => true,
+        }
+    }
+}
+
 // === impl Destination ===
 
 impl Destination {

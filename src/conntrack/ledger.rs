@@ -207,7 +207,7 @@ impl Ledger {
                 tracked.heard |= told;
                 let Some(account) = self.accounts.get_mut(&tracked.account) else { return };
                 tracked.review = account.review;
-                let active = if flow.state.is_some() { is_active(flow) } else { tracked.active };
+                let active = if flow.state.is_some() { flow.is_active() } else { tracked.active };
                 if active != tracked.active {
                     account.turn(tracked.endpoint, active);
                     tracked.active = active;
@@ -222,7 +222,7 @@ impl Ledger {
         let by_port = || self.destinations.get(&(flow.protocol, Destination::NodePort(Family::of(to.ip()), to.port())));
         let Some(number) = by_address.or_else(by_port).copied().filter(|_| to != endpoint) else { return };
         let Some(account) = self.accounts.get_mut(&number) else { return };
-        let active = is_active(flow);
+        let active = flow.is_active();
         let place = account.arrive(endpoint, active, event == Some(Event::New));
         entry.insert(Tracked { account: number, endpoint: place, active, heard: told, review: account.review });
         self.silent += usize::from(!told);
@@ -331,17 +331,6 @@ impl Ledger {
     pub fn report_all(&mut self) {
         self.dirty.extend(self.accounts.keys());
         self.accounts.values_mut().for_each(|account| account.reported = None);
-    }
-}
-
-/// Whether a flow counts as active; one whose state is not told has just begun.
-fn is_active(flow: &Flow) -> bool {
-    match (flow.protocol, flow.state) {
-        // FIN_WAIT to CLOSE (linux/netfilter/nf_conntrack_tcp.h); SYN_SENT2, which comes behind them, is a beginning.
-        (Protocol::Tcp, Some(state)) => !(4..=8).contains(&state),
-        // CLOSED, SHUTDOWN_SENT to SHUTDOWN_ACK_SENT (linux/netfilter/nf_conntrack_sctp.h).
-        (Protocol::Sctp, Some(state)) => state != 1 && !(5..=7).contains(&state),
-        (Protocol::Udp, Some(_)) | (_, None) => true,
     }
 }
 

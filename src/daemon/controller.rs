@@ -17,6 +17,7 @@ use crate::engine::{Engine, Outcome};
 use crate::kernel::conntrack::{Cleaner, Pass};
 use crate::kernel::{Applied, DataPlane, Found, KernelError, PART};
 use crate::model::{Families, Family, Problem};
+use crate::observe::desk::{Asked, Glance, KernelSide, Questions};
 use crate::observe::metrics::{self, SyncKind};
 use crate::observe::{self, HealthPort, HealthPorts, Observer, Pending};
 use crate::policy::HealthCheck;
@@ -77,6 +78,15 @@ pub(super) struct Controller {
     compared: bool,
     /// Whether the kernel has what the engine desires, as far as we know.
     trust: Trust,
+    /// What people want to know, and what they are told of the kernel's side.
+    questions: Questions,
+    kernel: KernelSide,
+}
+
+/// Those outside: who is told, and who asks.
+pub(super) struct Outside {
+    pub(super) observer: Observer,
+    pub(super) questions: Questions,
 }
 
 /// How much the controller knows of the kernel's tables.
@@ -122,7 +132,7 @@ impl Controller {
     pub(super) fn new(
         engine: Engine,
         plane: DataPlane,
-        observer: Observer,
+        Outside { observer, questions }: Outside,
         pause: Option<Duration>,
         after_first_load: Option<AfterFirstLoad>,
         node_wait: NodeWait,
@@ -150,6 +160,8 @@ impl Controller {
             adopted: false,
             compared: false,
             trust: Trust::Unknown { retry_at: Instant::now(), pause: FIRST_PAUSE },
+            questions,
+            kernel: KernelSide::default(),
         }
     }
 
@@ -200,12 +212,16 @@ impl Controller {
     /// Serves until the source ends or something is hopeless.
     pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) -> anyhow::Result<()> {
         let stop = self.forwarding.stop();
-        let (mut batch, mut reports, mut disturbed) = (Vec::new(), Vec::new(), None);
+        let (mut batch, mut reports, mut disturbed, mut asked) = (Vec::new(), Vec::new(), None, None);
         // Changes that wait for the end of a pause.
         let mut held_back = 0;
         self.observer.loop_started();
         self.read_ahead(&mut changes);
         loop {
+            // Between two batches, however fast they come.
+            if !self.questions.is_empty() {
+                self.answer(None);
+            }
             // When to go on though nothing came.
             let wake = match self.trust {
                 _ if !self.awaited.is_empty() => None,
@@ -231,12 +247,23 @@ impl Controller {
                         disturbed = Some(disturbance);
                         None
                     }
+                    question = self.questions.wait() => {
+                        asked = Some(question);
+                        None
+                    }
                 }
             };
             let received = match wake {
                 Some(at) => tokio::time::timeout_at(at.into(), wait).await.ok().flatten(),
                 None => wait.await,
             };
+            if asked.is_some() {
+                self.answer(asked.take());
+                // Questions may come all the time, and must not keep what is due from being done.
+                if wake.is_none_or(|at| at > Instant::now()) {
+                    continue;
+                }
+            }
             if let Some(at) = disturbed.take().and_then(|disturbance| self.guard.take(disturbance)) {
                 self.trust = Trust::Unknown { retry_at: at, pause: FIRST_PAUSE };
             }
@@ -279,6 +306,14 @@ impl Controller {
                 self.not_before = self.pause.map(|pause| Instant::now() + pause);
             }
         }
+    }
+
+    /// Answers those who want to know something, for some milliseconds at most.
+    fn answer(&mut self, asked: Option<Asked>) {
+        self.kernel.loaded = self.loading_since.is_none();
+        self.kernel.trusted = matches!(self.trust, Trust::Known);
+        self.kernel.elements = self.plane.elements();
+        self.questions.answer(asked, Glance { engine: &self.engine, kernel: &self.kernel });
     }
 
     /// When something is due though nothing changes.
@@ -530,6 +565,7 @@ impl Controller {
             Trust::Known => FIRST_PAUSE,
             Trust::Unknown { pause, .. } => pause,
         };
+        self.kernel.refused(error.to_string());
         error!(%error, retry_in = ?pause, "programming failed; what is programmed stays, and will be compared and corrected");
         self.trust = Trust::Unknown { retry_at: Instant::now() + pause, pause: (pause * 2).min(LONGEST_PAUSE) };
         Ok(())
@@ -541,6 +577,7 @@ impl Controller {
         let (families, duration) = (self.due, begin.elapsed());
         self.observer.synced(&observe::Sync { kind, families, duration, success, triggers: &triggers });
         if success {
+            self.kernel.synced(kind, duration);
             (self.due, self.pending) = Default::default();
             let ports = self.engine.health().iter().map(|(service, check)| (service.clone(), health_port(check)));
             self.observer.health_ports(ports.collect::<HealthPorts>(), self.engine.restricted_node_ports());

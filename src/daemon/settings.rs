@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::config::{Config, DetectLocal, Mode, NodePorts};
 use crate::logging::Verbosity;
 use crate::model::Families;
+use crate::observe::desk::Desk;
 use crate::observe::metrics::Build;
 use crate::observe::{self, Surface};
 use crate::{conntrack, policy};
@@ -56,6 +57,7 @@ pub(super) fn observe(
     families: Families,
     verbosity: Verbosity,
     watches_node: bool,
+    desk: Desk,
 ) -> observe::Settings {
     let configuration = config.to_json().to_string();
     let defaults = observe::Settings::default();
@@ -85,6 +87,8 @@ pub(super) fn observe(
             set_verbosity: Arc::new(set_verbosity),
         },
         build: Build::of(&config.version),
+        desk: Some(desk),
+        status_socket: config.status_socket.clone(),
         ..defaults
     }
 }

@@ -41,6 +41,7 @@ impl Daemon {
             .arg("--manifests")
             .arg(manifests)
             .arg(format!("--hostname-override={node_name}"))
+            .arg(format!("--status-socket={}", log.with_file_name("pointsman.sock").display()))
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)

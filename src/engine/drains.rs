@@ -50,6 +50,21 @@ enum Stay {
     Cut,
 }
 
+/// An endpoint whose connections will be ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaving {
+    /// The name of the port that it was behind.
+    pub port: Arc<str>,
+    /// That port's protocol.
+    pub protocol: Protocol,
+    /// Who.
+    pub endpoint: SocketAddr,
+    /// When it was first seen to leave.
+    pub since: Instant,
+    /// When its connections are ended.
+    pub until: Instant,
+}
+
 /// What is to be done.
 #[derive(Debug, Default)]
 pub(super) struct Due {
@@ -108,6 +123,22 @@ impl Drains {
             self.services.remove(key);
         }
         due
+    }
+
+    /// The endpoints of a Service that are leaving: the port they are behind, its protocol, their address, since when and until when.
+    pub(super) fn leaving(&self, key: &ServiceKey) -> Vec<Leaving> {
+        let Some(watched) = self.services.get(key) else { return Vec::new() };
+        let leaving = watched.endpoints.iter().filter_map(|((port, protocol, endpoint), stay)| match stay {
+            Stay::Leaving(since) => Some(Leaving {
+                port: port.clone(),
+                protocol: *protocol,
+                endpoint: *endpoint,
+                since: *since,
+                until: *since + watched.drain,
+            }),
+            Stay::Here | Stay::Cut => None,
+        });
+        leaving.collect()
     }
 
     /// How many endpoints are remembered.

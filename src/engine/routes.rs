@@ -144,6 +144,11 @@ impl Routes {
         &self.fallbacks
     }
 
+    /// Where a route is listened for, if that may be sent to.
+    pub(super) fn listener(&self, route: &RouteId) -> Option<SocketAddr> {
+        self.listeners.get(route).copied()
+    }
+
     /// Puts listeners in the place of endpoints.
     fn redirect(&self, port: &mut ResolvedPort, reason: Reason) {
         let listener = |local: bool, candidates: &[Candidate]| {

@@ -89,6 +89,15 @@ impl Warmth {
         progress(known, slow_start, now)
     }
 
+    /// Who has less than all of its weight at this time, without taking note of anything.
+    pub(super) fn warming(&self, key: &ServiceKey, service: &Service, now: Option<Instant>) -> Warming {
+        let (Some(slow_start), Some(now)) = (service.tuning.slow_start, now) else { return Warming::default() };
+        let Some(known) = self.services.get(key) else { return Warming::default() };
+        let mut known = known.clone();
+        known.values_mut().for_each(|warm| warm.advance(now, slow_start.window));
+        progress(&known, slow_start, now).warming
+    }
+
     /// How many endpoints are remembered.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {

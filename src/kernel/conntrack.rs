@@ -18,6 +18,7 @@
 //! Invariants: nothing but UDP entries is ever removed, except where a Service says when its connections end (`cutter`), and only in the network namespace in which the table was opened; the table
 //! is never collected in memory; the controller never waits for a pass. Proven by `tests/conntrack.rs`.
 
+mod census;
 mod cleaner;
 mod counts;
 mod cutter;
@@ -30,6 +31,7 @@ mod tally;
 mod waker;
 mod wire;
 
+pub use census::{accounting, take_census};
 pub use cleaner::{Cleaner, Pass};
 pub use counts::Counts;
 pub use events::{ConntrackEvents, Heard};

@@ -63,6 +63,11 @@ impl Problems {
         all
     }
 
+    /// What stands about one object.
+    pub fn of(&self, kind: Kind, object: &ObjectKey) -> &[Problem] {
+        self.known.get(&(kind, object.clone())).map_or(&[], Vec::as_slice)
+    }
+
     /// How many problems stand now.
     pub fn len(&self) -> usize {
         self.known.values().map(Vec::len).sum()

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::address::{Family, Protocol, parse_address, unusable};
 use super::network::parse_network;
@@ -49,6 +50,8 @@ pub struct PortKey {
 pub struct Service {
     /// Namespace and name.
     pub key: ServiceKey,
+    /// `spec.type`. Decides nothing here: what is served follows from the other fields.
+    pub kind: ServiceKind,
     /// `metadata.creationTimestamp` in seconds since 1970: decides who keeps a frontend that two Services claim.
     /// An object without one (a manifest) counts as created last.
     pub created: i64,
@@ -76,6 +79,18 @@ pub struct Service {
     pub exact: Option<Exact>,
     /// What the other annotations ask for: weights, shares, slow start, drain.
     pub tuning: Arc<Tuning>,
+}
+
+/// `spec.type` of a Service that can be served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ServiceKind {
+    /// Reached from within the cluster; also whatever is no known type.
+    #[default]
+    ClusterIP,
+    /// Reached by a port of every node, too.
+    NodePort,
+    /// Reached by load balancers, too.
+    LoadBalancer,
 }
 
 /// One usable port of a Service.
@@ -156,6 +171,11 @@ impl Service {
             && (["LoadBalancer", "NodePort"].contains(&kind) || (kind == "ClusterIP" && !spec.external_ips.is_empty()));
         let mut parsed = Self {
             key: key.into(),
+            kind: match kind {
+                "NodePort" => ServiceKind::NodePort,
+                "LoadBalancer" => ServiceKind::LoadBalancer,
+                _ => ServiceKind::ClusterIP,
+            },
             created: service.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
             cluster_ips: cluster_ips(spec, &mut report),
             external_ips: external_ips(spec, &mut report),

@@ -123,6 +123,11 @@ impl Store {
         self.slices.get(key).into_iter().flatten().map(|(_, slice)| slice)
     }
 
+    /// The names of a Service's slices, in order.
+    pub fn slice_names(&self, key: &ServiceKey) -> impl Iterator<Item = &str> {
+        self.slices.get(key).into_iter().flatten().map(|(name, _)| &**name)
+    }
+
     /// Our Node, once it has been seen.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()

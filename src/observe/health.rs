@@ -15,7 +15,6 @@
 //!
 //! Proven by `health/tests.rs`: tables with a clock of their own, and real requests.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::{Request, StatusCode, body::Bytes};
@@ -23,7 +22,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::http::{Answer, Handler, answer, not_found, text};
+use super::http::{Answer, Handler, answer, at_once, not_found, text};
 use super::metrics::{self, Probe};
 use crate::model::Family;
 
@@ -112,7 +111,7 @@ struct FamilyBody {
 
 /// Answers `/healthz`, `/livez` and `/readyz`.
 pub(super) fn handler(state: watch::Receiver<ProxyHealth>) -> Handler {
-    Arc::new(move |request: &Request<Bytes>| {
+    at_once(move |request: &Request<Bytes>| {
         let probe = match request.uri().path() {
             "/healthz" => Probe::Healthz,
             "/livez" => Probe::Livez,

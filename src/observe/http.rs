@@ -2,8 +2,8 @@
 //!
 //! A health port is looked at by load balancers and kubelets and can be reached by anybody on the network. So nobody may keep
 //! others from being answered: a head must arrive within [`Limits::head`], heads and bodies are bounded, and of more than
-//! [`Limits::connections`] connections the oldest is closed, never the newest refused. Answers are computed at once from what is
-//! at hand: a [`Handler`] does no I/O of its own.
+//! [`Limits::connections`] connections the oldest is closed, never the newest refused. Most answers are computed at once from what is
+//! at hand ([`at_once`]); those about Services wait for the controller.
 //!
 //! Vocabulary: a [`Server`] is a guard; dropping it closes the listening socket and every connection of it.
 //!
@@ -17,11 +17,14 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::ready;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
@@ -30,7 +33,8 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -40,7 +44,7 @@ use tracing::{error, info};
 pub(super) type Answer = Response<Full<Bytes>>;
 
 /// Computes answers. Only a PUT comes with its body.
-pub(super) type Handler = Arc<dyn Fn(&Request<Bytes>) -> Answer + Send + Sync>;
+pub(super) type Handler = Arc<dyn Fn(Request<Bytes>) -> BoxFuture<'static, Answer> + Send + Sync>;
 
 /// Time between two attempts to bind.
 pub(super) const REBIND: Duration = Duration::from_secs(5);
@@ -84,11 +88,23 @@ pub struct BindError {
     pub reason: io::Error,
 }
 
+/// The connections of a listener, oldest first.
+struct Guests {
+    limits: Limits,
+    connections: JoinSet<()>,
+    by_age: VecDeque<AbortHandle>,
+}
+
 /// A server at work, or waiting for its port.
 #[derive(Debug)]
 pub(super) struct Server {
     bound: watch::Receiver<Option<SocketAddr>>,
     task: JoinHandle<()>,
+}
+
+/// A handler that has its answers at hand.
+pub(super) fn at_once(answer: impl Fn(&Request<Bytes>) -> Answer + Send + Sync + 'static) -> Handler {
+    Arc::new(move |request| Box::pin(ready(answer(&request))))
 }
 
 /// An answer with a body.
@@ -182,6 +198,12 @@ impl Server {
         Self { bound, task: tokio::spawn(accept(listener, limits, handler)) }
     }
 
+    /// Serves root, and the user that this process is of, on a socket of the file system that is listening already.
+    pub(super) fn on_socket(listener: StdUnixListener, limits: Limits, handler: Handler) -> Self {
+        let (_, bound) = watch::channel(None);
+        Self { bound, task: tokio::spawn(accept_local(listener, limits, handler)) }
+    }
+
     /// Where it listens; `None` while the port cannot be had.
     pub(super) fn address(&self) -> Option<SocketAddr> {
         *self.bound.borrow()
@@ -221,32 +243,50 @@ async fn accept(listener: StdListener, limits: Limits, handler: Handler) {
         Ok(listener) => listener,
         Err(error) => return error!(%error, "a listening socket cannot be watched; nothing is served on it"),
     };
-    let mut connections = JoinSet::new();
-    let mut by_age: VecDeque<AbortHandle> = VecDeque::new();
+    let mut guests = Guests::new(limits);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    if connections.len() >= limits.connections {
-                        by_age.retain(|connection| !connection.is_finished());
-                        if let Some(oldest) = by_age.pop_front() {
-                            oldest.abort();
-                        }
-                    }
-                    by_age.push_back(connections.spawn(converse(stream, limits, handler.clone())));
+                    drop(stream.set_nodelay(true));
+                    guests.admit(converse(stream, limits, handler.clone()));
                 }
-                Err(error) => {
-                    error!(%error, "a connection cannot be accepted");
-                    sleep(ACCEPT_PAUSE).await;
-                }
+                Err(error) => missed(&error).await,
             },
-            Some(_) = connections.join_next() => by_age.retain(|connection| !connection.is_finished()),
+            () = guests.one_leaves() => {}
         }
     }
 }
 
-async fn converse(stream: TcpStream, limits: Limits, handler: Handler) {
-    drop(stream.set_nodelay(true));
+async fn accept_local(listener: StdUnixListener, limits: Limits, handler: Handler) {
+    let listener = match UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return error!(%error, "a listening socket cannot be watched; nothing is served on it"),
+    };
+    let own = nix::unistd::geteuid().as_raw();
+    let forbidden = at_once(|_| text(StatusCode::FORBIDDEN, "for root only\n"));
+    let mut guests = Guests::new(limits);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let known = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own);
+                    let handler = if known { &handler } else { &forbidden };
+                    guests.admit(converse(stream, limits, handler.clone()));
+                }
+                Err(error) => missed(&error).await,
+            },
+            () = guests.one_leaves() => {}
+        }
+    }
+}
+
+async fn missed(error: &io::Error) {
+    error!(%error, "a connection cannot be accepted");
+    sleep(ACCEPT_PAUSE).await;
+}
+
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, limits: Limits, handler: Handler) {
     let service = service_fn(|request: Request<Incoming>| {
         let handler = handler.clone();
         async move {
@@ -261,13 +301,40 @@ async fn converse(stream: TcpStream, limits: Limits, handler: Handler) {
                 },
                 _ => Bytes::new(),
             };
-            Ok::<_, Infallible>(handler(&Request::from_parts(head, body)))
+            Ok::<_, Infallible>(handler(Request::from_parts(head, body)).await)
         }
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(HEAD_BYTES);
     // An error is a client that left, was too slow or spoke something else.
     drop(server.serve_connection(TokioIo::new(stream), service).await);
+}
+
+// === impl Guests ===
+
+impl Guests {
+    fn new(limits: Limits) -> Self {
+        Self { limits, connections: JoinSet::new(), by_age: VecDeque::new() }
+    }
+
+    /// One more, for which the oldest has to go if there are too many.
+    fn admit(&mut self, conversation: impl Future<Output = ()> + Send + 'static) {
+        if self.connections.len() >= self.limits.connections {
+            self.by_age.retain(|connection| !connection.is_finished());
+            if let Some(oldest) = self.by_age.pop_front() {
+                oldest.abort();
+            }
+        }
+        self.by_age.push_back(self.connections.spawn(conversation));
+    }
+
+    /// Waits until one has come to its end; for ever if there is none.
+    async fn one_leaves(&mut self) {
+        match self.connections.join_next().await {
+            Some(_) => self.by_age.retain(|connection| !connection.is_finished()),
+            None => std::future::pending().await,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ use tracing::{debug, error, info};
 
 use super::events::{Event, EventSink};
 use super::health::{Moment, ProxyHealth};
-use super::http::{Answer, Handler, Limits, Reach, Server, answer, bind};
+use super::http::{Answer, Handler, Limits, Reach, Server, answer, at_once, bind};
 use crate::kernel::addresses::interface_addresses;
 use crate::model::{AddressRange, Family, ServiceKey};
 
@@ -214,7 +214,7 @@ fn handler(
     health: watch::Receiver<ProxyHealth>,
 ) -> Handler {
     let family = usize::from(address.is_ipv6());
-    Arc::new(move |_| {
+    at_once(move |_| {
         let local = desired.borrow().ports.get(&service).map_or(0, |wanted| wanted.local_endpoints[family]);
         let proxy_healthy = health.borrow().verdict(Moment::now()).healthy;
         say(&service, local, proxy_healthy)

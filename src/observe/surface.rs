@@ -26,7 +26,7 @@ use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
 use prometheus::{Gauge, GaugeVec, IntCounterVec, Opts, Registry};
 
-use super::http::{Answer, Handler, answer, not_found, text};
+use super::http::{Answer, Handler, answer, at_once, not_found, text};
 use super::metrics::{self, Exposition};
 use zpages::Pages;
 
@@ -62,7 +62,7 @@ struct Pings {
 pub(super) fn handler(surface: Surface, exposition: Exposition) -> Handler {
     let pages = Pages::new(&surface);
     let pings = Pings::new();
-    Arc::new(move |request| match request.uri().path() {
+    at_once(move |request| match request.uri().path() {
         "/metrics" => answer(StatusCode::OK, Exposition::CONTENT_TYPE, exposition.render()),
         "/metrics/slis" => pings.answer(request),
         "/healthz" => pings.count(if wants_details(request) { "[+]ping ok\nhealthz check passed\n" } else { "ok" }),

@@ -36,11 +36,42 @@ pub(super) struct Selection {
 }
 
 /// Where hints lead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Topology {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Topology {
+    /// Hints are missing, or lead nowhere near.
+    #[default]
     Anywhere,
+    /// To endpoints whose hints name our zone.
     Zone,
+    /// To endpoints whose hints name our node.
     Node,
+}
+
+/// Why an endpoint is not in a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unfit {
+    /// It takes no connections.
+    NotReady,
+    /// It terminates and does not even serve any more.
+    Stopped,
+    /// It terminates, still serves, and others are ready.
+    Leaving,
+    /// Hints keep it for other zones.
+    OtherZone,
+    /// Hints keep it for other nodes.
+    OtherNode,
+    /// It is not on this node, and the set is the local one.
+    NotHere,
+}
+
+/// The two sets, by the rules in force for one port.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sets<'a> {
+    place: Place<'a>,
+    pub(super) topology: Topology,
+    /// Whether nobody in the set is ready, so that those who leave go on serving.
+    cluster_leaves: bool,
+    local_leaves: bool,
 }
 
 /// Selects for one Service port.
@@ -51,36 +82,78 @@ pub(super) fn select<'a>(
     uses: Uses,
 ) -> Selection {
     let known = gather(port, slices);
-    let ready = || known.iter().filter(|(_, endpoint)| endpoint.ready);
-    let leaving = || known.iter().filter(|(_, endpoint)| !endpoint.ready && endpoint.serving && endpoint.terminating);
+    let sets = Sets::of(&known, place, uses);
+    let chosen = |local: bool| {
+        let chosen = known.iter().filter(|(_, endpoint)| sets.unfit(local, endpoint).is_none());
+        chosen.map(|(address, _)| *address).collect()
+    };
     let mut selection = Selection::default();
     if uses.cluster {
-        let topology = topology(ready().map(|(_, endpoint)| *endpoint), place);
-        let near = |endpoint: &Endpoint| match topology {
-            Topology::Anywhere => true,
-            Topology::Zone => place.zone.is_some_and(|zone| names(endpoint.zones(), zone)),
-            Topology::Node => names(endpoint.nodes(), place.node),
-        };
-        selection.cluster = ready().filter(|(_, endpoint)| near(endpoint)).map(|(address, _)| *address).collect();
-        if selection.cluster.is_empty() {
-            selection.cluster = leaving().map(|(address, _)| *address).collect();
-        }
+        selection.cluster = chosen(false);
     }
     if uses.local {
-        let here = |endpoint: &Endpoint| is_local(endpoint, place.node);
-        selection.local = ready().filter(|(_, endpoint)| here(endpoint)).map(|(address, _)| *address).collect();
-        if selection.local.is_empty() {
-            selection.local = leaving().filter(|(_, endpoint)| here(endpoint)).map(|(address, _)| *address).collect();
-        }
+        selection.local = chosen(true);
     }
-    selection.any =
-        !selection.cluster.is_empty() || (uses.local && (ready().next().is_some() || leaving().next().is_some()));
+    let usable = |endpoint: &Endpoint| endpoint.ready || leaves(endpoint);
+    selection.any = !selection.cluster.is_empty() || (uses.local && known.values().any(|endpoint| usable(endpoint)));
     let reachable = selection.cluster.iter().chain(&selection.local);
     let local = reachable.filter(|address| is_local(known[*address], place.node)).map(SocketAddr::ip);
     selection.local_addresses = local.collect();
     selection.local_addresses.sort();
     selection.local_addresses.dedup();
     selection
+}
+
+// === impl Sets ===
+
+impl<'a> Sets<'a> {
+    /// Looks at all endpoints of a port. Sets that are of no use are not looked at.
+    pub(super) fn of(known: &BTreeMap<SocketAddr, &Endpoint>, place: Place<'a>, uses: Uses) -> Self {
+        let ready = || known.values().copied().filter(|endpoint| endpoint.ready);
+        let topology = if uses.cluster { topology(ready(), place) } else { Topology::Anywhere };
+        let sets = Self { place, topology, cluster_leaves: false, local_leaves: false };
+        let nobody = |local| !ready().any(|one| sets.unfit(local, one).is_none());
+        let (cluster_leaves, local_leaves) = (uses.cluster && nobody(false), uses.local && nobody(true));
+        Self { cluster_leaves, local_leaves, ..sets }
+    }
+
+    /// Why an endpoint is not in the cluster set, or in the local one; `None`: it is.
+    pub(super) fn unfit(&self, local: bool, endpoint: &Endpoint) -> Option<Unfit> {
+        if local { self.local(endpoint) } else { self.cluster(endpoint) }
+    }
+
+    fn cluster(&self, endpoint: &Endpoint) -> Option<Unfit> {
+        if !endpoint.ready {
+            return unready(endpoint, self.cluster_leaves);
+        }
+        match self.topology {
+            Topology::Anywhere => None,
+            Topology::Zone => {
+                let near = self.place.zone.is_some_and(|zone| names(endpoint.zones(), zone));
+                (!near).then_some(Unfit::OtherZone)
+            }
+            Topology::Node => (!names(endpoint.nodes(), self.place.node)).then_some(Unfit::OtherNode),
+        }
+    }
+
+    fn local(&self, endpoint: &Endpoint) -> Option<Unfit> {
+        if !is_local(endpoint, self.place.node) {
+            return Some(Unfit::NotHere);
+        }
+        if endpoint.ready { None } else { unready(endpoint, self.local_leaves) }
+    }
+}
+
+/// Why an endpoint that is not ready is not used; `None`: it is, because nobody else is there.
+fn unready(endpoint: &Endpoint, leaving_serve: bool) -> Option<Unfit> {
+    if leaves(endpoint) {
+        return (!leaving_serve).then_some(Unfit::Leaving);
+    }
+    Some(if endpoint.terminating { Unfit::Stopped } else { Unfit::NotReady })
+}
+
+fn leaves(endpoint: &Endpoint) -> bool {
+    !endpoint.ready && endpoint.serving && endpoint.terminating
 }
 
 /// How many distinct addresses of this node are ready behind any port of a Service.
@@ -145,7 +218,7 @@ fn names(hints: &[std::sync::Arc<str>], wanted: &str) -> bool {
     hints.iter().any(|hint| **hint == *wanted)
 }
 
-fn is_local(endpoint: &Endpoint, node: &str) -> bool {
+pub(super) fn is_local(endpoint: &Endpoint, node: &str) -> bool {
     endpoint.node.as_deref().is_some_and(|name| name == node)
 }
 

@@ -80,7 +80,8 @@ impl Daemon {
 
     /// The same with a command that was prepared.
     pub fn start_as(node: &Host, mut command: Command, args: &[&str]) -> Self {
-        command.args(["--hostname-override", "n1", "--v=2"]).args(args);
+        // Daemons of other tests would be in its way at the default socket.
+        command.args(["--hostname-override", "n1", "--v=2", "--status-socket="]).args(args);
         let mut child = node.spawn(command).expect("the binary runs");
         let said = Arc::new(Mutex::new(Vec::new()));
         let (lines, sink) = (BufReader::new(child.stderr.take().expect("piped")).lines(), said.clone());

@@ -11,6 +11,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 use super::wire;
 use crate::conntrack::{Destination, Flow};
 use crate::model::{Family, Protocol};
+use crate::status::Traffic;
 
 /// Receives any datagram that the kernel sends: dumps come in at most 32 KiB.
 const RECEIVE_LEN: usize = 64 << 10;
@@ -128,13 +129,36 @@ impl ConntrackTable {
     /// # Errors
     /// Whatever the kernel answers, but for an interrupted dump. The table has to be opened again then: the kernel may be in
     /// the middle of the answer.
-    pub fn dump(&mut self, filter: &Filter, mut portion: impl FnMut(&[Flow])) -> Result<Dump, ConntrackError> {
+    pub fn dump(&mut self, filter: &Filter, portion: impl FnMut(&[Flow])) -> Result<Dump, ConntrackError> {
+        let mut portions = Portions { flows: std::mem::take(&mut self.flows), take: portion };
+        let dump = self.dump_into(filter, &mut portions);
+        self.flows = portions.flows;
+        dump
+    }
+
+    /// The same entry by entry, with what each carried. When the table changes under it, everything comes again: then `again` is called.
+    ///
+    /// # Errors
+    /// As [`ConntrackTable::dump`].
+    pub fn dump_accounts(
+        &mut self,
+        filter: &Filter,
+        each: impl FnMut(&Flow, Option<Traffic>),
+        again: impl FnMut(),
+    ) -> Result<Dump, ConntrackError> {
+        self.dump_into(filter, &mut Accounts { each, again })
+    }
+
+    fn dump_into(&mut self, filter: &Filter, sink: &mut impl Sink) -> Result<Dump, ConntrackError> {
         let mut dump = Dump::default();
-        for _ in 0..DUMP_ATTEMPTS {
-            let complete = match self.attempt(filter, &mut dump, &mut portion) {
+        for attempt in 0..DUMP_ATTEMPTS {
+            if attempt > 0 {
+                sink.begin_again();
+            }
+            let complete = match self.attempt(filter, &mut dump, sink) {
                 Err(error) if self.filters && matches!(error.errno, Errno::EOPNOTSUPP | Errno::EINVAL) => {
                     self.filters = false;
-                    self.attempt(filter, &mut dump, &mut portion)?
+                    self.attempt(filter, &mut dump, sink)?
                 }
                 result => result?,
             };
@@ -182,12 +206,7 @@ impl ConntrackTable {
     }
 
     /// One run through the table. Whether it is complete.
-    fn attempt(
-        &mut self,
-        filter: &Filter,
-        dump: &mut Dump,
-        portion: &mut impl FnMut(&[Flow]),
-    ) -> Result<bool, ConntrackError> {
+    fn attempt(&mut self, filter: &Filter, dump: &mut Dump, sink: &mut impl Sink) -> Result<bool, ConntrackError> {
         self.seq = self.seq.wrapping_add(1);
         let mut request = Writer::new();
         wire::dump(&mut request, self.seq, filter, self.filters);
@@ -198,7 +217,6 @@ impl ConntrackTable {
             let Some(len) = self.receive("read")? else {
                 return Err(ConntrackError { action: "read", errno: Errno::EAGAIN });
             };
-            self.flows.clear();
             let mut end = None;
             for message in messages(&self.receive[..len]).filter(|message| message.seq == self.seq) {
                 complete &= message.flags & NLM_F_DUMP_INTR == 0;
@@ -210,12 +228,12 @@ impl ConntrackTable {
                     if self.filters && !flow.is_some_and(|flow| filter.matches(&flow)) {
                         self.filters = false;
                     }
-                    self.flows.extend(flow);
+                    if let Some(flow) = flow {
+                        sink.entry(&message, flow);
+                    }
                 }
             }
-            if !self.flows.is_empty() {
-                portion(&self.flows);
-            }
+            sink.end_of_portion();
             match end {
                 None => {}
                 Some(0) => return Ok(complete),
@@ -245,6 +263,56 @@ impl ConntrackTable {
                 Err(errno) => return Err(ConntrackError { action, errno }),
             }
         }
+    }
+}
+
+/// Takes what a dump reads.
+trait Sink {
+    fn entry(&mut self, message: &Message<'_>, flow: Flow);
+
+    /// The end of a datagram.
+    fn end_of_portion(&mut self) {}
+
+    /// The table changed: everything comes again.
+    fn begin_again(&mut self) {}
+}
+
+/// Flows in portions.
+struct Portions<F> {
+    flows: Vec<Flow>,
+    take: F,
+}
+
+/// Flows one by one.
+struct Accounts<E, A> {
+    each: E,
+    again: A,
+}
+
+// === impl Portions ===
+
+impl<F: FnMut(&[Flow])> Sink for Portions<F> {
+    fn entry(&mut self, _: &Message<'_>, flow: Flow) {
+        self.flows.push(flow);
+    }
+
+    fn end_of_portion(&mut self) {
+        if !self.flows.is_empty() {
+            (self.take)(&self.flows);
+            self.flows.clear();
+        }
+    }
+}
+
+// === impl Accounts ===
+
+impl<E: FnMut(&Flow, Option<Traffic>), A: FnMut()> Sink for Accounts<E, A> {
+    fn entry(&mut self, message: &Message<'_>, flow: Flow) {
+        (self.each)(&flow, wire::read_traffic(message));
+    }
+
+    fn begin_again(&mut self) {
+        (self.again)();
     }
 }
 

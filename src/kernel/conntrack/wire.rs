@@ -10,6 +10,7 @@ use super::table::Filter;
 use crate::conntrack::ledger::Event;
 use crate::conntrack::{Flow, Tuple};
 use crate::model::{Family, Protocol};
+use crate::status::Traffic;
 
 // linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h
 pub(super) const NFNL_SUBSYS_CTNETLINK: u16 = 1;
@@ -20,6 +21,10 @@ const IPCTNL_MSG_CT_GET_STATS: u16 = 5;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 pub(super) const CTA_PROTOINFO: u16 = 4;
+const CTA_COUNTERS_ORIG: u16 = 9;
+const CTA_COUNTERS_REPLY: u16 = 10;
+const CTA_COUNTERS_PACKETS: u16 = 1;
+const CTA_COUNTERS_BYTES: u16 = 2;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
@@ -134,6 +139,18 @@ pub(super) fn read(message: &Message<'_>) -> Option<Flow> {
     Some(Flow { protocol, original, reply, zone, id, state })
 }
 
+/// What an entry carried; `None` where the kernel did not account when it began.
+pub(super) fn read_traffic(message: &Message<'_>) -> Option<Traffic> {
+    let bytes = message.payload.get(NFGENMSG_LEN..)?;
+    let of = |direction| {
+        let counters = find(bytes, direction)?.value;
+        let number = |kind| Some(u64::from_be_bytes(find(counters, kind)?.value.try_into().ok()?));
+        Some((number(CTA_COUNTERS_PACKETS)?, number(CTA_COUNTERS_BYTES)?))
+    };
+    let ((packets_in, bytes_in), (packets_out, bytes_out)) = (of(CTA_COUNTERS_ORIG)?, of(CTA_COUNTERS_REPLY)?);
+    Some(Traffic { packets_in, packets_out, bytes_in, bytes_out })
+}
+
 /// The state in either protocol's attributes.
 fn read_state(bytes: &[u8]) -> Option<u8> {
     let of = find(bytes, CTA_PROTOINFO_TCP).or_else(|| find(bytes, CTA_PROTOINFO_SCTP))?;
@@ -245,7 +262,8 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
-            let _ = read(&Message { kind: 256, flags: 0, seq: 0, port: 0, payload: &bytes });
+            let message = Message { kind: 256, flags: 0, seq: 0, port: 0, payload: &bytes };
+            let _ = (read(&message), read_traffic(&message));
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::*;
@@ -57,7 +58,7 @@ pub(crate) fn reachable(server: &Server) -> SocketAddr {
 }
 
 fn echo() -> Handler {
-    Arc::new(|request| {
+    at_once(|request| {
         let body = format!("{} {} {}", request.method(), request.uri().path(), request.body().len());
         text(StatusCode::OK, body)
     })

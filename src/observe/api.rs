@@ -1,0 +1,336 @@
+//! The status API: questions over HTTP, answered with the views of [`crate::status`].
+//!
+//! One handler for whoever is let in: the socket of `pointsman` ([`super::socket`]) and read-only paths of the metrics port. It finds out
+//! the names that are asked for, has the controller look at some of them at a time, and does the rest (sorting, JSON) where nobody waits
+//! for it. Connections are counted on a thread of their own, by one walk at a time; who asks meanwhile, and shortly after, shares what it found.
+//!
+//! Every answer is JSON; of a mistake, `{"error": "..."}`. Only GET and HEAD are answered.
+//!
+//! | path | answer | refused with |
+//! |---|---|---|
+//! | `/v1/health` | [`HealthView`] | |
+//! | `/v1/services?namespace=&search=&only=&page=&perPage=&connections=` | [`ServicePage`] | 400 |
+//! | `/v1/services/NAMESPACE/NAME?connections=` | [`ServiceView`](crate::status::ServiceView) | 404 |
+//! | `/v1/list?namespace=&search=&only=` | [`VirtualList`] | 400 |
+//! | `/v1/connections` | [`ConnectionList`] | |
+//!
+//! `connections=true` adds the live connections of each endpoint. 503 is said when the controller, or the kernel, does not answer.
+//!
+//! Proven by `tests/e2e/status.rs`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use jiff::Timestamp;
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+
+use super::desk::{Busy, Desk, Glance};
+use super::http::{Answer, Handler, answer};
+use crate::conntrack::Destination;
+use crate::kernel::conntrack::{ConntrackError, accounting, take_census};
+use crate::model::{Families, Family, Protocol, ServiceKey};
+use crate::status::{
+    self, CHUNK, Census, ConnectionList, FamilyHealth, HealthView, Page, Search, SearchError, ServicePage, ServiceView,
+    VERSION, VirtualList,
+};
+
+/// How long what a walk through connection tracking found is good enough.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// Answers questions. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Api(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    desk: Desk,
+    about: About,
+    started: (Instant, Timestamp),
+    /// What the last walk through all of connection tracking found. Locked while one is under way.
+    census: Mutex<Option<(Instant, Arc<Census>)>>,
+}
+
+/// What is known without asking.
+#[derive(Clone, Debug)]
+pub(super) struct About {
+    /// Whose defaults apply.
+    pub(super) mode: String,
+    /// The version of kube-proxy that we stand for.
+    pub(super) version: String,
+    /// The families served.
+    pub(super) families: Families,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("there is nothing at this path")]
+    NoPath,
+    #[error("no Service {0} is served here")]
+    NoService(String),
+    #[error(transparent)]
+    Query(#[from] SearchError),
+    #[error("only GET and HEAD are answered here")]
+    Method,
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    #[error(transparent)]
+    Conntrack(#[from] ConntrackError),
+}
+
+#[derive(Serialize)]
+struct ErrorBody {
+    error: String,
+}
+
+type Parameters = Vec<(String, String)>;
+
+// === impl Api ===
+
+impl Api {
+    /// An API before a desk.
+    pub(super) fn new(desk: Desk, about: About) -> Self {
+        let started = (Instant::now(), Timestamp::now());
+        Self(Arc::new(Inner { desk, about, started, census: Mutex::new(None) }))
+    }
+
+    /// As a handler of all that is asked on a server.
+    pub(super) fn handler(&self) -> Handler {
+        let api = self.clone();
+        Arc::new(move |request| {
+            let api = api.clone();
+            Box::pin(async move { api.answer(&request, request.uri().path()).await })
+        })
+    }
+
+    /// Answers a request as if it were for this path, which begins with `/v1/`.
+    pub(super) async fn answer(&self, request: &Request<Bytes>, path: &str) -> Answer {
+        let query = request.uri().query().unwrap_or_default();
+        let parameters: Parameters = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+        let answered = match *request.method() {
+            Method::GET | Method::HEAD => self.get(path, &parameters).await,
+            _ => Err(Refusal::Method),
+        };
+        answered.unwrap_or_else(Refusal::into_answer)
+    }
+
+    async fn get(&self, path: &str, parameters: &Parameters) -> Result<Answer, Refusal> {
+        match path {
+            "/v1/health" => Ok(json(&self.health().await?)),
+            "/v1/services" => Ok(json(&self.services(parameters).await?)),
+            "/v1/list" => Ok(json(&self.list(parameters).await?)),
+            "/v1/connections" => Ok(json(&self.connections().await?)),
+            _ => {
+                let name = path.strip_prefix("/v1/services/").and_then(|name| name.split_once('/'));
+                let (namespace, name) = name.ok_or(Refusal::NoPath)?;
+                let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+                let key = ServiceKey::new(&decoded(namespace), &decoded(name));
+                Ok(json(&self.service(key, parameters).await?))
+            }
+        }
+    }
+
+    async fn health(&self) -> Result<HealthView, Refusal> {
+        let Inner { about, started, .. } = &*self.0;
+        let (about, started) = (about.clone(), *started);
+        Ok(self.0.desk.ask(move |glance| health(glance, &about, started)).await?)
+    }
+
+    async fn services(&self, parameters: &Parameters) -> Result<ServicePage, Refusal> {
+        let (search, page) = (Search::of(parameters)?, Page::of(parameters)?);
+        let keys = self.found(search).await?;
+        let (total, pages) = (keys.len(), page.pages(keys.len()));
+        let mut services: Vec<ServiceView> = Vec::new();
+        for keys in chunks(page.cut(keys)) {
+            let seen = self.0.desk.ask(move |glance| {
+                let (now, wall) = (Instant::now(), Timestamp::now());
+                keys.iter().filter_map(|key| status::view(glance.engine, key, now, wall)).collect::<Vec<_>>()
+            });
+            services.extend(seen.await?);
+        }
+        if wants_connections(parameters) && !services.is_empty() {
+            let census = self.census().await?;
+            services.iter_mut().for_each(|service| census.fill(service));
+        }
+        Ok(ServicePage { version: VERSION.to_owned(), total, page: page.number, pages, services })
+    }
+
+    async fn service(&self, key: ServiceKey, parameters: &Parameters) -> Result<ServiceView, Refusal> {
+        let name = key.to_string();
+        let seen = self.0.desk.ask(move |glance| status::view(glance.engine, &key, Instant::now(), Timestamp::now()));
+        let mut service = seen.await?.ok_or(Refusal::NoService(name))?;
+        if wants_connections(parameters) {
+            let destinations = destinations(&service);
+            if !destinations.is_empty() {
+                walk(destinations).await?.fill(&mut service);
+            }
+        }
+        Ok(service)
+    }
+
+    async fn list(&self, parameters: &Parameters) -> Result<VirtualList, Refusal> {
+        let mut services = Vec::new();
+        for keys in chunks(self.found(Search::of(parameters)?).await?) {
+            let seen = self
+                .0
+                .desk
+                .ask(move |glance| keys.iter().flat_map(|key| status::list(glance.engine, key)).collect::<Vec<_>>());
+            services.extend(seen.await?);
+        }
+        Ok(VirtualList { version: VERSION.to_owned(), services })
+    }
+
+    async fn connections(&self) -> Result<ConnectionList, Refusal> {
+        let census = self.census().await?;
+        Ok(ConnectionList {
+            version: VERSION.to_owned(),
+            accounting: accounting(),
+            read: census.read,
+            partial: census.partial,
+            connections: census.rows(),
+        })
+    }
+
+    /// The Services that are wanted, sorted.
+    async fn found(&self, search: Search) -> Result<Vec<ServiceKey>, Busy> {
+        let desk = &self.0.desk;
+        let wanted = search.clone();
+        let mut keys = desk
+            .ask(move |glance| {
+                let keys = glance.engine.store().services().map(|service| &service.key);
+                keys.filter(|key| wanted.wants_namespace(key)).cloned().collect::<Vec<_>>()
+            })
+            .await?;
+        if !search.is_by_name() {
+            let mut found = Vec::new();
+            for mut keys in chunks(keys) {
+                let search = search.clone();
+                let wanted = desk.ask(move |glance| {
+                    keys.retain(|key| search.wants(glance.engine, key));
+                    keys
+                });
+                found.extend(wanted.await?);
+            }
+            keys = found;
+        }
+        keys.sort();
+        Ok(keys)
+    }
+
+    /// All of connection tracking, as it was not long ago.
+    async fn census(&self) -> Result<Arc<Census>, Refusal> {
+        let mut last = self.0.census.lock().await;
+        if let Some((at, census)) = &*last
+            && at.elapsed() < FRESH
+        {
+            return Ok(census.clone());
+        }
+        let census = Arc::new(walk(Vec::new()).await?);
+        *last = Some((Instant::now(), census.clone()));
+        Ok(census)
+    }
+}
+
+/// Counts the connections to these destinations, or all, on a thread of its own.
+async fn walk(destinations: Vec<(Protocol, Destination)>) -> Result<Census, Refusal> {
+    let walked = spawn_blocking(move || take_census(&destinations)).await;
+    // A panic there is told where it happens.
+    Ok(walked.map_err(|_| Busy)??)
+}
+
+/// Where the clients of a Service connect to.
+fn destinations(service: &ServiceView) -> Vec<(Protocol, Destination)> {
+    let mut destinations = Vec::new();
+    for port in &service.ports {
+        let (Some(protocol), Some(family)) = (port.transport(), Family::from_kubernetes(&port.family)) else {
+            continue;
+        };
+        for frontend in port.frontends.iter().filter(|frontend| frontend.held_by.is_none()) {
+            destinations.push((
+                protocol,
+                match frontend.address {
+                    Some(address) => Destination::Address((address, frontend.port).into()),
+                    None => Destination::NodePort(family, frontend.port),
+                },
+            ));
+        }
+    }
+    destinations
+}
+
+fn health(glance: Glance<'_>, about: &About, (started, wall): (Instant, Timestamp)) -> HealthView {
+    let (engine, kernel) = (glance.engine, glance.kernel);
+    let families = about.families.iter().map(|family| FamilyHealth {
+        family: family.to_string(),
+        table: match family {
+            Family::V4 => "ip pointsman",
+            Family::V6 => "ip6 pointsman",
+        }
+        .to_owned(),
+    });
+    HealthView {
+        version: VERSION.to_owned(),
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        kube_proxy: about.version.clone(),
+        pid: std::process::id(),
+        node: engine.node_name().to_owned(),
+        zone: engine.store().node().and_then(|node| node.zone.as_deref()).map(Into::into),
+        mode: about.mode.clone(),
+        default_scheduler: engine.default_scheduler().to_string(),
+        started: wall,
+        uptime_seconds: started.elapsed().as_secs_f64(),
+        loaded: kernel.loaded,
+        trusted: kernel.trusted,
+        services: engine.store().services().count(),
+        endpoints: engine.endpoint_count(),
+        elements: kernel.elements,
+        problems: engine.standing_problems(),
+        families: families.collect(),
+        last_sync: kernel.last_sync.clone(),
+        last_error: kernel.last_error.clone(),
+    }
+}
+
+fn wants_connections(parameters: &Parameters) -> bool {
+    parameters.iter().any(|(name, value)| name == "connections" && matches!(value.as_str(), "" | "1" | "true"))
+}
+
+/// Cut into pieces that the controller can look at in one go.
+fn chunks(keys: Vec<ServiceKey>) -> impl Iterator<Item = Vec<ServiceKey>> {
+    let mut keys = keys.into_iter().peekable();
+    std::iter::from_fn(move || {
+        keys.peek()?;
+        Some(keys.by_ref().take(CHUNK).collect())
+    })
+}
+
+fn json(value: &impl Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(body) => answer(StatusCode::OK, "application/json", body),
+        Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+fn refused(status: StatusCode, error: String) -> Answer {
+    let body = serde_json::to_vec(&ErrorBody { error }).unwrap_or_default();
+    answer(status, "application/json", body)
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    fn into_answer(self) -> Answer {
+        let status = match self {
+            Refusal::NoPath | Refusal::NoService(_) => StatusCode::NOT_FOUND,
+            Refusal::Query(_) => StatusCode::BAD_REQUEST,
+            Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Refusal::Busy(_) | Refusal::Conntrack(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        refused(status, self.to_string())
+    }
+}
