@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use crate::compile::layout::Locality;
+use crate::compile::layout::{Locality, PoolId};
 use crate::compile::{Compiler, Delta, Image};
 use crate::conntrack::ledger::Report;
 use crate::conntrack::{Cut, Destination, FlowBook, Interests, View, WatchBook};
@@ -394,8 +394,18 @@ impl Engine {
         self.routes.fallbacks()
     }
 
-    /// A route's listener is open at this address, which packets can be sent to; or there is none. Whether that makes a difference: then
-    /// its Service is to be compiled again.
+    /// The listeners that a Service wishes for now.
+    pub fn listeners(&self, service: &ServiceKey) -> impl Iterator<Item = &ListenerKey> {
+        self.routes.listeners(service)
+    }
+
+    /// The number by which packets for a route are known, as of the last compilation.
+    pub fn pool(&self, route: &RouteId) -> Option<PoolId> {
+        self.compiler.pool(&route.port, route.family, route.local)
+    }
+
+    /// A route's listener is open at this address, which packets can be sent to; or there is none. Whether that makes a difference to
+    /// what is expected of flows: then its Service is to be compiled again.
     pub fn set_listener(&mut self, route: &RouteId, listener: Option<SocketAddr>) -> bool {
         let differs = self.routes.set_listener(route, listener);
         if differs {
@@ -404,7 +414,7 @@ impl Engine {
         differs
     }
 
-    /// Nobody is to be sent to the forwarder any more: what it carries is the kernel's from the next compilation on.
+    /// Nobody is sent to the forwarder any more: flows through it are stale from the next compilation on.
     pub fn leave_forwarder(&mut self) {
         self.touched.extend(self.routes.stop());
     }

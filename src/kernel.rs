@@ -7,6 +7,7 @@
 //! Where things are: `skeleton` defines tables, maps and sets, `chains` their chains and rules; `encode` translates keys and values,
 //! `write` puts them into transactions, `image` gets them back, `read` checks a table that was there; `plane` decides what goes into
 //! which transaction; `lock` keeps two processes apart where the kernel cannot;
+//! [`redirects`] is the forwarder's own table, which goes with the process;
 //! [`watch`] notices what others do to our tables, [`Shadow`]s are tables of others that decide before ours. [`conntrack`] is the other table of the kernel that
 //! concerns us: the connections that exist.
 //!
@@ -30,6 +31,7 @@ mod image;
 mod lock;
 mod plane;
 mod read;
+pub mod redirects;
 mod shadows;
 mod skeleton;
 pub mod watch;

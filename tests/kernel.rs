@@ -6,7 +6,8 @@
 //!
 //! Where things are: `traffic` who answers; `schedulers` who answers whom; `rings` slots that are dealt again; `change` how changes look from
 //! outside; `large` what needs many elements; `adopt` what a start makes of what is there, `reading` the two ways of finding out; `watch`
-//! what others do to our tables; `golden` how the ruleset reads.
+//! what others do to our tables; `redirects` who carries what is left to the
+//! forwarder; `golden` how the ruleset reads.
 
 #[path = "kernel/adopt.rs"]
 mod adopt;
@@ -20,6 +21,8 @@ mod large;
 mod proxy;
 #[path = "kernel/reading.rs"]
 mod reading;
+#[path = "kernel/redirects.rs"]
+mod redirects;
 #[path = "kernel/rings.rs"]
 mod rings;
 #[path = "kernel/schedulers.rs"]

@@ -10,14 +10,14 @@ use super::elements::{
     ClusterIp, Hairpin, Hop, Label, Masquerade, NodePortAddress, ServiceNetwork, SlotKey, SourceRange, Stage,
     TableDelta, TableImage, Target,
 };
-use super::layout::{self, Decision, DedicatedChain, MAX_MEMBERS, MemberId, Plan};
+use super::layout::{self, Decision, DedicatedChain, MAX_MEMBERS, MemberId, Plan, PoolId};
 use super::pool::{self, Members, Pool};
 use super::pools::Pools;
 use super::shared::Shared;
 use crate::conntrack::Subject;
 use crate::conntrack::ledger::Report;
 use crate::model::{AddressRange, Family, PortKey, ServiceKey};
-use crate::policy::{Frontend, NodePort, ResolvedPort, Role, Verdict};
+use crate::policy::{Frontend, NodePort, Path, ResolvedPort, Role, Verdict};
 use crate::schedule::live::Redeal;
 use crate::schedule::{Candidate, Hand, Pick, TableSizes};
 
@@ -77,6 +77,7 @@ struct CompiledPort {
     keeps_source: bool,
     source_ranges: Option<Vec<AddressRange>>,
     local_addresses: Vec<IpAddr>,
+    path: Path,
     /// Its number stands in all decisions that check something first, too.
     cluster: Pool,
     local: Pool,
@@ -172,6 +173,13 @@ impl Compiler {
         let Some(compiled) = self.port(port, family) else { return Vec::new() };
         let rings = compiled.pools().into_iter().filter(|pool| pool.pick == Pick::Ring);
         rings.filter_map(|pool| Some(Ring { local: pool.local, chain: pool.dedicated(port)? })).collect()
+    }
+
+    /// The number of a Service port's pool, if it has endpoints: by it the userspace forwarder's packets are known.
+    pub fn pool(&self, port: &PortKey, family: Family, local: bool) -> Option<PoolId> {
+        let compiled = self.port(port, family)?;
+        let pool = if local { &compiled.local } else { &compiled.cluster };
+        pool.id.filter(|_| !pool.slots.is_empty())
     }
 
     /// Deals the rings of a Service port again by the connections that its endpoints have, and notes in `delta` which slots differ.
@@ -304,6 +312,7 @@ impl Compiler {
             keeps_source: port.keeps_source,
             source_ranges: port.source_ranges.clone(),
             local_addresses: port.local_addresses.clone(),
+            path: port.path,
             cluster,
             local,
         };
@@ -378,6 +387,7 @@ impl Compiler {
             let stages: &[Stage] = match decision.plan {
                 Plan::SourceRanges => &[Stage::Admitted],
                 Plan::LocalPolicy => &[Stage::Inside, Stage::Outside],
+                Plan::Userspace => &[Stage::Instead],
                 Plan::Random(_) | Plan::Hash(..) | Plan::Refuse | Plan::Dedicated | Plan::Discard => &[],
             };
             for stage in stages {
@@ -386,7 +396,7 @@ impl Compiler {
             }
             let slot = SlotKey { pool, slot: 0 };
             let found = match decision.plan {
-                Plan::Random(_) | Plan::Hash(..) | Plan::Dedicated => {
+                Plan::Random(_) | Plan::Hash(..) | Plan::Dedicated | Plan::Userspace => {
                     let member = || table.members.get(table.member_slots.get(&slot)?);
                     let is = |pool: &Pool| {
                         table.endpoints.get(&slot).or_else(member).is_some_and(|slot| slot.label == pool.label)
@@ -455,13 +465,22 @@ impl Pool {
 impl CompiledPort {
     fn decision(&self, verdict: Verdict) -> Decision {
         let decided = match verdict {
-            Verdict::Cluster => self.cluster.decision(),
-            Verdict::Local => self.local.decision(),
+            Verdict::Cluster => self.lead_to(&self.cluster),
+            Verdict::Local => self.lead_to(&self.local),
             Verdict::Discard => Some(Decision { pool: self.cluster.id, plan: Plan::Discard }),
             Verdict::Refuse => None,
         };
         // The pool's number stays in the decision, so that a restarted process finds it there.
         decided.unwrap_or(Decision { pool: self.cluster.id, plan: Plan::Refuse })
+    }
+
+    /// The decision that leads to a pool; `None` without endpoints.
+    fn lead_to(&self, pool: &Pool) -> Option<Decision> {
+        let decision = pool.decision()?;
+        Some(match self.path {
+            Path::Kernel => decision,
+            Path::Userspace(_) => Decision { plan: Plan::Userspace, ..decision },
+        })
     }
 
     /// The first decision for external frontends, source ranges aside.
@@ -508,8 +527,16 @@ impl CompiledPort {
     }
 
     fn hops(&self) -> Vec<(Hop, Target)> {
-        let Some(pool) = self.cluster.id else { return Vec::new() };
         let mut hops = Vec::new();
+        if let Path::Userspace(reason) = self.path {
+            for decision in self.pools().into_iter().filter_map(Pool::decision) {
+                let Some(pool) = decision.pool else { continue };
+                let refused = Decision { plan: Plan::Refuse, ..decision };
+                let instead = if reason.has_kernel_path() { decision } else { refused };
+                hops.push((Hop { stage: Stage::Instead, pool }, self.labelled(instead)));
+            }
+        }
+        let Some(pool) = self.cluster.id else { return hops };
         let mut hop = |stage, decision| hops.push((Hop { stage, pool }, self.labelled(decision)));
         if self.source_ranges.is_some() {
             hop(Stage::Admitted, self.external());

@@ -21,12 +21,12 @@ pub struct Target {
     pub label: Arc<str>,
 }
 
-/// Key of maps `admitted`, `inside` and `outside`: a second decision.
+/// Key of maps `admitted`, `inside`, `outside` and `instead`: a second decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hop {
     /// After which check.
     pub stage: Stage,
-    /// For which Service port, by the pool of its first decision.
+    /// For which Service port, by the pool of the decision before.
     pub pool: PoolId,
 }
 
@@ -39,6 +39,8 @@ pub enum Stage {
     Inside,
     /// It is not.
     Outside,
+    /// No userspace forwarder has taken it.
+    Instead,
 }
 
 /// Key of maps `endpoints` and `member-slots`.
@@ -153,7 +155,7 @@ maps! {
     services: Frontend => Target,
     /// Map `node-ports`.
     node_ports: NodePort => Target,
-    /// Maps `admitted`, `inside` and `outside`.
+    /// Maps `admitted`, `inside`, `outside` and `instead`.
     hops: Hop => Target,
     /// Map `endpoints`.
     endpoints: SlotKey => Slot,

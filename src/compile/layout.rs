@@ -9,6 +9,7 @@
 //! map picks           { plan : goto chain }                       the same without plans that decide again
 //! map admitted        { decision : decision }                     what follows source ranges
 //! map inside, outside { decision : decision }                     what follows a local policy
+//! map instead         { decision : decision }                     what follows where no forwarder lives
 //! map endpoints       { pool . slot : address . port }            one per slot
 //! map dedicated       { decision : goto chain }                   one per pool with a chain of its own
 //! map member-slots    { pool . slot : member }                    one per slot of a pool with session affinity
@@ -35,6 +36,9 @@
 //! chain local-policy:  from a local pod or the host: meta priority set (map inside), pick
 //!                      otherwise:                     meta priority set (map outside), pick
 //! chain pick:      meta priority & 0xfff  vmap @picks
+//! chain userspace: accept: leaves the packet to the forwarder's own table, and to chain instead behind that
+//! chain instead:   for plan `userspace` only: meta priority set (map instead), pick
+//!                  dnat to  (meta priority & 0xfffff000) . (numgen random mod 1)  map @endpoints
 //! chain rr-4-00012-shop/web/tcp/http:  meta priority set (numgen inc mod 4 offset 0x12000)   goto slot
 //! chain ring-64-00012-shop/web/tcp/http: the same, its picks counted, for slots that are dealt again while they are walked
 //! chain slot:      dnat to  (meta priority & 0xfffff000) . (meta priority & 0xfff)  map @endpoints
@@ -70,6 +74,11 @@
 //! Why there are `plans` and `picks`: chains that decide again (source ranges, local policy) must not lead back to themselves, or
 //! the kernel refuses the table as a loop. The common case pays for one lookup in `plans` only.
 //!
+//! Why there is a second pair of base chains: what the userspace forwarder carries is decided here, by policies and all, and then passes
+//! three chains of one hook. Ours leaves it untranslated; a table that belongs to the forwarder's process, and goes with it whatever ends it,
+//! sends it to a listener (`crate::kernel::redirects`); what comes through that without a translation meets nobody alive, and is
+//! ours again (`after-...`). So the kernel takes over at the moment the process dies, and no listener's address is in this table.
+//!
 //! Why nothing deletes the affinity of a pool that is gone: elements are found by client and pool, so those of one pool are found only
 //! by a walk through all of them, which costs what the cluster has and not what goes. They do no harm: a pool's number is used again only
 //! after all others (`pools.rs`), the map is bounded, and each element ends with its timeout.
@@ -104,7 +113,7 @@ use crate::schedule::{Buckets, HashKey, Pick};
 pub const TABLE: &str = "pointsman";
 
 /// Version of the layout, kept in the table's comment. A table of another version is replaced as a whole.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Bits of a decision that are the plan.
 pub const PLAN_MASK: u32 = 0xfff;
@@ -160,6 +169,8 @@ pub enum Plan {
     SourceRanges,
     /// Decide again by map `inside` or `outside`, depending on where the connection comes from.
     LocalPolicy,
+    /// The userspace forwarder's while it lives (`crate::kernel::redirects`); otherwise decide again by map `instead`.
+    Userspace,
 }
 
 /// An endpoint of a pool with session affinity.
@@ -242,7 +253,8 @@ impl Plan {
     const HASH: u32 = 1 << 10;
 
     /// The plans whose chains are always there.
-    pub const FIXED: [Plan; 5] = [Plan::Refuse, Plan::Dedicated, Plan::Discard, Plan::SourceRanges, Plan::LocalPolicy];
+    pub const FIXED: [Plan; 6] =
+        [Plan::Refuse, Plan::Dedicated, Plan::Discard, Plan::SourceRanges, Plan::LocalPolicy, Plan::Userspace];
 
     /// The plan's number, below 4096.
     pub fn number(self) -> u32 {
@@ -254,6 +266,7 @@ impl Plan {
             Plan::Discard => Self::SPECIAL | 3,
             Plan::SourceRanges => Self::SPECIAL | 4,
             Plan::LocalPolicy => Self::SPECIAL | 5,
+            Plan::Userspace => Self::SPECIAL | 6,
         }
     }
 
@@ -301,6 +314,7 @@ impl Plan {
             Plan::Discard => "discard".to_owned(),
             Plan::SourceRanges => "source-ranges".to_owned(),
             Plan::LocalPolicy => "local-policy".to_owned(),
+            Plan::Userspace => "userspace".to_owned(),
         }
     }
 }
@@ -521,6 +535,7 @@ mod tests {
             (Decision { pool: PoolId::new(MAX_POOL), plan: Plan::Random(1) }, "0xfffff001"),
             (Decision { pool: Some(pool), plan: Plan::SourceRanges }, "0x00012c04"),
             (Decision { pool: Some(pool), plan: Plan::LocalPolicy }, "0x00012c05"),
+            (Decision { pool: Some(pool), plan: Plan::Userspace }, "0x00012c06"),
             (Decision { pool: None, plan: Plan::Discard }, "0x00000c03"),
             (Decision::REFUSE, "0x00000c01"),
         ];
@@ -541,7 +556,8 @@ mod tests {
             0xc04,
             0xc05,
             0xc06,
-            0x0001_2c06,
+            0xc07,
+            0x0001_2c07,
         ] {
             assert_eq!(Decision::from_value(value), None, "{value:#x}");
         }
@@ -623,9 +639,9 @@ mod tests {
     fn a_tables_comment_says_what_it_was_made_for() {
         let pods = Detector::Network("10.244.0.0/16".parse().expect("a network"));
         let locality = Locality { masquerade_all: true, v4: pods, v6: Detector::InterfacePrefix("veth".into()) };
-        assert_eq!(locality.comment(Family::V4), "pointsman layout 3, pods 10.244.0.0/16, masquerade all");
-        assert_eq!(locality.comment(Family::V6), "pointsman layout 3, pods by 'veth*', masquerade all");
-        assert_eq!(Locality::default().comment(Family::V4), "pointsman layout 3");
+        assert_eq!(locality.comment(Family::V4), "pointsman layout 4, pods 10.244.0.0/16, masquerade all");
+        assert_eq!(locality.comment(Family::V6), "pointsman layout 4, pods by 'veth*', masquerade all");
+        assert_eq!(Locality::default().comment(Family::V4), "pointsman layout 4");
     }
 
     #[test]

@@ -533,6 +533,7 @@ impl Controller {
 
     /// The kernel takes over what went through this process, as far as it can; then connections are waited for.
     fn stop_forwarding(mut self) -> anyhow::Result<()> {
+        self.forwarding.hand_over();
         self.engine.leave_forwarder();
         if self.forwarding.is_in_use() && self.loading_since.is_none() {
             self.program(Instant::now(), 0)?;

@@ -1,9 +1,10 @@
 //! The forwarder's place in the daemon: opens what the engine wishes for, says where, and closes what nobody is sent to any more.
 //!
-//! In one batch of the controller: the engine compiles; [`Forwarding::follow`] opens new listeners and tells the engine, which compiles
-//! again, into the same transaction; the kernel takes it; [`Forwarding::committed`] closes what is not needed. So a listener is open
-//! before anybody is sent to it, and nobody is sent to one that is closed. A listener that cannot be opened is reported and tried
-//! again, with back-off; meanwhile the kernel carries its Service if it can (see `engine::routes`).
+//! In one batch of the controller: the engine compiles; [`Forwarding::follow`] opens new listeners and has the kernel send to them
+//! ([`Redirects`]); the kernel takes what was compiled; [`Forwarding::committed`] ends redirects that are not needed, and closes their
+//! listeners. So a listener is open before anybody is sent to it, and nobody is sent to one that is closed. Redirects go with this
+//! process, whatever ends it. A listener that cannot be opened is reported and tried
+//! again, with back-off; while nobody is redirected, the kernel carries a Service if it can (see `engine::routes`).
 //!
 //! Listeners for the kernel bind to all addresses, on ports that the system chooses; the kernel is told one address of the host
 //! (`host_address`), and a Node that gets another one changes no socket. TCP listeners refuse who did not come by the kernel's
@@ -29,6 +30,7 @@ use crate::config::ForwardConfig;
 use crate::engine::{Engine, Fallback, ListenerKey, Outcome, Wish};
 use crate::forward::udp::{UdpForwarder, UdpOptions, UdpRoute};
 use crate::forward::{Forwarder, RouteId, Settings};
+use crate::kernel::redirects::{Redirect, Redirects};
 use crate::model::{Family, Protocol, ServiceKey};
 use crate::observe::{Observer, metrics};
 use crate::policy::{NodeAddresses, Reason};
@@ -64,6 +66,13 @@ pub(super) struct Forwarding {
     untold: BTreeSet<ListenerKey>,
     /// To be closed when the kernel knows.
     closing: BTreeSet<ListenerKey>,
+    /// What leads to listeners, once something does.
+    redirects: Option<Redirects>,
+    redirected: BTreeMap<RouteId, Redirect>,
+    /// Not before this time again, after the kernel refused.
+    redirect_at: Option<Instant>,
+    /// Nobody is to be led here any more.
+    handed_over: bool,
     /// Where the kernel finds us, IPv4 and IPv6.
     addresses: [Option<IpAddr>; 2],
     tcp_meter: Meter,
@@ -130,7 +139,7 @@ impl Forwarding {
             State::Failed { retry_at, .. } => Some(retry_at),
             State::Open(_) => None,
         });
-        retries.chain(self.measure_at).min()
+        retries.chain(self.measure_at).chain(self.redirect_at).min()
     }
 
     /// Opens and changes what the engine wishes for, and has it compiled what follows from that, into `outcome`.
@@ -152,7 +161,7 @@ impl Forwarding {
         if self.measure_at.is_none_or(|at| at <= Instant::now()) {
             self.measure(engine);
         }
-        let moved = self.tell(engine);
+        let moved = self.tell(engine, &outcome.services);
         for (service, fallback) in engine.take_fallbacks() {
             announce(&service, fallback, observer);
         }
@@ -166,12 +175,21 @@ impl Forwarding {
         if !self.closing.is_empty() {
             self.measure(engine);
         }
-        for listener in std::mem::take(&mut self.closing) {
+        let closing = std::mem::take(&mut self.closing);
+        let ended = closing.iter().filter(|listener| listener.loopback.is_none());
+        self.redirect(ended.map(|listener| (listener.route.clone(), None)).collect());
+        for listener in closing {
             self.close(&listener);
             if listener.loopback.is_none() {
                 engine.set_listener(&listener.route, None);
             }
         }
+    }
+
+    /// Nobody is led here any more, from this moment on.
+    pub(super) fn hand_over(&mut self) {
+        (self.redirects, self.handed_over) = (None, true);
+        self.redirected.clear();
     }
 
     /// Closes all listeners, waits for connections for as long as that may take, and ends the others.
@@ -268,9 +286,10 @@ impl Forwarding {
         }
     }
 
-    /// Tells the engine where the kernel finds each listener. Whether that differs from what it knew.
-    fn tell(&mut self, engine: &mut Engine) -> bool {
-        if self.tcp.is_none() && self.udp.is_none() && self.untold.is_empty() {
+    /// Tells kernel and engine where listeners are, as far as something has happened to them or to these Services. Whether what is
+    /// expected of flows differs from what the engine knew.
+    fn tell(&mut self, engine: &mut Engine, compiled: &[ServiceKey]) -> bool {
+        if self.handed_over || (self.tcp.is_none() && self.udp.is_none() && self.untold.is_empty()) {
             return false;
         }
         let known = NodeAddresses::new(engine.settings(), engine.store().node());
@@ -289,8 +308,11 @@ impl Forwarding {
                 _ => {}
             }
         }
-        let mut moved = false;
+        let (mut moved, mut redirects) = (false, BTreeMap::new());
         let mut concerned = std::mem::take(&mut self.untold);
+        for service in compiled {
+            concerned.extend(engine.listeners(service).filter(|listener| listener.loopback.is_none()).cloned());
+        }
         if everybody {
             concerned.extend(self.wanted.keys().filter(|listener| listener.loopback.is_none()).cloned());
         }
@@ -302,8 +324,53 @@ impl Forwarding {
                 State::Failed { .. } => None,
             };
             moved |= engine.set_listener(&listener.route, address);
+            let redirect = address.zip(engine.pool(&listener.route)).map(|(to, pool)| Redirect { pool, to });
+            redirects.insert(listener.route.clone(), redirect);
+        }
+        if self.redirect_at.is_some_and(|at| at <= Instant::now()) {
+            self.redirect_at = None;
+        }
+        match self.redirect_at {
+            None => self.redirect(redirects),
+            Some(_) => self.untold.extend(concerned),
         }
         moved
+    }
+
+    /// Has the kernel lead these routes' connections there, or to nobody of ours.
+    fn redirect(&mut self, wanted: BTreeMap<RouteId, Option<Redirect>>) {
+        let (mut ended, mut begun) = (Vec::new(), Vec::new());
+        for (route, after) in &wanted {
+            let before = self.redirected.get(route).copied();
+            if before != *after {
+                ended.extend(before);
+                begun.extend(*after);
+            }
+        }
+        if ended.is_empty() && begun.is_empty() {
+            return;
+        }
+        let redirects = match &mut self.redirects {
+            Some(redirects) => Ok(redirects),
+            none => Redirects::open().map(|opened| none.insert(opened)),
+        };
+        match redirects.and_then(|redirects| redirects.change(&ended, &begun)) {
+            Ok(()) => {
+                for (route, redirect) in wanted {
+                    match redirect {
+                        Some(redirect) => self.redirected.insert(route, redirect),
+                        None => self.redirected.remove(&route),
+                    };
+                }
+            }
+            Err(error) => {
+                error!(%error, retry_in = ?FIRST_PAUSE, "connections cannot be led to the forwarder; the kernel carries them where it can");
+                // What the table still had goes with it: it would not be known any more.
+                (self.redirects, self.redirect_at) = (None, Some(Instant::now() + FIRST_PAUSE));
+                self.redirected.clear();
+                self.untold.extend(self.wanted.keys().filter(|listener| listener.loopback.is_none()).cloned());
+            }
+        }
     }
 
     fn open(&mut self, listener: &ListenerKey, wish: &Wish) -> Result<SocketAddr, String> {

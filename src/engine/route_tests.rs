@@ -1,5 +1,5 @@
-//! The engine together with a forwarder that opens listeners, fails to, and closes them: whatever the history, the kernel sends to
-//! open listeners only, and everything else is as if they were the endpoints.
+//! The engine together with a forwarder that opens listeners, fails to, and closes them: whatever the history, what is left to the
+//! forwarder has a pool by which its listener is found, the kernel knows what to do instead, and everything else is as ever.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -8,7 +8,8 @@ use proptest::prelude::*;
 
 use super::tests::{any_change, apply, is_clean, observable, rich_service, slice, small_engine};
 use super::*;
-use crate::compile::Image;
+use crate::compile::layout::{Plan, PoolId};
+use crate::compile::{Image, TableImage};
 use crate::policy::{NodePortAddresses, Reason};
 
 const LISTENER_V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 168, 9, 9));
@@ -63,9 +64,10 @@ impl Forwarder {
         }
     }
 
-    fn addresses(&self) -> BTreeSet<SocketAddr> {
-        let open = self.open.iter().filter(|(listener, _)| listener.loopback.is_none());
-        open.map(|(listener, (_, port))| at(listener, *port)).collect()
+    /// The pools by which packets for listeners are known, of all that are wished for.
+    fn pools(&self, engine: &Engine) -> BTreeSet<(Family, PoolId)> {
+        let wished = self.open.keys().chain(self.failed.keys()).filter(|listener| listener.loopback.is_none());
+        wished.filter_map(|listener| Some((listener.route.family, engine.pool(&listener.route)?))).collect()
     }
 }
 
@@ -73,11 +75,15 @@ fn at(listener: &ListenerKey, port: u16) -> SocketAddr {
     SocketAddr::new(if listener.route.family == Family::V4 { LISTENER_V4 } else { LISTENER_V6 }, port)
 }
 
-/// The listeners that a kernel sends to.
-fn sent_to(kernel: &Image) -> BTreeSet<SocketAddr> {
-    let tables = [&kernel.v4, &kernel.v6].into_iter();
-    let slots = tables.flat_map(|table| table.endpoints.values().chain(table.members.values()));
-    slots.map(|slot| slot.endpoint).filter(|at| [LISTENER_V4, LISTENER_V6].contains(&at.ip())).collect()
+/// The pools that a kernel leaves to the forwarder, in each family.
+fn left_to_it(kernel: &Image) -> BTreeSet<(Family, PoolId)> {
+    let targets = |family| {
+        let table: &TableImage = kernel.table(family);
+        table.services.values().chain(table.node_ports.values()).chain(table.hops.values())
+    };
+    let left = |family| targets(family).filter(|target| target.decision.plan == Plan::Userspace);
+    let pools = |family| left(family).filter_map(move |target| Some((family, target.decision.pool?)));
+    Family::ALL.into_iter().flat_map(pools).collect()
 }
 
 fn engine() -> Engine {
@@ -91,7 +97,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn the_kernel_sends_to_open_listeners_only_and_the_last_state_counts(
+    fn what_is_left_to_the_forwarder_has_a_wish_and_the_last_state_counts(
         history in proptest::collection::vec((any_change(), any::<bool>()), 1..30),
         fails in 0u16..4,
         restart_at in 0usize..30,
@@ -121,8 +127,8 @@ proptest! {
                 apply(&mut kernel, &outcome.delta);
             }
             forwarder.committed(&mut engine);
-            let open = forwarder.addresses();
-            prop_assert!(sent_to(&kernel).is_subset(&open), "{:?} of {:?}", sent_to(&kernel), open);
+            let pools = forwarder.pools(&engine);
+            prop_assert!(left_to_it(&kernel).is_subset(&pools), "{:?} of {:?}", left_to_it(&kernel), pools);
 
             let mut fresh = self::engine();
             past.iter().cloned().for_each(|change| fresh.take(change));
@@ -141,10 +147,10 @@ proptest! {
             prop_assert_eq!(known, wishes);
             prop_assert_eq!(fresh.fallbacks(), engine.fallbacks());
         }
-        // A stop: nobody is sent to a listener any more. And nothing is left of what was deleted.
-        engine.leave_forwarder();
+        // A stop changes no element: who leads to listeners is gone. And nothing is left of what was deleted.
         apply(&mut kernel, &engine.compile().delta);
-        prop_assert_eq!(sent_to(&kernel), BTreeSet::new());
+        engine.leave_forwarder();
+        prop_assert!(engine.compile().delta.is_empty());
         for name in ["a", "b", "c"] {
             for kind in [Kind::Service, Kind::EndpointSlice, Kind::ServiceCIDR] {
                 engine.take(Change::Delete(kind, crate::source::ObjectKey { namespace: "ns".into(), name: name.into() }));
@@ -172,20 +178,24 @@ fn reached(engine: &Engine) -> Vec<SocketAddr> {
 }
 
 #[test]
-fn one_transaction_leads_to_the_listener_and_a_change_of_endpoints_needs_none() {
+fn a_port_is_the_forwarders_by_its_decision_and_the_kernel_has_the_endpoints_too() {
     let (mut engine, mut forwarder) = (Engine::new("n1", Scheduler::Random), Forwarder::default());
     engine.take(rich_service("web", &["10.0.0.1".into()], USERSPACE, &[1]));
     engine.take(slice("s", "web", false, &(1..=5).collect()));
     let mut outcome = engine.compile();
     forwarder.follow(&mut engine, &mut outcome, 0);
-    let added: Vec<_> = outcome.delta.v4.endpoints.added().map(|(_, slot)| slot.endpoint).collect();
-    assert_eq!(added, forwarder.addresses().into_iter().collect::<Vec<_>>(), "the listener and nobody else");
+    assert_eq!(outcome.delta.v4.endpoints.added().count(), 5, "as if there were no forwarder");
+    let decisions = |outcome: &Outcome| outcome.delta.v4.services.added().map(|(_, target)| target.decision).collect::<Vec<_>>();
+    let decided = decisions(&outcome);
+    assert_eq!(decided.iter().map(|decision| decision.plan).collect::<Vec<_>>(), [Plan::Userspace]);
+    let route = forwarder.open.keys().next().expect("a listener").route.clone();
+    assert_eq!(engine.pool(&route), decided[0].pool);
     assert_eq!(engine.take_fallbacks()[0].1.map(|fallback| fallback.reason), Some(Reason::Annotation));
     // One that is elsewhere: nobody on this node could meet itself less.
     engine.take(slice("s", "web", false, &[1, 3, 4, 5].into()));
     let mut outcome = engine.compile();
     forwarder.follow(&mut engine, &mut outcome, 0);
-    assert!(outcome.delta.is_empty() && engine.take_fallbacks().is_empty());
+    assert!(decisions(&outcome).is_empty() && engine.take_fallbacks().is_empty());
     assert_eq!(forwarder.open.values().next().map(|(wish, _)| wish.route.candidates.len()), Some(4));
 }
 
@@ -197,7 +207,12 @@ fn without_a_listener_the_kernel_picks_at_random_or_refuses() {
         engine.take(rich_service("web", &["10.0.0.1".into()], flavour, &[1]));
         engine.take(slice("s", "web", false, &(1..=3).collect()));
         let outcome = engine.compile();
-        assert_eq!(reached(&engine), if serves { endpoints.clone() } else { vec![] });
+        let everything = engine.everything();
+        let instead: Vec<_> = everything.v4.hops.added().map(|(_, target)| target.decision.plan).collect();
+        assert_eq!(instead, [if serves { Plan::Random(3) } else { Plan::Refuse }]);
+        if serves {
+            assert_eq!(reached(&engine), endpoints);
+        }
         assert!(outcome.delta.v4.dedicated.is_empty(), "no chain of its own: random");
         assert_eq!(engine.take_wishes().len(), 1, "and the wish stands");
     }

@@ -1,14 +1,13 @@
 //! Which Service ports go through the userspace forwarder, and what the forwarder is to do for them.
 //!
-//! To the kernel such a port has one endpoint per set (cluster, local): the *listener* of that set's route. Everything else about the
-//! port stays as decided: frontends, verdicts, source ranges, masquerading. [`Routes::update`] makes *wishes* of what was decided, and
-//! puts listeners in the place of endpoints as soon as it is told that they are open ([`Routes::set_listener`]); until then, and if that
-//! never happens, the kernel picks at random from the endpoints themselves, where that makes sense, and refuses where it does not.
+//! To the kernel such a port is like any other whose scheduler is `random`, except that its decisions leave each set of endpoints (cluster,
+//! local) to the *listener* of that set's route as long as there is one (`compile::layout`); where random endpoints make no sense,
+//! it refuses instead. [`Routes::update`] makes *wishes* of what was decided. Of listeners the engine must know only what UDP
+//! flows may lead to ([`Routes::set_listener`]): who sends to them is `kernel::redirects`.
 //!
 //! A node port on a loopback address is no packet's business: the forwarder listens there itself, and the kernel knows nothing of it.
 //!
-//! Invariants: no I/O; all sets of a port are the forwarder's or none is; a wish is handed out once per change. Proven by the engine's
-//! property test.
+//! Invariants: no I/O; a wish is handed out once per change. Proven by the engine's property test (`route_tests`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -56,8 +55,6 @@ pub(super) struct Routes {
     fallbacks: BTreeMap<ServiceKey, Fallback>,
     changed: BTreeSet<ListenerKey>,
     fallbacks_changed: BTreeSet<ServiceKey>,
-    /// Nobody is sent to the forwarder any more.
-    stopped: bool,
 }
 
 // === impl Routes ===
@@ -84,7 +81,7 @@ impl Routes {
                     hides_clients: fallback.is_some_and(|known| known.hides_clients)
                         || hides_clients(service, port, reason),
                 });
-                self.redirect(port, reason);
+                self.prepare(port, reason);
             }
         }
         let before = match wishes.is_empty() {
@@ -105,19 +102,25 @@ impl Routes {
         }
     }
 
-    /// A route has a listener that may be sent to, or has none any more. Whether that makes a difference to its Service.
+    /// The listeners that a Service wishes for.
+    pub(super) fn listeners(&self, service: &ServiceKey) -> impl Iterator<Item = &ListenerKey> {
+        self.wishes.get(service).into_iter().flat_map(BTreeMap::keys)
+    }
+
+    /// A route has a listener that flows may lead to, or has none any more. Whether that makes a difference to its Service.
     pub(super) fn set_listener(&mut self, route: &RouteId, listener: Option<SocketAddr>) -> bool {
         let differs = match listener {
             Some(listener) => self.listeners.insert(route.clone(), listener) != Some(listener),
             None => self.listeners.remove(route).is_some(),
         };
-        let wished = || self.wishes.get(&route.port.service)?.keys().find(|listener| listener.route == *route);
-        differs && wished().is_some()
+        // Of TCP connections nothing is expected once they are made.
+        differs
+            && route.port.protocol == Protocol::Udp
+            && self.listeners(&route.port.service).any(|listener| listener.route == *route)
     }
 
-    /// Nobody shall be sent to the forwarder any more. Returns the Services that this concerns.
+    /// Nobody is sent to the forwarder any more. Returns the Services that this concerns.
     pub(super) fn stop(&mut self) -> BTreeSet<ServiceKey> {
-        self.stopped = true;
         std::mem::take(&mut self.listeners).into_keys().map(|route| route.port.service).collect()
     }
 
@@ -149,38 +152,22 @@ impl Routes {
         self.listeners.get(route).copied()
     }
 
-    /// Puts listeners in the place of endpoints.
-    fn redirect(&self, port: &mut ResolvedPort, reason: Reason) {
-        let listener = |local: bool, candidates: &[Candidate]| {
-            if candidates.is_empty() {
-                return Some(None);
-            }
-            let route = RouteId { port: port.key.clone(), family: port.family, local };
-            self.listeners.get(&route).filter(|_| !self.stopped).map(|listener| Some(*listener))
-        };
-        let (cluster, local) = (listener(false, &port.cluster), listener(true, &port.local));
+    /// What the kernel shall know of a port: what to do instead, and where its flows may be.
+    fn prepare(&self, port: &mut ResolvedPort, reason: Reason) {
         port.scheduler = Scheduler::Random;
-        match (cluster, local) {
-            (Some(cluster), Some(local)) => {
-                let only = |listener: Option<SocketAddr>| listener.map(Candidate::equal).into_iter().collect();
-                (port.cluster, port.local) = (only(cluster), only(local));
-                port.affinity = None;
-                if port.key.protocol == Protocol::Udp {
-                    // Flows that were made before stay where they are.
-                    port.serving.extend([cluster, local].into_iter().flatten());
-                    port.serving.sort();
-                    port.serving.dedup();
-                }
-            }
-            _ if reason.has_kernel_path() => {}
-            _ => {
-                (port.cluster, port.local) = Default::default();
-                for verdict in [&mut port.internal, &mut port.outside, &mut port.inside] {
-                    if matches!(verdict, Verdict::Cluster | Verdict::Local) {
-                        *verdict = Verdict::Refuse;
-                    }
-                }
-            }
+        if !reason.has_kernel_path() {
+            // They are refused instead, and the pool is there for its number: one endpoint is enough.
+            port.affinity = None;
+            port.cluster.truncate(1);
+            port.local.truncate(1);
+        }
+        if port.key.protocol == Protocol::Udp {
+            // Flows that were made before stay where they are.
+            let route = |local| RouteId { port: port.key.clone(), family: port.family, local };
+            let listeners = [false, true].map(|local| self.listeners.get(&route(local)).copied());
+            port.serving.extend(listeners.into_iter().flatten());
+            port.serving.sort();
+            port.serving.dedup();
         }
     }
 }

@@ -68,6 +68,7 @@ fn reach(table: &TableImage, decision: Decision) -> String {
             return format!("from {ranges:?}: {}", hop(Stage::Admitted));
         }
         Plan::LocalPolicy => return format!("inside {} outside {}", hop(Stage::Inside), hop(Stage::Outside)),
+        Plan::Userspace => return format!("forwarder, or {}", hop(Stage::Instead)),
         Plan::Random(slots) => (Pick::Random, None, u32::from(slots)),
         Plan::Hash(key, buckets) => (Pick::Hash(key), None, buckets.count()),
         Plan::Dedicated => {

@@ -23,12 +23,18 @@ use crate::schedule::{HashKey, Pick};
 const PREROUTING: &str = "prerouting";
 const OUTPUT: &str = "output";
 const POSTROUTING: &str = "postrouting";
+const AFTER_PREROUTING: &str = "after-prerouting";
+const AFTER_OUTPUT: &str = "after-output";
 const PICK: &str = "pick";
 const SLOT: &str = "slot";
 const SOURCES: &str = "sources";
 
 /// `NF_IP_PRI_NAT_DST` (linux/netfilter_ipv4.h).
 pub(super) const PRIORITY_DNAT: i32 = -100;
+
+/// Where the userspace forwarder's own table has its turn, and where we have ours again.
+pub(super) const PRIORITY_FORWARDER: i32 = PRIORITY_DNAT + 1;
+const PRIORITY_AFTER: i32 = PRIORITY_DNAT + 2;
 
 /// `NF_IP_PRI_NAT_SRC` (linux/netfilter_ipv4.h).
 const PRIORITY_SNAT: i32 = 100;
@@ -50,15 +56,22 @@ const STATUS_DNAT: u32 = 1 << 5;
 /// `random-1` is among them for its `dnat`: a nat chain sees nothing before something in the namespace asks for connection tracking
 /// in its family, and rules that translate do, while rules that reject do not. Without it, a family in which no Service has an
 /// endpoint would not reject anything.
-pub(super) const FIXED_PLANS: [Plan; 6] =
-    [Plan::Refuse, Plan::Dedicated, Plan::Discard, Plan::SourceRanges, Plan::LocalPolicy, Plan::Random(1)];
+pub(super) const FIXED_PLANS: [Plan; 7] = [
+    Plan::Refuse,
+    Plan::Dedicated,
+    Plan::Discard,
+    Plan::SourceRanges,
+    Plan::LocalPolicy,
+    Plan::Userspace,
+    Plan::Random(1),
+];
 
 /// Chains with their rules.
 pub(super) type Chains = Vec<(Chain, Vec<Rule>)>;
 
 /// Whether a chain carries packets into the table.
 pub(super) fn is_base(chain: &str) -> bool {
-    [PREROUTING, OUTPUT, POSTROUTING].contains(&chain)
+    [PREROUTING, OUTPUT, POSTROUTING, AFTER_PREROUTING, AFTER_OUTPUT].contains(&chain)
 }
 
 /// The chains that packets enter by, to be added last.
@@ -71,9 +84,16 @@ pub(super) fn base_chains(family: Family) -> Chains {
         Expr::Cmp { sreg: Reg::slot(0), op: CmpOp::Neq, data: Key::new().mark(0) },
     ];
     translated.extend(to(SOURCES));
+    let not_taken = || {
+        let mut rule = is_plan(Plan::Userspace);
+        rule.extend(to(INSTEAD));
+        rule
+    };
     [
         (PREROUTING, Hook::Prerouting, PRIORITY_DNAT, to(SERVICES)),
         (OUTPUT, Hook::Output, PRIORITY_DNAT, to(SERVICES)),
+        (AFTER_PREROUTING, Hook::Prerouting, PRIORITY_AFTER, not_taken()),
+        (AFTER_OUTPUT, Hook::Output, PRIORITY_AFTER, not_taken()),
         (POSTROUTING, Hook::Postrouting, PRIORITY_SNAT, translated),
     ]
     .into_iter()
@@ -94,6 +114,8 @@ pub(super) fn fixed_chains(family: Family, locality: &Locality) -> Chains {
         chain(family, Plan::Dedicated.chain(), dedicated(family)),
         chain(family, Plan::SourceRanges.chain(), source_ranges(family)),
         chain(family, Plan::LocalPolicy.chain(), local_policy(family, detector)),
+        chain(family, Plan::Userspace.chain(), vec![vec![Expr::Verdict(Verdict::Accept)]]),
+        chain(family, INSTEAD.to_owned(), instead(family)),
         chain(family, PICK.to_owned(), vec![vec![load_priority(0), mask(0, PLAN_MASK), lookup(PICKS, Reg::VERDICT)]]),
         chain(family, SLOT.to_owned(), slot(family)),
         chain(family, SOURCES.to_owned(), sources(family, detector, locality.masquerade_all)),
@@ -107,7 +129,12 @@ pub(super) fn shared_chain(family: Family, plan: Plan) -> Option<(Chain, Vec<Rul
         Plan::Hash(key, buckets) => {
             Some(chain(family, plan.chain(), picking_rules(family, Pick::Hash(key), buckets.count())))
         }
-        Plan::Refuse | Plan::Dedicated | Plan::Discard | Plan::SourceRanges | Plan::LocalPolicy => None,
+        Plan::Refuse
+        | Plan::Dedicated
+        | Plan::Discard
+        | Plan::SourceRanges
+        | Plan::LocalPolicy
+        | Plan::Userspace => None,
     }
 }
 
@@ -175,12 +202,7 @@ fn source_ranges(family: Family) -> Vec<Vec<Expr>> {
     vec![
         vec![source(family), load_priority(address_slots(family)), not_admitted, Expr::Verdict(Verdict::Drop)],
         vec![load_priority(0), lookup(ADMITTED, Reg::slot(0)), set_priority()],
-        vec![
-            load_priority(0),
-            mask(0, PLAN_MASK),
-            Expr::eq(Reg::slot(0), Key::new().mark(Plan::LocalPolicy.number())),
-            Expr::Verdict(Verdict::Goto(Plan::LocalPolicy.chain())),
-        ],
+        [is_plan(Plan::LocalPolicy), vec![Expr::Verdict(Verdict::Goto(Plan::LocalPolicy.chain()))]].concat(),
         vec![Expr::Verdict(Verdict::Goto(PICK.to_owned()))],
     ]
 }
@@ -198,6 +220,24 @@ fn local_policy(family: Family, detector: &Detector) -> Vec<Vec<Expr>> {
     rules.push(then(source_is_local().to_vec(), INSIDE));
     rules.push(then(Vec::new(), OUTSIDE));
     rules
+}
+
+/// What the forwarder should have taken; slot 0 catches packets that a commit overtook.
+fn instead(family: Family) -> Vec<Vec<Expr>> {
+    vec![
+        vec![
+            load_priority(0),
+            lookup(INSTEAD, Reg::slot(0)),
+            set_priority(),
+            Expr::Verdict(Verdict::Goto(PICK.to_owned())),
+        ],
+        to_slot(family, first_slot()),
+    ]
+}
+
+/// Whether the decision that the priority holds is of this plan.
+fn is_plan(plan: Plan) -> Vec<Expr> {
+    vec![load_priority(0), mask(0, PLAN_MASK), Expr::eq(Reg::slot(0), Key::new().mark(plan.number()))]
 }
 
 // === picking ===

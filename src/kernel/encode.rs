@@ -122,20 +122,24 @@ impl Mapped<Target> for NodePort {
 }
 
 impl Mapped<Target> for Hop {
-    const SETS: &'static [&'static str] = &[ADMITTED, INSIDE, OUTSIDE];
+    const SETS: &'static [&'static str] = &[ADMITTED, INSIDE, OUTSIDE, INSTEAD];
 
     fn set(&self, _: &Target) -> &'static str {
         Self::SETS[self.stage as usize]
     }
 
     fn encode(&self, target: &Target) -> Encoded {
-        let plan = if self.stage == Stage::Admitted { Plan::SourceRanges } else { Plan::LocalPolicy };
+        let plan = match self.stage {
+            Stage::Admitted => Plan::SourceRanges,
+            Stage::Inside | Stage::Outside => Plan::LocalPolicy,
+            Stage::Instead => Plan::Userspace,
+        };
         let key = Decision { pool: Some(self.pool), plan };
         Encoded::value(number(key.value()), number(target.decision.value())).label(&target.label)
     }
 
     fn decode(_: Family, set: &str, element: &ElementView<'_>, labels: &mut Labels) -> Option<(Self, Target)> {
-        let stages = [Stage::Admitted, Stage::Inside, Stage::Outside];
+        let stages = [Stage::Admitted, Stage::Inside, Stage::Outside, Stage::Instead];
         let stage = stages.into_iter().zip(Self::SETS).find(|(_, name)| **name == set)?.0;
         Some((Hop { stage, pool: read_decision(element.key)?.pool? }, read_target(element, labels)?))
     }
@@ -417,7 +421,7 @@ mod tests {
             let label: Arc<str> = "shop/web:http".into();
             let pool = PoolId::new(pool).expect("in range");
             let plans = [Plan::Random(7), Plan::Hash(crate::schedule::HashKey::SourcePort, Buckets::new(1024).expect("a size"))];
-            let plan = *plans.iter().chain(&Plan::FIXED).nth(number as usize % 7).expect("seven plans");
+            let plan = *plans.iter().chain(&Plan::FIXED).nth(number as usize % 8).expect("eight plans");
             let target = Target { decision: Decision { pool: Some(pool), plan }, label: label.clone() };
             let masquerade = Masquerade { from_host_only: flag, label: label.clone() };
             let slot = Slot { endpoint: SocketAddr::new(address, port), label: label.clone() };
@@ -425,7 +429,7 @@ mod tests {
             let (frontend, node_port) = (Frontend { address, protocol, port }, NodePort { protocol, port });
             let range = AddressRange { first: address, last: AddressRange::everything(family).last };
             let chain = DedicatedChain { pick: crate::schedule::Pick::Counter, slots: number, affinity: flag.then_some(9), local: !flag, pool, owner: label.clone() };
-            let stage = [Stage::Admitted, Stage::Inside, Stage::Outside][number as usize % 3];
+            let stage = [Stage::Admitted, Stage::Inside, Stage::Outside, Stage::Instead][number as usize % 4];
             macro_rules! check {
                 ($($key:expr => $value:expr),* $(,)?) => {$(
                     let (key, value) = ($key, $value);

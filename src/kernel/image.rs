@@ -185,6 +185,8 @@ fn slots(image: &TableImage) -> Vec<(SlotKey, bool)> {
                 Some(chain) => (chain.slots, chain.affinity.is_some()),
                 None => continue,
             },
+            // One at least; what follows instead may say more.
+            Plan::Userspace => (1, false),
             Plan::Refuse | Plan::Discard | Plan::SourceRanges | Plan::LocalPolicy => continue,
         };
         // Decisions that nobody desires any more may say another number; it is the largest that leaves nothing out.

@@ -15,6 +15,7 @@ pub(super) const PICKS: &str = "picks";
 pub(super) const ADMITTED: &str = "admitted";
 pub(super) const INSIDE: &str = "inside";
 pub(super) const OUTSIDE: &str = "outside";
+pub(super) const INSTEAD: &str = "instead";
 pub(super) const ENDPOINTS: &str = "endpoints";
 pub(super) const DEDICATED: &str = "dedicated";
 pub(super) const MEMBERS: &str = "members";
@@ -74,6 +75,7 @@ pub(super) fn growing() -> impl Iterator<Item = &'static str> {
         ADMITTED,
         INSIDE,
         OUTSIDE,
+        INSTEAD,
         ENDPOINTS,
         DEDICATED,
         MEMBERS,
@@ -156,6 +158,7 @@ pub(super) fn sets(family: Family, sizes: &Sizes) -> Vec<Set> {
         map(ADMITTED, &NUMBER, decision()),
         map(INSIDE, &NUMBER, decision()),
         map(OUTSIDE, &NUMBER, decision()),
+        map(INSTEAD, &NUMBER, decision()),
         map(ENDPOINTS, &slot, endpoint()),
         map(DEDICATED, &NUMBER, SetData::Verdict),
         map(MEMBERS, &NUMBER, endpoint()),

@@ -310,7 +310,7 @@ fn a_cluster_is_told_and_the_address_follows_the_node() {
     double.apply(node("n1", &[("InternalIP", &second.to_string())]));
     daemon.hear(&["connections for the forwarder are sent to", &second.to_string()]);
     daemon.programmed();
-    let listed = nft(lab.node().namespace(), &["list", "map", "ip", "pointsman", "endpoints"]);
+    let listed = nft(lab.node().namespace(), &["list", "map", "ip", "pointsman-userspace", "listeners"]);
     assert!(listed.contains("172.31.0.1") && !listed.contains("192.168.50.1"), "{listed}");
     client.wait_for(20);
     client.assert_uninterrupted("the Node's address changed");
@@ -435,20 +435,40 @@ fn a_stop_hands_over_to_the_kernel_and_drains() {
 }
 
 #[test]
-fn after_a_crash_the_next_start_serves_again() {
+fn after_a_crash_the_kernel_serves_at_once_and_the_next_start_takes_over() {
     let lab = bed(2);
-    let manifests = Manifests::of(&userspace("web", 1, &[1, 2]));
+    let headers = annotated(shop("headers", 2, &pods(1..=2)), &[("proxy-protocol", "v1")]);
+    let manifests = Manifests::of(&[userspace("web", 1, &[1, 2]), headers].concat());
     let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
     daemon.hear(&["\"first load programmed\""]);
-    let to = frontends(1, 80)[0];
-    let mut held = Held::open(lab.client(0), to);
-    assert_eq!(tally_by(ask, lab.client(0), frontends(1, 53)[0], 10).len(), 2);
+    let to = frontends(1, 80);
+    let mut held = Held::open(lab.client(0), to[0]);
+    assert!(is_forwarded(&lab, &daemon, to[0]));
     daemon.end(Signal::SIGKILL);
+    let died = Instant::now();
+    for family in [0, 1] {
+        assert!(lab.client(0).run(|| connect(to[family], Duration::from_secs(1))).is_ok(), "the first one after");
+        assert!(lab.client(0).run(|| ask(frontends(1, 53)[family], Duration::from_secs(1))).is_ok(), "and a datagram");
+    }
+    assert!(died.elapsed() < Duration::from_secs(1), "{:?}", died.elapsed());
     assert!(!held.echoes(), "it went through the process that is gone");
-    assert_refused(connect, lab.client(0), to, "nobody listens");
+    assert_eq!(tally(lab.client(0), to[0], 30).len(), 2, "at random");
+    assert_refused(connect, lab.client(0), frontends(2, 80)[0], "the kernel cannot write a header");
+
+    // The next one hears nothing of the cluster for now: an API server that accepts and says nothing.
+    let client = Restless::start(lab.client(0), &to);
+    let silent = lab.node().run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener"));
+    let server = format!("--master=http://{}", silent.local_addr().expect("bound"));
+    let mut waiting = Daemon::start(lab.node(), &[&server, "--hostname-override=n1"]);
+    waiting.hear(&["tables of a predecessor are there"]);
+    client.wait_for(50);
+    waiting.assert_alive();
+    waiting.end(Signal::SIGKILL);
     let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
     daemon.hear(&["\"first load programmed\""]);
-    assert_eq!(tally(lab.client(0), to, 30).len(), 2);
+    client.wait_for(50);
+    client.assert_uninterrupted("a start, its end and another one");
+    assert!(is_forwarded(&lab, &daemon, to[0]));
+    assert_eq!(tally(lab.client(0), to[0], 30).len(), 2);
     assert_eq!(tally_by(ask, lab.client(0), frontends(1, 53)[0], 30).len(), 2);
-    assert!(is_forwarded(&lab, &daemon, to));
 }

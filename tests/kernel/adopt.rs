@@ -278,7 +278,7 @@ fn a_half_finished_first_load_is_finished() {
     let node = lab.node().namespace();
     Proxy::serving(node, &objects(1..=2)).die(node);
     // As it is before the last transaction of a first load, and as it is before the last elements.
-    for chain in ["prerouting", "output", "postrouting"] {
+    for chain in ["prerouting", "output", "after-prerouting", "after-output", "postrouting"] {
         for family in ["ip", "ip6"] {
             nft(node, &["delete", "chain", family, "pointsman", chain]);
         }

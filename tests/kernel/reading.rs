@@ -145,7 +145,7 @@ fn a_first_load_that_was_cut_short_is_finished() {
         for flushed in [&["services"][..], &["services", "endpoints"], &["members", "member-slots"]] {
             let inside = Namespace::anonymous().expect("a namespace, which needs root");
             Proxy::serving(&inside, &objects()).die(&inside);
-            for chain in ["prerouting", "output", "postrouting"] {
+            for chain in ["prerouting", "output", "after-prerouting", "after-output", "postrouting"] {
                 nft(&inside, &["delete", "chain", "ip", "pointsman", chain]);
             }
             flushed.iter().for_each(|map| drop(nft(&inside, &["flush", "map", "ip", "pointsman", map])));
