@@ -171,6 +171,10 @@ pub enum Mode {
 pub struct ForwardConfig {
     /// How long a stop waits for its connections.
     pub drain: Duration,
+    /// How long each attempt to connect to an endpoint may take; `None`: the forwarder's own times.
+    pub connect_timeout: Option<Duration>,
+    /// When silence ends a connection or flow; `None`: the forwarder's own times.
+    pub idle_timeout: Option<Duration>,
     /// Connections at once; `None`: as many as there are descriptors for.
     pub max_connections: Option<usize>,
 }
@@ -322,7 +326,7 @@ impl Config {
 
 impl Default for ForwardConfig {
     fn default() -> Self {
-        Self { drain: Duration::from_secs(30), max_connections: None }
+        Self { drain: Duration::from_secs(30), connect_timeout: None, idle_timeout: None, max_connections: None }
     }
 }
 

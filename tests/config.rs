@@ -621,6 +621,8 @@ fn exit_codes_and_streams() {
         (&["--config=/no/such/file"], 1, "", "Error: --config: \"/no/such/file\": No such file"),
         (&[&bad.flag()], 1, "", "Error: oomScoreAdj: 1001: must be from -1000 to 1000"),
         (&["--forward-drain=-1s"], 1, "", "Error: --forward-drain: -1s: must not be negative"),
+        (&["--forward-connect-timeout=-1s"], 1, "", "Error: --forward-connect-timeout: -1s: must not be negative"),
+        (&["--forward-idle-timeout=-1s"], 1, "", "Error: --forward-idle-timeout: -1s: must not be negative"),
         (&["--forward-max-connections=-1"], 1, "", "Error: --forward-max-connections: -1: must not be negative"),
         (&["--logging-format=xml"], 1, "", "Error: --logging-format: \"xml\": must be text or json"),
         (&["--cleanup", "--metrics-port=0"], 1, "", "Error: --metrics-bind-address: \"\": must be"),

@@ -4,6 +4,7 @@
 //! stated as a rule about one text is checked here too, and all complaints are told together.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::check::{Complaints, ConfigErrors, check, cidr};
 use super::document::Document;
@@ -280,19 +281,30 @@ fn forward(flags: &Flags, complaints: &mut Complaints) -> ForwardConfig {
     let mut complain = |name: &str, value: String, reason: &str| {
         complaints.push(super::ConfigError::new(format!("--{name}"), value, reason));
     };
-    let default = ForwardConfig::default();
-    let text = flags.text("forward-drain").unwrap_or("30s");
-    let drain = text.parse::<GoDuration>().unwrap_or(GoDuration::ZERO);
-    if drain < GoDuration::ZERO {
-        complain("forward-drain", text.to_owned(), "must not be negative");
-    }
-    let drain = if drain < GoDuration::ZERO { default.drain } else { drain.get() };
+    let mut time = |name: &str, default| {
+        let text = flags.text(name).unwrap_or(default);
+        let time = text.parse::<GoDuration>().unwrap_or(GoDuration::ZERO);
+        if time < GoDuration::ZERO {
+            complain(name, text.to_owned(), "must not be negative");
+            return Duration::ZERO;
+        }
+        time.get()
+    };
+    let drain = time("forward-drain", "30s");
+    let connect_timeout = time("forward-connect-timeout", "0s");
+    let idle_timeout = time("forward-idle-timeout", "0s");
     let count = flags.value("forward-max-connections").as_i64().unwrap_or_default();
     let limit = usize::try_from(count);
     if limit.is_err() {
         complain("forward-max-connections", count.to_string(), "must not be negative");
     }
-    ForwardConfig { drain, max_connections: limit.ok().filter(|limit| *limit > 0) }
+    let some = |time: Duration| Some(time).filter(|time| !time.is_zero());
+    ForwardConfig {
+        drain,
+        connect_timeout: some(connect_timeout),
+        idle_timeout: some(idle_timeout),
+        max_connections: limit.ok().filter(|limit| *limit > 0),
+    }
 }
 
 fn tables(flags: &Flags, complaints: &mut Complaints) -> TableSizes {

@@ -162,6 +162,18 @@ const OURS: &[Flag] = &[
         "How long a stop (SIGTERM, SIGINT) waits for connections that go through the userspace forwarder; a second signal ends at once",
     ),
     flag(
+        "forward-connect-timeout",
+        Duration,
+        "0s",
+        "How long each of four attempts of the userspace forwarder to connect to endpoints may take, unless a Service says otherwise; 0: 250ms, 500ms, 1s and 2s",
+    ),
+    flag(
+        "forward-idle-timeout",
+        Duration,
+        "0s",
+        "When the userspace forwarder ends a silent connection or UDP flow, unless a Service says otherwise; 0: TCP never, UDP after 30s, or 2m0s once both sides have talked",
+    ),
+    flag(
         "forward-max-connections",
         Int32,
         "0",
@@ -343,7 +355,7 @@ const IPTABLES: &[Flag] = &[
         Bool,
         "true",
         "iptables.localhostNodePorts",
-        "Accepted, without effect until the forwarder exists: serve NodePorts on 127.0.0.1 too",
+        "Serve NodePorts on 127.0.0.1 and ::1 too, through the userspace forwarder; without effect in modes ipvs and nftables",
     ),
     of_file(
         "iptables-masquerade-bit",

@@ -33,6 +33,8 @@ pub(super) fn policy(config: &Config) -> policy::Settings {
         tables: config.tables,
         userspace: config.mode == Mode::Userspace,
         localhost_node_ports: config.localhost_node_ports,
+        connect_timeout: config.forward.connect_timeout,
+        idle_timeout: config.forward.idle_timeout,
     }
 }
 

@@ -183,7 +183,7 @@ fn wished(service: &Service, port: &ResolvedPort, settings: &Settings) -> Vec<(L
             candidates: candidates.to_vec(),
             method: method(service, port.scheduler),
             affinity: port.affinity.map(|affinity| Duration::from_secs(affinity.seconds.into())),
-            options: options(service, port),
+            options: options(service, port, settings),
         };
         wished.push((ListenerKey { route, loopback }, Wish { route: route_to, draining }));
     };
@@ -210,14 +210,14 @@ fn hides_clients(service: &Service, port: &ResolvedPort, reason: Reason) -> bool
     reason != Reason::ProxyProtocol && !preserved
 }
 
-fn options(service: &Service, port: &ResolvedPort) -> Options {
+fn options(service: &Service, port: &ResolvedPort, settings: &Settings) -> Options {
     let forwarding = &service.tuning.forwarding;
     let mut options = Options { max_connections: forwarding.max_connections, ..Options::default() };
-    if let Some(timeout) = forwarding.connect_timeout {
+    if let Some(timeout) = forwarding.connect_timeout.or(settings.connect_timeout) {
         options.connect_timeouts = vec![timeout; options.connect_timeouts.len()];
     }
-    if forwarding.idle_timeout.is_some() {
-        options.idle_timeout = forwarding.idle_timeout;
+    if let Some(timeout) = forwarding.idle_timeout.or(settings.idle_timeout) {
+        options.idle_timeout = Some(timeout);
     }
     if port.key.protocol == Protocol::Tcp && port.path == Path::Userspace(Reason::ProxyProtocol) {
         options.proxy_protocol = forwarding.proxy_protocol;

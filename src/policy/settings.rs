@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -33,6 +34,10 @@ pub struct Settings {
     pub userspace: bool,
     /// Node ports are served on 127.0.0.1 and ::1, too, by the forwarder, where [`Self::node_port_addresses`] has these.
     pub localhost_node_ports: bool,
+    /// How long the forwarder's attempts to connect may take each where a Service does not say; `None`: its own times.
+    pub connect_timeout: Option<Duration>,
+    /// When silence ends what the forwarder carries where a Service does not say; `None`: its own times.
+    pub idle_timeout: Option<Duration>,
 }
 
 /// What makes a connection one of a local pod's.
