@@ -28,6 +28,8 @@ mod catalogue;
 mod client;
 mod process;
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -87,8 +89,8 @@ pub struct Traffic {
     pub connections: u64,
     /// The same, ever.
     pub accepted: u64,
-    /// Attempts to reach an endpoint that failed.
-    pub failures: u64,
+    /// Attempts to reach an endpoint that failed, by endpoint; `None`: of all whom there is no room for.
+    pub failures: BTreeMap<Option<SocketAddr>, u64>,
     /// Bytes from clients.
     pub up: u64,
     /// Bytes to clients.
@@ -220,7 +222,10 @@ pub fn userspace_listeners(open: usize, missing: usize) {
 pub fn userspace_traffic(protocol: &'static str, traffic: &Traffic) {
     metrics::gauge!(names::USERSPACE_CONNECTIONS, "protocol" => protocol).set(traffic.connections as f64);
     metrics::counter!(names::USERSPACE_ACCEPTED, "protocol" => protocol).absolute(traffic.accepted);
-    metrics::counter!(names::USERSPACE_FAILURES, "protocol" => protocol).absolute(traffic.failures);
+    for (endpoint, count) in &traffic.failures {
+        let endpoint = endpoint.map_or("others".to_owned(), |endpoint| endpoint.to_string());
+        metrics::counter!(names::USERSPACE_FAILURES, "protocol" => protocol, "endpoint" => endpoint).absolute(*count);
+    }
     let bytes = |direction| metrics::counter!(names::USERSPACE_BYTES, "protocol" => protocol, "direction" => direction);
     bytes("up").absolute(traffic.up);
     bytes("down").absolute(traffic.down);

@@ -309,9 +309,10 @@ fn a_cluster_is_told_and_the_address_follows_the_node() {
     client.wait_for(20);
     double.apply(node("n1", &[("InternalIP", &second.to_string())]));
     daemon.hear(&["connections for the forwarder are sent to", &second.to_string()]);
-    daemon.programmed();
-    let listed = nft(lab.node().namespace(), &["list", "map", "ip", "pointsman-userspace", "listeners"]);
-    assert!(listed.contains("172.31.0.1") && !listed.contains("192.168.50.1"), "{listed}");
+    eventually("listeners at the new address", || {
+        let listed = nft(lab.node().namespace(), &["list", "map", "ip", "pointsman-userspace", "listeners"]);
+        listed.contains("172.31.0.1") && !listed.contains("192.168.50.1")
+    });
     client.wait_for(20);
     client.assert_uninterrupted("the Node's address changed");
 }
@@ -399,6 +400,50 @@ fn pods_see_the_clients_address_where_that_is_asked_for() {
 }
 
 #[test]
+fn timeouts_and_limits_are_the_services_or_the_operators() {
+    let lab = bed(1);
+    let told = annotated(userspace("told", 1, &[1]), &[("idle-timeout", "1s"), ("max-connections", "2")]);
+    let manifests = Manifests::of(&[told, userspace("web", 2, &[1])].concat());
+    let (told, web) = (frontends(1, 80)[0], frontends(2, 80)[0]);
+    let mut daemon = Daemon::serving(lab.node(), &manifests, &["--forward-idle-timeout=2s"]);
+    daemon.hear(&["\"first load programmed\""]);
+    let life = |to| Held::open(lab.client(0), to).wait_for_end();
+    let (short, longer) = (life(told), life(web));
+    assert!(short >= Duration::from_millis(900) && longer >= Duration::from_millis(1900), "{short:?}, {longer:?}");
+    assert!(short < PATIENCE && longer < PATIENCE, "{short:?}, {longer:?}");
+    let is_cut = |to| lab.client(0).run(|| connect(to, PATIENCE)).is_err();
+    let mut held: Vec<_> = (0..2).map(|_| Held::open(lab.client(0), told)).collect();
+    assert!(is_cut(told), "one too many");
+    held.pop();
+    eventually("a place", || !is_cut(told));
+    drop(held);
+    drop(daemon);
+
+    // An endpoint that does not answer: four attempts of the time that is said.
+    let silent: IpAddr = "10.244.0.99".parse().expect("an address");
+    let mut objects = userspace("told", 1, &[1]);
+    objects[1] = slice_of("told", "IPv4", &[silent], &[("http", "TCP", TCP)]);
+    let mut other = userspace("web", 2, &[1]);
+    other[1] = slice_of("web", "IPv4", &[silent], &[("http", "TCP", TCP)]);
+    let objects = annotated(objects, &[("connect-timeout", "100ms")]);
+    manifests.write("all.json", &[objects, other].concat());
+    nft(lab.node().namespace(), &["add", "table", "ip", "test"]);
+    let chain = "{ type filter hook output priority 0; ip daddr 10.244.0.99 drop; }";
+    nft(lab.node().namespace(), &["add", "chain", "ip", "test", "nobody", chain]);
+    let mut daemon = Daemon::serving(lab.node(), &manifests, &["--forward-connect-timeout=400ms"]);
+    daemon.hear(&["\"first load programmed\""]);
+    for (to, least, most) in [(told, 400, 1500), (web, 1600, 3700)] {
+        let begin = Instant::now();
+        assert!(is_cut(to), "nobody answers");
+        let took = begin.elapsed();
+        assert!(took >= Duration::from_millis(least), "{to}: {took:?}");
+        assert!(took < Duration::from_millis(most) + Duration::from_secs(5), "{to}: {took:?}");
+    }
+    let failures = "pointsman_userspace_endpoint_failures_total{endpoint=\"10.244.0.99:8080\",protocol=\"tcp\"}";
+    eventually("metrics that name who failed", || metric(&lab, failures) >= 8.0);
+}
+
+#[test]
 fn a_stop_hands_over_to_the_kernel_and_drains() {
     let lab = bed(2);
     let manifests = Manifests::of(&userspace("web", 1, &[1, 2]));
@@ -406,7 +451,7 @@ fn a_stop_hands_over_to_the_kernel_and_drains() {
     daemon.hear(&["\"first load programmed\""]);
     let to = frontends(1, 80);
     let mut held = Held::open(lab.client(0), to[0]);
-    assert_eq!(tally_by(ask, lab.client(0), frontends(1, 53)[0], 10).len(), 2);
+    assert_eq!(tally_by(ask, lab.client(0), frontends(1, 53)[0], 30).len(), 2);
     let client = Restless::start(lab.client(0), &to);
     client.wait_for(20);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon.id().cast_signed()), Signal::SIGTERM).expect("it lives");

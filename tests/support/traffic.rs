@@ -108,6 +108,14 @@ impl Held {
         self.stream.write_all(b"ping").and_then(|()| self.stream.read_exact(&mut echo)).is_ok()
     }
 
+    /// Waits until the other end ends it, saying nothing. Returns how long that took.
+    pub fn wait_for_end(mut self) -> Duration {
+        let begin = Instant::now();
+        let heard = self.stream.read(&mut [0]);
+        assert!(!heard.is_ok_and(|heard| heard > 0), "nobody says anything");
+        begin.elapsed()
+    }
+
     /// Fails unless the other end still echoes.
     pub fn assert_alive(&mut self, what: &str) {
         let mut echo = [0; 4];

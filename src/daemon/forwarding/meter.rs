@@ -4,11 +4,15 @@
 //! each route said last and adds what is new. What a route counts between the last look and its end is lost: that is little,
 //! because there is a look before any is closed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 
 use crate::forward::udp::UdpStatus;
 use crate::forward::{EndpointStatus, RouteStatus};
 use crate::observe::metrics::{self, Traffic};
+
+/// Endpoints whose failures are told one by one. Only those that failed count, but pods come and go as long as the process lives.
+const NAMED: usize = 1024;
 
 /// Sums of one protocol.
 #[derive(Debug, Default)]
@@ -46,7 +50,7 @@ pub(super) fn tcp(status: &RouteStatus) -> Traffic {
     Traffic {
         connections: status.active as u64,
         accepted: status.accepted,
-        failures: sum(|endpoint| endpoint.failures),
+        failures: failures(status.endpoints.iter().map(|(endpoint, status)| (*endpoint, status.failures))),
         up: sum(|endpoint| endpoint.received),
         down: sum(|endpoint| endpoint.sent),
         refused: status.refused.iter().map(|(reason, count)| (reason.label(), *count)).collect(),
@@ -58,17 +62,24 @@ pub(super) fn udp(status: &UdpStatus) -> Traffic {
     Traffic {
         connections: status.flows,
         accepted: status.opened,
-        failures: status.failures.iter().map(|(_, count)| *count).sum(),
+        failures: failures(status.failures.iter().copied()),
         up: status.request_bytes,
         down: status.reply_bytes,
         refused: Vec::new(),
     }
 }
 
+fn failures(counts: impl Iterator<Item = (SocketAddr, u64)>) -> BTreeMap<Option<SocketAddr>, u64> {
+    counts.filter(|(_, count)| *count > 0).map(|(endpoint, count)| (Some(endpoint), count)).collect()
+}
+
 fn add(total: &mut Traffic, more: &Traffic) {
     total.connections += more.connections;
     total.accepted += more.accepted;
-    total.failures += more.failures;
+    for (endpoint, count) in &more.failures {
+        let has_room = total.failures.len() < NAMED || total.failures.contains_key(endpoint);
+        *total.failures.entry(endpoint.filter(|_| has_room)).or_default() += count;
+    }
     total.up += more.up;
     total.down += more.down;
     for (reason, count) in &more.refused {
@@ -81,11 +92,17 @@ fn add(total: &mut Traffic, more: &Traffic) {
 
 /// What is new; nothing where it went back.
 fn since(before: &Traffic, now: &Traffic) -> Traffic {
+    let failures = |endpoint: &Option<SocketAddr>| before.failures.get(endpoint).copied().unwrap_or_default();
     let refused = |reason: &str| before.refused.iter().find(|(known, _)| *known == reason).map_or(0, |known| known.1);
     Traffic {
         connections: 0,
         accepted: now.accepted.saturating_sub(before.accepted),
-        failures: now.failures.saturating_sub(before.failures),
+        failures: now
+            .failures
+            .iter()
+            .map(|(endpoint, count)| (*endpoint, count.saturating_sub(failures(endpoint))))
+            .filter(|(_, count)| *count > 0)
+            .collect(),
         up: now.up.saturating_sub(before.up),
         down: now.down.saturating_sub(before.down),
         refused: now.refused.iter().map(|(reason, count)| (*reason, count.saturating_sub(refused(reason)))).collect(),
@@ -113,5 +130,23 @@ mod tests {
         meter.read([("c".to_owned(), refused(4))].into_iter());
         meter.read([("c".to_owned(), refused(6))].into_iter());
         assert_eq!(meter.total.refused, [("unreachable", 6)]);
+    }
+
+    #[test]
+    fn endpoints_that_fail_are_named_while_there_is_room() {
+        let at = |port: usize| SocketAddr::from(([10, 1, 0, 1], u16::try_from(port).expect("a port")));
+        let failed = |ports: std::ops::Range<usize>| Traffic {
+            failures: failures(ports.map(|port| (at(port), port as u64))),
+            ..Traffic::default()
+        };
+        let mut meter = Meter::default();
+        meter.read([("a".to_owned(), failed(0..3))].into_iter());
+        assert_eq!(meter.total.failures, [(Some(at(1)), 1), (Some(at(2)), 2)].into());
+        meter.read([("a".to_owned(), failed(0..3)), ("b".to_owned(), failed(1..2))].into_iter());
+        assert_eq!(meter.total.failures[&Some(at(1))], 2, "by both of its Services");
+        meter.read([("c".to_owned(), failed(1000..3000))].into_iter());
+        assert!((NAMED..=NAMED + 1).contains(&meter.total.failures.len()), "{}", meter.total.failures.len());
+        let all: u64 = meter.total.failures.values().sum();
+        assert_eq!(all, 2 + 2 + (1000..3000).sum::<u64>(), "none is lost");
     }
 }

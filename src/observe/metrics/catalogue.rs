@@ -267,7 +267,7 @@ pub(super) const CATALOGUE: &[Definition] = &[
     Definition {
         name: USERSPACE_FAILURES,
         shape: Shape::Counter,
-        labels: &["protocol"],
+        labels: &["protocol", "endpoint"],
         help: "Attempts of the userspace forwarder to reach an endpoint that failed",
     },
     Definition {
