@@ -11,7 +11,7 @@
 //! | [`balance`] | which endpoint a connection gets; pure |
 //! | `pool` | the same under a lock, with session affinity and counters |
 //! | `tcp/` | listeners, connecting with failover, PROXY protocol, relays |
-//! | [`udp`] | datagrams: flows with sockets of their own; for now with an owner of its own, [`udp::UdpForwarder`] |
+//! | [`udp`] | datagrams: flows with sockets of their own; with an owner of its own, [`udp::UdpForwarder`] |
 //! | `client_ip` | connections to endpoints that come from the client's address |
 //! | `splice`, `pipes` | moving bytes uncopied |
 //! | `workers`, `limits`, `status` | threads; connections and descriptors; counters |
@@ -150,7 +150,7 @@ impl Forwarder {
         } else {
             thread::available_parallelism().map_or(1, std::num::NonZero::get)
         };
-        let workers = Workers::start(count).map_err(|source| ForwardError::Start { source })?;
+        let workers = Workers::start("forward", count).map_err(|source| ForwardError::Start { source })?;
         let shared = Arc::new(Shared {
             gate: Gate::new(limit),
             spare: Spare::new(),

@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -58,7 +57,7 @@ pub(super) struct Forwarding {
     tcp: Option<Forwarder>,
     /// For node ports on loopback addresses.
     loopback: Option<Forwarder>,
-    udp: Option<Udp>,
+    udp: Option<UdpForwarder>,
     wanted: BTreeMap<ListenerKey, Wanted>,
     /// Those of them that could not be opened.
     failed: BTreeSet<ListenerKey>,
@@ -95,13 +94,6 @@ enum State {
     Failed { retry_at: Instant, pause: Duration },
 }
 
-#[derive(Debug)]
-struct Udp {
-    forwarder: UdpForwarder,
-    /// There until it is dropped.
-    runtime: Option<Runtime>,
-}
-
 // === impl Forwarding ===
 
 impl Forwarding {
@@ -129,7 +121,7 @@ impl Forwarding {
     /// TCP connections and UDP flows.
     pub(super) fn connections(&self) -> usize {
         let tcp = [&self.tcp, &self.loopback].into_iter().flatten().map(Forwarder::connections).sum::<usize>();
-        tcp + self.udp.as_ref().map_or(0, |udp| udp.forwarder.flows())
+        tcp + self.udp.as_ref().map_or(0, UdpForwarder::flows)
     }
 
     /// When there is a listener to be tried again.
@@ -227,8 +219,8 @@ impl Forwarding {
         self.tcp_meter.read(routes.map(|(kind, (id, status))| (format!("{kind}{id:?}"), meter::tcp(&status))));
         self.tcp_meter.publish("tcp");
         if let Some(udp) = &self.udp {
-            let named = |name: &str| Some((name.to_owned(), meter::udp(&udp.forwarder.status(name)?.1)));
-            self.udp_meter.read(udp.forwarder.names().filter_map(named));
+            let named = |name: &str| Some((name.to_owned(), meter::udp(&udp.status(name)?.1)));
+            self.udp_meter.read(udp.names().filter_map(named));
             self.udp_meter.publish("udp");
         }
         self.measure_at = self.is_in_use().then(|| Instant::now() + MEASURE);
@@ -379,9 +371,12 @@ impl Forwarding {
             Protocol::Udp => {
                 let udp = match &mut self.udp {
                     Some(udp) => udp,
-                    none => none.insert(Udp::start()?),
+                    none => {
+                        let started = UdpForwarder::start(UDP_WORKERS, UdpForwarder::FLOWS);
+                        none.insert(started.map_err(|error| error.to_string())?)
+                    }
                 };
-                udp.forwarder.set(&name(listener), udp_route(listener, wish)).map_err(|error| error.to_string())
+                udp.set(&name(listener), udp_route(listener, wish)).map_err(|error| error.to_string())
             }
             Protocol::Tcp | Protocol::Sctp => {
                 let (slot, limits) = match listener.loopback {
@@ -403,33 +398,14 @@ impl Forwarding {
 
     fn close(&mut self, listener: &ListenerKey) {
         match (listener.route.port.protocol, listener.loopback) {
-            (Protocol::Udp, _) => self.udp.as_mut().map(|udp| udp.forwarder.remove(&name(listener))),
+            (Protocol::Udp, _) => self.udp.as_mut().map(|udp| udp.remove(&name(listener))),
             (_, None) => self.tcp.as_mut().map(|forwarder| forwarder.remove(&listener.route)),
             (_, Some(_)) => self.loopback.as_mut().map(|forwarder| forwarder.remove(&listener.route)),
         };
     }
 }
 
-// === impl Udp ===
-
-impl Udp {
-    fn start() -> Result<Self, String> {
-        let mut builder = Builder::new_multi_thread();
-        builder.worker_threads(UDP_WORKERS).thread_name("forward-udp").enable_io().enable_time();
-        let runtime = builder.build().map_err(|error| error.to_string())?;
-        let forwarder = UdpForwarder::new(runtime.handle().clone(), UdpForwarder::FLOWS);
-        Ok(Self { forwarder, runtime: Some(runtime) })
-    }
-}
-
-/// The controller is within a runtime of its own, where nobody may wait for another one.
-impl Drop for Udp {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
+// === routes as each forwarder wants them ===
 
 /// What the UDP forwarder knows a route by.
 fn name(listener: &ListenerKey) -> String {

@@ -42,7 +42,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::Socket;
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -50,6 +49,7 @@ use self::flows::Idle;
 use self::route::{Budget, Route};
 use self::shard::Shard;
 use super::balance::Method;
+use super::workers::Workers;
 use crate::schedule::Candidate;
 
 /// A Service port to carry.
@@ -123,13 +123,16 @@ pub struct UdpStatus {
     pub failures: Vec<(SocketAddr, u64)>,
 }
 
-/// All UDP routes of this process; its owner changes them, tasks of the runtime carry the datagrams.
+/// All UDP routes of this process; its owner changes them, tasks on workers of its own carry the datagrams.
 #[derive(Debug)]
 pub struct UdpForwarder {
-    runtime: Handle,
     budget: Arc<Budget>,
     routes: HashMap<String, Running>,
     tasks: TaskTracker,
+    /// Listeners given to workers so far: the next one's number.
+    given: usize,
+    /// Dropped last: its threads end with it.
+    workers: Workers,
 }
 
 #[derive(Debug)]
@@ -196,9 +199,15 @@ impl UdpForwarder {
     /// (`net.ipv4.ip_local_port_range`).
     pub const FLOWS: usize = 16_384;
 
-    /// Without routes. Tasks run on `runtime`; `flows` is the most that all routes may have together.
-    pub fn new(runtime: Handle, flows: usize) -> Self {
-        Self { runtime, budget: Budget::new(flows), routes: HashMap::new(), tasks: TaskTracker::new() }
+    /// Without routes. Starts so many workers, in the calling thread's network namespace; `flows` is the most that all routes may have
+    /// together.
+    ///
+    /// # Errors
+    /// When the system gives no more threads or descriptors.
+    pub fn start(workers: usize, flows: usize) -> io::Result<Self> {
+        let workers = Workers::start("forward-udp", workers)?;
+        let (budget, routes, tasks) = (Budget::new(flows), HashMap::new(), TaskTracker::new());
+        Ok(Self { budget, routes, tasks, given: 0, workers })
     }
 
     /// Makes a route, or changes the one of this name, and says where it listens. Flows stay, unless the address to listen at or the
@@ -214,7 +223,7 @@ impl UdpForwarder {
             running.route.update(&settings);
             return Ok(running.bound);
         }
-        let running = self.start(&settings)?;
+        let running = self.open(&settings)?;
         let bound = running.bound;
         if let Some(before) = self.routes.insert(name.to_owned(), running) {
             before.stop.cancel();
@@ -246,14 +255,14 @@ impl UdpForwarder {
         self.budget.used()
     }
 
-    /// Ends all routes, and waits until all their sockets are closed.
-    pub async fn shutdown(mut self) {
+    /// Ends all routes, and blocks until all their sockets are closed.
+    pub fn shutdown(mut self) {
         self.routes.drain().for_each(|(_, running)| running.stop.cancel());
         self.tasks.close();
-        self.tasks.wait().await;
+        self.workers.runtime(0).block_on(self.tasks.wait());
     }
 
-    fn start(&self, settings: &UdpRoute) -> io::Result<Running> {
+    fn open(&mut self, settings: &UdpRoute) -> io::Result<Running> {
         let shards = settings.options.shards;
         let shared = shards.get() > 1;
         let first = socket::listen(settings.listen, shared)?;
@@ -261,14 +270,19 @@ impl UdpForwarder {
         let others = (1..shards.get()).map(|_| socket::listen(bound, shared));
         let listeners = std::iter::once(Ok(first)).chain(others).collect::<io::Result<Vec<_>>>()?;
         let route = Arc::new(Route::new(settings, bound, Arc::clone(&self.budget)));
-        // Sockets are registered with the runtime.
-        let _context = self.runtime.enter();
-        let shard = |listener| Shard::new(Arc::clone(&route), listener);
-        let ready = listeners.into_iter().map(shard).collect::<io::Result<Vec<_>>>()?;
+        // Each stays with one thread: a datagram wakes nobody else.
+        let shard = |(number, listener)| {
+            let runtime = self.workers.runtime(self.given + number);
+            // Sockets are registered with the runtime.
+            let _context = runtime.enter();
+            Ok((runtime, Shard::new(Arc::clone(&route), listener)?))
+        };
+        let ready = listeners.into_iter().enumerate().map(shard).collect::<io::Result<Vec<_>>>()?;
         let stop = CancellationToken::new();
-        for shard in ready {
-            self.tasks.spawn(shard.run(stop.clone()));
+        for (runtime, shard) in ready {
+            self.tasks.spawn_on(shard.run(stop.clone()), runtime);
         }
+        self.given += shards.get();
         Ok(Running { asked: settings.listen, bound, shards, route, stop })
     }
 }

@@ -45,18 +45,18 @@ struct Desk {
 // === impl Workers ===
 
 impl Workers {
-    /// Starts so many threads, at least one.
+    /// Starts so many threads, at least one, with this name and a number.
     ///
     /// # Errors
     /// When the system gives no more threads or descriptors.
-    pub fn start(count: usize) -> io::Result<Self> {
+    pub fn start(name: &str, count: usize) -> io::Result<Self> {
         let (mut desks, mut threads) = (Vec::new(), Vec::new());
         for number in 0..count.max(1) {
             let runtime =
                 Builder::new_current_thread().enable_io().enable_time().event_interval(EVENT_INTERVAL).build()?;
             desks.push(Desk { runtime: runtime.handle().clone(), busy: AtomicUsize::new(0) });
             let (stop, stopped) = oneshot::channel::<()>();
-            let thread = thread::Builder::new().name(format!("forward-{number}")).spawn(move || {
+            let thread = thread::Builder::new().name(format!("{name}-{number}")).spawn(move || {
                 let _ = runtime.block_on(stopped);
                 // Its tasks end here, and their sockets are closed.
                 runtime.shutdown_timeout(Duration::ZERO);
@@ -71,13 +71,18 @@ impl Workers {
         Places(self.places.clone())
     }
 
+    /// The runtime of the worker of this number (modulo how many there are).
+    pub fn runtime(&self, number: usize) -> &Handle {
+        &self.places[number % self.places.len()].runtime
+    }
+
     /// Runs a closure on the worker of this number (modulo how many there are), and waits for it. Not from a worker.
     ///
     /// # Errors
     /// When the worker has panicked or ended.
     pub fn run<T: Send + 'static>(&self, number: usize, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
         let (done, result) = mpsc::channel();
-        self.places[number % self.places.len()].runtime.spawn(async move { drop(done.send(work())) });
+        self.runtime(number).spawn(async move { drop(done.send(work())) });
         result.recv().map_err(|_| io::Error::other("the worker has ended"))
     }
 }

@@ -14,7 +14,6 @@ use pointsman::forward::balance::Method;
 use pointsman::forward::udp::{UdpForwarder, UdpOptions, UdpRoute, UdpStatus};
 use pointsman::lab::{Lab, NODE};
 use pointsman::schedule::Candidate;
-use tokio::runtime::Runtime;
 
 /// Generous: nothing waits for it unless something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,7 +27,6 @@ const TABLE: &str = "frontends";
 pub struct Bed {
     forwarder: Option<UdpForwarder>,
     echoes: BTreeMap<String, Echo>,
-    runtime: Option<Runtime>,
     families: Vec<Family>,
     frontends: BTreeMap<String, Vec<SocketAddr>>,
     pub lab: Lab,
@@ -101,10 +99,6 @@ impl Bed {
         let lab = Lab::builder().prefix("pmtest").clients(clients).pods(pods.iter().copied()).build().expect("a lab");
         let families: Vec<_> =
             NODE.usable().map(|address| if address.is_ipv4() { Family::Ip } else { Family::Ip6 }).collect();
-        // The workers stay in the namespace in which they are made.
-        let runtime = lab.node().run(|| {
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
-        });
         lab.node().run(|| {
             let mut transaction = Transaction::new();
             for family in &families {
@@ -115,9 +109,10 @@ impl Bed {
             }
             Connection::open().expect("netlink").commit(&transaction).expect("chains");
         });
-        let forwarder = Some(UdpForwarder::new(runtime.handle().clone(), flows));
+        // The workers stay in the namespace in which they are started.
+        let forwarder = Some(lab.node().run(|| UdpForwarder::start(2, flows)).expect("workers"));
         let (echoes, frontends) = (BTreeMap::new(), BTreeMap::new());
-        Self { forwarder, echoes, runtime: Some(runtime), families, frontends, lab }
+        Self { forwarder, echoes, families, frontends, lab }
     }
 
     /// Pods' servers: `who` is answered with the pod's name, `peer` with the address that asks, `silent` not at all, and everything
@@ -262,7 +257,7 @@ impl Bed {
     /// Ends the forwarder and waits for it.
     pub fn shutdown(&mut self) {
         let forwarder = self.forwarder.take().expect("runs");
-        self.runtime.as_ref().expect("runs").block_on(forwarder.shutdown());
+        forwarder.shutdown();
     }
 }
 
@@ -270,9 +265,6 @@ impl Drop for Bed {
     fn drop(&mut self) {
         self.echoes.clear();
         self.forwarder.take();
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_timeout(PATIENCE);
-        }
     }
 }
 

@@ -17,7 +17,6 @@ use pointsman::forward::balance::Method;
 use pointsman::forward::udp::{UdpForwarder, UdpOptions, UdpRoute, UdpStatus};
 use pointsman::lab::{Lab, NODE};
 use pointsman::schedule::Candidate;
-use tokio::runtime::Runtime;
 
 use super::load::{self, Block, Load};
 use crate::first_packet::flush_conntrack;
@@ -37,9 +36,8 @@ const FRONTEND: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// See the module.
 pub struct Rig {
     forwarder: Option<UdpForwarder>,
-    runtime: Option<Runtime>,
     nginx: Child,
-    /// Threads of the forwarder's runtime.
+    /// The forwarder's threads.
     workers: Vec<i32>,
     _configuration: tempfile::TempDir,
     stop: Arc<AtomicBool>,
@@ -62,11 +60,8 @@ impl Rig {
             let (stop, sunk) = (Arc::clone(&stop), Arc::clone(&sunk));
             servers.push(std::thread::spawn(move || serve(&socket, echoes, &stop, &sunk)));
         }
-        let runtime = lab
-            .node()
-            .run(|| tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build())?;
-        let threads = workers_of(&runtime, workers);
-        let mut forwarder = UdpForwarder::new(runtime.handle().clone(), UdpForwarder::FLOWS);
+        let mut forwarder = lab.node().run(|| UdpForwarder::start(workers, UdpForwarder::FLOWS))?;
+        let threads = threads_named("forward-udp")?;
         let mut targets: Vec<SocketAddr> = NGINX.iter().map(|port| SocketAddr::from((NODE.v4, *port))).collect();
         for (name, port) in [("echo", ECHO), ("sink", SINK)] {
             let route = UdpRoute {
@@ -88,10 +83,8 @@ impl Rig {
             transaction.add_rule(&Rule::new(Family::Ip, "bench", "entry", dnat(port, *target)));
         }
         lab.node().run(|| Connection::open()?.commit(&transaction)).context("programming the node")?;
-        let (forwarder, runtime) = (Some(forwarder), Some(runtime));
         Ok(Self {
-            forwarder,
-            runtime,
+            forwarder: Some(forwarder),
             nginx,
             workers: threads,
             _configuration: configuration,
@@ -149,26 +142,20 @@ impl Drop for Rig {
         let _ = kill(Pid::from_raw(self.nginx.id() as i32), Signal::SIGTERM);
         let _ = self.nginx.wait();
         self.forwarder.take();
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_timeout(Duration::from_secs(2));
-        }
         self.stop.store(true, Ordering::SeqCst);
         self.servers.drain(..).for_each(|server| drop(server.join()));
     }
 }
 
-/// Thread ids of a runtime's workers: each one is asked, while the others wait for it.
-fn workers_of(runtime: &Runtime, workers: usize) -> Vec<i32> {
-    let barrier = Arc::new(std::sync::Barrier::new(workers));
-    let ask = |_| {
-        let barrier = Arc::clone(&barrier);
-        runtime.spawn(async move {
-            barrier.wait();
-            nix::unistd::gettid().as_raw()
-        })
-    };
-    let asked: Vec<_> = (0..workers).map(ask).collect();
-    asked.into_iter().map(|asked| runtime.block_on(asked).expect("it answers")).collect()
+/// Ids of this process's threads whose name begins so.
+fn threads_named(name: &str) -> anyhow::Result<Vec<i32>> {
+    let mut threads = Vec::new();
+    for task in fs::read_dir("/proc/self/task")?.flatten() {
+        if fs::read_to_string(task.path().join("comm"))?.starts_with(name) {
+            threads.push(task.file_name().to_string_lossy().parse()?);
+        }
+    }
+    Ok(threads)
 }
 
 /// Time that threads have spent on a CPU, by the scheduler's own account (`/proc/PID/schedstat`, nanoseconds).

@@ -21,6 +21,8 @@ use super::wire::{self, Arena, BATCH, Joining, Piece, Request, SLOTS, Sent};
 
 /// The listener among the watched sockets; the others are known by their flows' keys.
 const LISTENER: u64 = u64::MAX;
+/// How many datagrams are asked for at least: one more than usually come, so that it is known when there are no more.
+const FEW: usize = 2;
 /// Turns before other tasks of this thread get theirs.
 const TURNS: usize = 16;
 /// Endpoints tried for one datagram.
@@ -40,6 +42,8 @@ pub(super) struct Shard {
     /// The route's generation that this shard knows.
     generation: u64,
     joining: Joining,
+    /// How many datagrams to ask the kernel for: more, the more there were.
+    take: usize,
     // Kept for their memory only.
     events: Vec<EpollEvent>,
     requests: Vec<Request>,
@@ -93,6 +97,7 @@ impl Shard {
             limit,
             generation,
             joining: Joining::default(),
+            take: FEW,
             events: vec![EpollEvent::empty(); SLOTS],
             requests: Vec::with_capacity(BATCH),
             replies: Vec::with_capacity(SLOTS),
@@ -138,10 +143,11 @@ impl Shard {
         self.close_all();
     }
 
-    /// Carries what is there, up to a limit; `false` if nothing was.
+    /// Carries what is there, up to a limit; `false` if that was all: what comes later wakes this task again.
     fn turn(&mut self) -> bool {
         let mut events = std::mem::take(&mut self.events);
         let ready = self.watch.get_ref().0.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
+        let mut more = ready == events.len();
         if ready > 0 {
             let now = Instant::now();
             self.notice_changes();
@@ -150,17 +156,17 @@ impl Shard {
                 for event in &events[..ready] {
                     match event.data() {
                         LISTENER => listener = true,
-                        key => self.receive(usize::try_from(key).expect("a key"), arena, now),
+                        key => more |= self.receive(usize::try_from(key).expect("a key"), arena, now),
                     }
                 }
                 self.reply(arena);
                 if listener {
-                    self.listen(arena, now);
+                    more |= self.listen(arena, now);
                 }
             });
         }
         self.events = events;
-        ready > 0
+        more
     }
 
     /// Follows the route's settings.
@@ -176,9 +182,10 @@ impl Shard {
 
     // === from clients ===
 
-    fn listen(&mut self, arena: &mut Arena, now: Instant) {
+    /// Takes what clients have sent, up to a limit. Whether there may be more.
+    fn listen(&mut self, arena: &mut Arena, now: Instant) -> bool {
         let mut requests = std::mem::take(&mut self.requests);
-        if wire::receive_requests(&self.listener, arena, &mut requests).is_ok() {
+        if wire::receive_requests(&self.listener, arena, self.take, &mut requests).is_ok() {
             // Counted first: who has a reply finds it in the counters.
             let counters = &self.route.counters;
             count(&counters.requests, requests.iter().map(|request| request.piece.datagrams()).sum());
@@ -187,8 +194,12 @@ impl Shard {
                 self.carry(group, arena, now);
             }
         }
+        let received = requests.len();
+        let more = received == self.take;
+        self.take = next_take(self.take, received);
         requests.clear();
         self.requests = requests;
+        more
     }
 
     /// Sends what one client sent on to its endpoint.
@@ -263,7 +274,7 @@ impl Shard {
             refused: false,
             generation: self.generation,
             joining: Joining::default(),
-            take: 1,
+            take: FEW,
             kept: kept(first),
             tries: 1,
             _permit: permit,
@@ -359,11 +370,12 @@ impl Shard {
     // === from endpoints ===
 
     /// Receives what an endpoint sent, to be sent on with the others' replies.
-    fn receive(&mut self, key: usize, arena: &mut Arena, now: Instant) {
+    /// Takes what an endpoint has sent to a flow, up to a limit. Whether there may be more.
+    fn receive(&mut self, key: usize, arena: &mut Arena, now: Instant) -> bool {
         if self.replies.len() == SLOTS {
             self.reply(arena);
         }
-        let Some(flow) = self.flows.get_mut(key) else { return };
+        let Some(flow) = self.flows.get_mut(key) else { return false };
         let (caller, upstream) = (flow.caller, &mut flow.with);
         let replies = &mut self.replies;
         let count = upstream.take.min(SLOTS - replies.len());
@@ -372,20 +384,21 @@ impl Shard {
         });
         match received {
             Ok(received) => {
-                // More next time if these were all that was asked for.
-                upstream.take = if received == count { (count * 2).min(BATCH) } else { received.max(1) };
+                upstream.take = next_take(count, received);
                 let endpoint = upstream.endpoint;
                 upstream.kept = None;
                 if let Some(latency) = self.flows.answered(key, now) {
                     self.route.answered(endpoint, latency, now);
                 }
+                received == count
             }
             Err(errno) if wire::is_about_the_endpoint(errno) => {
                 let refused = self.refuse(key, now);
                 self.ask_elsewhere(key, refused, now);
+                true
             }
             // Nothing there after all.
-            Err(_) => {}
+            Err(_) => false,
         }
     }
 
@@ -479,4 +492,10 @@ fn register(watch: Watch) -> io::Result<AsyncFd<Watch>> {
 /// What to keep of a first datagram.
 fn kept(first: &[u8]) -> Option<Box<[u8]>> {
     (first.len() <= KEPT).then(|| first.into())
+}
+
+/// How many datagrams to ask for next time: more if these were all that was asked for.
+fn next_take(asked: usize, received: usize) -> usize {
+    let next = if received == asked { asked * 2 } else { received + 1 };
+    next.clamp(FEW, BATCH)
 }

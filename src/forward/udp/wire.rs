@@ -12,7 +12,7 @@ use std::os::fd::AsRawFd;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recv, recvmmsg, sendmmsg, sendmsg,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, sendmsg,
 };
 use socket2::Socket;
 
@@ -71,12 +71,17 @@ pub(super) fn with_arena<T>(work: impl FnOnce(&mut Arena) -> T) -> T {
     ARENA.with_borrow_mut(work)
 }
 
-/// Receives up to a batch from clients, into the arena's first slots.
-pub(super) fn receive_requests(listener: &Socket, arena: &mut Arena, requests: &mut Vec<Request>) -> Result<(), Errno> {
+/// Receives up to `count` datagrams from clients, at most a batch, into the arena's first slots.
+pub(super) fn receive_requests(
+    listener: &Socket,
+    arena: &mut Arena,
+    count: usize,
+    requests: &mut Vec<Request>,
+) -> Result<(), Errno> {
     // Made anew each time: the kernel leaves the lengths in there that it filled.
     let space = nix::cmsg_space!(libc::in6_pktinfo, libc::c_int);
-    let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, Some(space));
-    let mut slices: Vec<_> = arena.slots_mut(0, BATCH).map(|slot| [IoSliceMut::new(slot)]).collect();
+    let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(count, Some(space));
+    let mut slices: Vec<_> = arena.slots_mut(0, count).map(|slot| [IoSliceMut::new(slot)]).collect();
     let received = recvmmsg(listener.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
     requests.clear();
     for (slot, message) in received.enumerate() {
@@ -108,12 +113,6 @@ pub(super) fn receive_replies(
     count: usize,
     mut each: impl FnMut(Piece),
 ) -> Result<usize, Errno> {
-    if count == 1 {
-        let slot = arena.slots_mut(first, 1).next().expect("one slot");
-        let len = recv(upstream.as_raw_fd(), slot, MsgFlags::MSG_DONTWAIT)?;
-        each(Piece { slot: first, len, segment: len });
-        return Ok(1);
-    }
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(count, None);
     let mut slices: Vec<_> = arena.slots_mut(first, count).map(|slot| [IoSliceMut::new(slot)]).collect();
     let received = recvmmsg(upstream.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
