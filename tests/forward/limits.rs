@@ -3,13 +3,14 @@
 //! Where descriptors must run out, the forwarder runs in a process of its own, or they would run out for all tests: this binary
 //! again, in the node's namespace, with [`helper`] as its only test.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pointsman::forward::{Forwarder, Options, Refusal, Settings};
+use pointsman::lab::Lab;
 use pointsman::model::Family;
 
 use super::bed::{self, Bed, PATIENCE, assert_echo, echo, eventually, server, settings, vip};
@@ -29,7 +30,6 @@ fn many_descriptors() {
 
 /// Says whether a connection that was made is served, rather than reset.
 fn is_served(stream: &mut TcpStream) -> bool {
-    use std::io::Write;
     let mut echo = [0; 4];
     stream.write_all(b"ping").and_then(|()| stream.read_exact(&mut echo)).is_ok()
 }
@@ -94,7 +94,7 @@ fn the_process_has_a_limit_for_all_routes_together() {
 
 /// A forwarder in another process, told the endpoint by the environment. Says where it listens, and ends when its input does.
 #[test]
-#[ignore = "run by the test of descriptors, in a process of its own"]
+#[ignore = "run by other tests, in a process of its own"]
 fn helper() {
     let Ok(to) = std::env::var(HELPER) else { return };
     setrlimit(Resource::RLIMIT_NOFILE, FEW, FEW).expect("fewer descriptors");
@@ -123,6 +123,19 @@ struct Helper {
 }
 
 impl Helper {
+    /// A forwarder on the lab's node that leads to its first pod.
+    fn start(lab: &Lab) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("this binary"));
+        command.args(["--exact", "limits::helper", "--ignored", "--nocapture", "--test-threads=1"]);
+        command.env(HELPER, bed::endpoint(lab, 1, V4).to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = lab.node().spawn(command).expect("a helper");
+        let output = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut helper = Self { child, output };
+        let listener: SocketAddr = helper.answer("listening").parse().expect("an address");
+        bed::redirect(lab.node(), listener);
+        helper
+    }
+
     fn answer(&mut self, word: &str) -> String {
         let mut line = String::new();
         while !line.starts_with(word) {
@@ -133,7 +146,6 @@ impl Helper {
     }
 
     fn status(&mut self) -> (usize, u64) {
-        use std::io::Write;
         writeln!(self.child.stdin.as_mut().expect("a pipe")).expect("asked");
         let answer = self.answer("status");
         let (active, refused) = answer.split_once(' ').expect("two numbers");
@@ -149,17 +161,61 @@ impl Drop for Helper {
 }
 
 #[test]
+fn a_reader_that_is_slow_for_long_keeps_nobody_waiting_and_nothing_busy() {
+    /// What it reads at a time, and how often: 200 kB/s of what could be gigabytes.
+    const SIP: usize = 4096;
+    const PAUSE: Duration = Duration::from_millis(20);
+    const LONG: Duration = Duration::from_secs(12);
+    let lab = bed::lab(1);
+    // Who says `more` is sent to for ever, others hear what they say.
+    let _server = server(&lab, 1, |mut stream| {
+        let mut word = [0; 4];
+        if stream.read_exact(&mut word).is_err() {
+            return;
+        }
+        let _ = stream.set_write_timeout(None);
+        let bytes: Vec<u8> = (0..=255).cycle().take(1 << 16).collect();
+        match &word {
+            b"more" => while stream.write_all(&bytes).is_ok() {},
+            _ => {
+                if stream.write_all(&word).is_ok() {
+                    echo(stream);
+                }
+            }
+        }
+    });
+    let helper = Helper::start(&lab);
+    let mut slow: Vec<_> = (0..4).map(|_| bed::connect(lab.client(0), vip(V4))).collect();
+    slow.iter_mut().for_each(|stream| stream.write_all(b"more").expect("asked"));
+    // Until all buffers on the way are full.
+    std::thread::sleep(Duration::from_secs(1));
+    let mut others: Vec<_> = (0..4).map(|_| bed::connect(lab.client(0), vip(V4))).collect();
+    let (begin, before) = (Instant::now(), ticks(helper.child.id()));
+    let (mut read, mut longest) = (0_usize, Duration::ZERO);
+    while begin.elapsed() < LONG {
+        for stream in &mut slow {
+            let mut sip = [0; SIP];
+            stream.read_exact(&mut sip).expect("bytes");
+            assert!(sip.iter().enumerate().all(|(at, byte)| *byte == ((read + at) % 256) as u8), "in order");
+        }
+        read += SIP;
+        for stream in &mut others {
+            let asked = Instant::now();
+            assert_echo(stream, "beside slow ones");
+            longest = longest.max(asked.elapsed());
+        }
+        std::thread::sleep(PAUSE);
+    }
+    let (used, elapsed) = (ticks(helper.child.id()) - before, begin.elapsed());
+    assert!(longest < Duration::from_secs(2), "an echo took {longest:?}");
+    assert!(u128::from(used) * 40 < elapsed.as_millis(), "{used} ticks of 10 ms in {elapsed:?}: it spins");
+}
+
+#[test]
 fn running_out_of_descriptors_is_survived_without_spinning() {
     let lab = bed::lab(1);
     let _server = server(&lab, 1, echo);
-    let mut command = Command::new(std::env::current_exe().expect("this binary"));
-    command.args(["--exact", "limits::helper", "--ignored", "--nocapture", "--test-threads=1"]);
-    command.env(HELPER, bed::endpoint(&lab, 1, V4).to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = lab.node().spawn(command).expect("a helper");
-    let output = BufReader::new(child.stdout.take().expect("a pipe"));
-    let mut helper = Helper { child, output };
-    let listener: SocketAddr = helper.answer("listening").parse().expect("an address");
-    bed::redirect(lab.node(), listener);
+    let mut helper = Helper::start(&lab);
 
     // Three times as many as there are descriptors for. Each is served, refused, or waits to be accepted.
     let mut streams: Vec<_> = (0..150).map(|_| bed::connect(lab.client(0), vip(V4))).collect();
