@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
 use clap::Subcommand;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pointsman::forward::balance::Method;
 use pointsman::forward::{Forwarder, Options, Route, RouteId, Settings};
 use pointsman::lab::{Host, NODE};
@@ -106,10 +107,12 @@ impl Peer {
 
     /// HAProxy in TCP mode, splicing both ways.
     pub fn haproxy(node: &Host, port: u16, to: SocketAddr) -> anyhow::Result<Self> {
+        // Two sockets, and for every fourth connection a pipe: it does not start with more than that leaves room for.
+        let most = descriptors()? * 79 / 200;
         let text = format!(
-            "global\n  nbthread {WORKERS}\n  maxconn 7900\ndefaults\n  mode tcp\n  option splice-auto\n  \
+            "global\n  nbthread {WORKERS}\n  maxconn {most}\ndefaults\n  mode tcp\n  option splice-auto\n  \
              option splice-request\n  option splice-response\n  timeout connect 5s\n  timeout client 1h\n  \
-             timeout server 1h\nlisten bench\n  bind {}:{port}\n  maxconn 7900\n  server pod {to}\n",
+             timeout server 1h\nlisten bench\n  bind {}:{port}\n  maxconn {most}\n  server pod {to}\n",
             NODE.v4
         );
         Self::other(node, "haproxy", &["-db", "-f"], port, &text)
@@ -117,10 +120,12 @@ impl Peer {
 
     /// nginx's stream module.
     pub fn nginx(node: &Host, port: u16, to: SocketAddr) -> anyhow::Result<Self> {
+        let most = descriptors()?;
+        let connections = most - 100;
         let text = format!(
             "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\nuser root;\n\
-             worker_processes {WORKERS};\nworker_rlimit_nofile 20000;\npid PIDFILE;\nerror_log stderr crit;\n\
-             events {{ worker_connections 19900; }}\n\
+             worker_processes {WORKERS};\nworker_rlimit_nofile {most};\npid PIDFILE;\nerror_log stderr crit;\n\
+             events {{ worker_connections {connections}; }}\n\
              stream {{ server {{ listen {}:{port}; proxy_pass {to}; proxy_timeout 1h; }} }}\n",
             NODE.v4
         );
@@ -178,6 +183,16 @@ impl Drop for Peer {
         let _ = nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM);
         let _ = self.child.wait();
     }
+}
+
+/// The most descriptors that a process here may have; this one has them from now on.
+pub fn descriptors() -> anyhow::Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // As many as 20,000 connections take, if we may.
+    let wanted = hard.max(60_000);
+    let limit = if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_ok() { wanted } else { hard };
+    setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?;
+    Ok(limit)
 }
 
 fn is_pipe(target: &Path) -> bool {
