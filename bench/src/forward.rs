@@ -104,7 +104,10 @@ pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
         let most = usize::try_from(peer::descriptors()?)? * 3 / 8;
         if most < options.idle {
             let idle = options.idle;
-            report.say(format!("\nno more than {most} of {idle} idle connections: the hard limit of descriptors is {}", peer::descriptors()?));
+            report.say(format!(
+                "\nno more than {most} of {idle} idle connections: the hard limit of descriptors is {}",
+                peer::descriptors()?
+            ));
         }
         idle_table(&mut report, &variants, lab.client(0), options.idle.min(most))?;
     }
@@ -266,7 +269,8 @@ fn latency_table(report: &mut Report, variants: &[Variant]) {
     let Some(direct) = find(variants, DIRECT) else { return };
     for Variant { name, series, .. } in variants {
         let spread = |values: Vec<f64>| format!("{:.1}", Spread::of(values));
-        let added = |values: &[f64], floor: &[f64]| values.iter().zip(floor).map(|(value, floor)| value - floor).collect();
+        let added =
+            |values: &[f64], floor: &[f64]| values.iter().zip(floor).map(|(value, floor)| value - floor).collect();
         table.row(&[
             name,
             &spread(series.latency_p50.clone()),

@@ -23,10 +23,10 @@ pub struct Options {
     /// Rounds
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Length of a block, in milliseconds
-    #[arg(long, default_value_t = 400, value_name = "MS")]
+    /// Length of a block, in milliseconds; a proxy's sessions of the last 30 s must fit into its descriptors and ports
+    #[arg(long, default_value_t = 200, value_name = "MS")]
     block: u64,
-    /// Workers of nginx, and of the forwarder's runtime
+    /// Workers of nginx, and of the forwarder
     #[arg(long, default_value_t = 2)]
     workers: usize,
 }

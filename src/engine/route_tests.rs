@@ -185,7 +185,8 @@ fn a_port_is_the_forwarders_by_its_decision_and_the_kernel_has_the_endpoints_too
     let mut outcome = engine.compile();
     forwarder.follow(&mut engine, &mut outcome, 0);
     assert_eq!(outcome.delta.v4.endpoints.added().count(), 5, "as if there were no forwarder");
-    let decisions = |outcome: &Outcome| outcome.delta.v4.services.added().map(|(_, target)| target.decision).collect::<Vec<_>>();
+    let decisions =
+        |outcome: &Outcome| outcome.delta.v4.services.added().map(|(_, target)| target.decision).collect::<Vec<_>>();
     let decided = decisions(&outcome);
     assert_eq!(decided.iter().map(|decision| decision.plan).collect::<Vec<_>>(), [Plan::Userspace]);
     let route = forwarder.open.keys().next().expect("a listener").route.clone();

@@ -129,12 +129,9 @@ pub(super) fn shared_chain(family: Family, plan: Plan) -> Option<(Chain, Vec<Rul
         Plan::Hash(key, buckets) => {
             Some(chain(family, plan.chain(), picking_rules(family, Pick::Hash(key), buckets.count())))
         }
-        Plan::Refuse
-        | Plan::Dedicated
-        | Plan::Discard
-        | Plan::SourceRanges
-        | Plan::LocalPolicy
-        | Plan::Userspace => None,
+        Plan::Refuse | Plan::Dedicated | Plan::Discard | Plan::SourceRanges | Plan::LocalPolicy | Plan::Userspace => {
+            None
+        }
     }
 }
 

@@ -70,7 +70,8 @@ impl Redirects {
         let mut made = self.made;
         for family in Family::ALL {
             let of_family = |redirect: &&Redirect| Family::of(redirect.to.ip()) == family;
-            if begun.iter().any(|redirect| of_family(&redirect)) && !std::mem::replace(&mut made[family as usize], true) {
+            if begun.iter().any(|redirect| of_family(&redirect)) && !std::mem::replace(&mut made[family as usize], true)
+            {
                 add_table(&mut transaction, family);
             }
             let map = || SetRef::new(nft_family(family), TABLE, MAP);

@@ -61,7 +61,11 @@ fn a_large_first_load_has_its_base_chains_last() {
     assert!(applied.transactions >= 5, "structure, chunks of endpoints and frontends, base chains: {applied:?}");
     proxy.assert_exact("after the first load");
     let chains = chains(&inside, "ip");
-    assert_eq!(chains[chains.len() - 5..], ["prerouting", "output", "after-prerouting", "after-output", "postrouting"], "the last chains made");
+    assert_eq!(
+        chains[chains.len() - 5..],
+        ["prerouting", "output", "after-prerouting", "after-output", "postrouting"],
+        "the last chains made"
+    );
     assert_eq!(elements(&inside, "ip", "services"), CROWD);
     assert_eq!(elements(&inside, "ip", "endpoints"), 2 * CROWD);
 }
@@ -83,7 +87,11 @@ fn tables_built_in_parts_are_what_one_load_would_make() {
     assert!(!proxy.plane.is_vacant());
     proxy.assert_exact("built in parts");
     let chains = chains(&inside, "ip");
-    assert_eq!(chains[chains.len() - 5..], ["prerouting", "output", "after-prerouting", "after-output", "postrouting"], "the last chains made");
+    assert_eq!(
+        chains[chains.len() - 5..],
+        ["prerouting", "output", "after-prerouting", "after-output", "postrouting"],
+        "the last chains made"
+    );
     proxy.put(&slices("web", &pods(1..=1)));
     proxy.assert_exact("after a change");
 }

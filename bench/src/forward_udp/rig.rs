@@ -60,6 +60,8 @@ impl Rig {
             let (stop, sunk) = (Arc::clone(&stop), Arc::clone(&sunk));
             servers.push(std::thread::spawn(move || serve(&socket, echoes, &stop, &sunk)));
         }
+        // Sessions and flows that stay for 30 s each take a local port, and a quick machine opens many.
+        lab.node().namespace().sysctls(&[("ipv4/ip_local_port_range", "10000 65000")])?;
         let mut forwarder = lab.node().run(|| UdpForwarder::start(workers, UdpForwarder::FLOWS))?;
         let threads = threads_named("forward-udp")?;
         let mut targets: Vec<SocketAddr> = NGINX.iter().map(|port| SocketAddr::from((NODE.v4, *port))).collect();

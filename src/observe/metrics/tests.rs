@@ -129,8 +129,7 @@ fn use_everything() {
     userspace_services("mode", 3);
     userspace_listeners(2, 1);
     let failures = [(Some(([10, 1, 0, 1], 80).into()), 5)].into();
-    let traffic =
-        Traffic { accepted: 7, up: 9, failures, refused: vec![("unreachable", 4)], ..Traffic::default() };
+    let traffic = Traffic { accepted: 7, up: 9, failures, refused: vec![("unreachable", 4)], ..Traffic::default() };
     userspace_traffic("tcp", &traffic);
     userspace_traffic("tcp", &traffic);
     build(&Build::default());
