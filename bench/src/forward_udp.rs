@@ -23,7 +23,7 @@ pub struct Options {
     /// Rounds
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Length of a block, in milliseconds; a proxy's sessions of the last 30 s must fit into its descriptors and ports
+    /// Length of a block, in milliseconds; a proxy's sessions of the last 5 s must fit into its descriptors and ports
     #[arg(long, default_value_t = 200, value_name = "MS")]
     block: u64,
     /// Workers of nginx, and of the forwarder

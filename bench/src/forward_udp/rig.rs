@@ -60,7 +60,7 @@ impl Rig {
             let (stop, sunk) = (Arc::clone(&stop), Arc::clone(&sunk));
             servers.push(std::thread::spawn(move || serve(&socket, echoes, &stop, &sunk)));
         }
-        // Sessions and flows that stay for 30 s each take a local port, and a quick machine opens many.
+        // Each session and flow takes a local port and a descriptor, and a quick machine opens many: they stay for 5 s.
         lab.node().namespace().sysctls(&[("ipv4/ip_local_port_range", "10000 65000")])?;
         let mut forwarder = lab.node().run(|| UdpForwarder::start(workers, UdpForwarder::FLOWS))?;
         let threads = threads_named("forward-udp")?;
@@ -73,7 +73,7 @@ impl Rig {
                 method: Method::Random,
                 affinity: None,
                 seed: 1,
-                options: UdpOptions::default(),
+                options: UdpOptions { idle: STAY, idle_stream: STAY, ..UdpOptions::default() },
             };
             targets.push(lab.node().run(|| forwarder.set(name, route))?);
         }
@@ -186,6 +186,9 @@ fn dnat(port: u16, target: SocketAddr) -> Vec<Expr> {
     ]
 }
 
+/// How long idle sessions and flows stay, with nginx and with us.
+const STAY: Duration = Duration::from_secs(5);
+
 /// nginx with the stream module, set up as well as its documentation knows how: one listening socket per worker (`reuseport`).
 fn start_nginx(lab: &Lab, pod: Ipv4Addr, workers: usize) -> anyhow::Result<(tempfile::TempDir, Child)> {
     let directory = tempfile::tempdir()?;
@@ -193,7 +196,7 @@ fn start_nginx(lab: &Lab, pod: Ipv4Addr, workers: usize) -> anyhow::Result<(temp
     let server = |port: u16, to: u16, more: &str| {
         format!("server {{ listen {}:{port} udp reuseport; proxy_pass {pod}:{to}; {more} }}\n", NODE.v4)
     };
-    let (one, many) = ("proxy_responses 1; proxy_timeout 30s;", "proxy_timeout 30s;");
+    let (one, many) = ("proxy_responses 1; proxy_timeout 5s;", "proxy_timeout 5s;");
     let servers = [
         server(NGINX[0], ECHO, one),
         // The sink does not respond; the session ends by its time.
