@@ -315,7 +315,8 @@ fn port_view(
     let decided = surveyed.resolved.as_ref();
     let path = decided.map_or(Path::Kernel, |decided| decided.path);
     let sets = [false, true].map(|local| {
-        let slots = engine.slots(&key, surveyed.family, local);
+        // What the forwarder carries has slots for the time that it does not: nobody is chosen by them.
+        let slots = if path == Path::Kernel { engine.slots(&key, surveyed.family, local) } else { &[] };
         Dealt::of(slots, surveyed, local)
     });
     let leaving: Vec<&Leaving> = seen
