@@ -23,6 +23,7 @@ mod compiler;
 mod delta;
 mod elements;
 pub mod layout;
+mod phases;
 mod pool;
 mod pools;
 mod shared;
@@ -34,3 +35,4 @@ pub use elements::{
     ClusterIp, Hairpin, Hop, Label, Masquerade, NodePortAddress, ServiceNetwork, Slot, SlotKey, SourceRange, Stage,
     TableDelta, TableImage, Target,
 };
+pub use phases::Phases;

@@ -10,6 +10,8 @@
 mod drains;
 mod look;
 #[cfg(test)]
+mod passage_tests;
+#[cfg(test)]
 mod route_tests;
 mod routes;
 mod triggers;

@@ -1,5 +1,7 @@
 //! The API-server source against the API-server double: everything that can go wrong between the two, over real HTTP.
 
+#[path = "source_api/storms.rs"]
+mod storms;
 #[path = "source_api/support.rs"]
 mod support;
 

@@ -5,15 +5,17 @@
 //! What each one measures, and how to read it, is in `bench/README.md`.
 //!
 //! Where things are: [`cluster`] makes Kubernetes objects, [`stats`] makes few numbers of many, [`usage`] asks the kernel what
-//! something cost, [`report`] writes tables and files; [`first_packet`], [`forward`], [`forward_udp`], [`load`], [`scale`], [`schedulers`],
+//! something cost, [`report`] writes tables and files; [`churn`], [`first_packet`], [`forward`], [`forward_udp`], [`hitless`], [`load`], [`scale`], [`schedulers`],
 //! [`split`] and [`live`] are the measurements.
 //!
 //! Invariant: speed is printed, never asserted. A run fails only when something could not be measured.
 
+mod churn;
 mod cluster;
 mod first_packet;
 mod forward;
 mod forward_udp;
+mod hitless;
 mod live;
 mod load;
 mod read;
@@ -57,6 +59,10 @@ enum Measurement {
     ForwardPeer(forward::Own),
     /// Datagrams through the userspace forwarder, against nginx and the direct path; needs nginx with its stream module
     ForwardUdp(forward_udp::Options),
+    /// A million events of churn: memory, maps and numbers of the daemon
+    Churn(churn::Options),
+    /// New connections that fail while the daemon is killed and other Services change
+    Hitless(hitless::Options),
     /// Time to program 100,000 endpoints from nothing, against a raw encoder; and the time of a single change
     Load(load::Options),
     /// Reading a map back: listing it, against asking for its elements by key
@@ -81,6 +87,8 @@ fn main() -> anyhow::Result<()> {
         Measurement::Forward(options) => forward::run(&options, cli.common.out),
         Measurement::ForwardPeer(own) => forward::serve(own),
         Measurement::ForwardUdp(options) => forward_udp::run(&options, cli.common.out),
+        Measurement::Churn(options) => churn::run(&options, cli.common.out),
+        Measurement::Hitless(options) => hitless::run(&options, cli.common.out),
         Measurement::Load(options) => load::run(&options, cli.common.out),
         Measurement::Read(options) => read::run(&options, cli.common.out),
         Measurement::Scale(options) => scale::run(&options, cli.common.out),

@@ -139,10 +139,31 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
         vanished.filter_map(|(key, edit)| Some((key, edit.before.as_ref()?))).take(gone)
     }
 
-    /// Forgets edits of elements that appear or vanish; what is left are new values for keys that stay.
-    pub fn retain_changing(&mut self) {
-        self.edits.retain(|_, edit| edit.before.is_some() && edit.after.is_some());
-        (self.befores, self.afters) = (self.edits.len(), self.edits.len());
+    /// What elements have that are there and get another value.
+    pub fn replaced(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
+        let both = self.befores + self.afters - self.len();
+        let replaced = self.edits.iter().filter(|(_, edit)| edit.after.is_some());
+        replaced.filter_map(|(key, edit)| Some((key, edit.before.as_ref()?))).take(both)
+    }
+
+    /// Takes the edits out that are meant.
+    pub(super) fn split_off(&mut self, mut is_meant: impl FnMut(&K, &Edit<V>) -> bool) -> Self {
+        let all = std::mem::take(&mut self.edits);
+        let (meant, rest) = all.into_iter().partition(|(key, edit)| is_meant(key, edit));
+        *self = Self::counted(rest);
+        Self::counted(meant)
+    }
+
+    /// Takes over edits of other elements.
+    pub(super) fn append(&mut self, mut others: Self) {
+        self.edits.append(&mut others.edits);
+        (self.befores, self.afters) = (self.befores + others.befores, self.afters + others.afters);
+    }
+
+    fn counted(edits: BTreeMap<K, Edit<V>>) -> Self {
+        let befores = edits.values().filter(|edit| edit.before.is_some()).count();
+        let afters = edits.values().filter(|edit| edit.after.is_some()).count();
+        Self { edits, befores, afters }
     }
 
     /// How many elements differ.
@@ -188,6 +209,22 @@ impl Delta {
     /// How many elements differ.
     pub fn len(&self) -> usize {
         self.v4.len() + self.v6.len()
+    }
+
+    /// What differs, in words: `IPv4: endpoints: 2 missing, 1 wrong, 3 too many`; by family and kind of element.
+    pub fn summary(&self) -> String {
+        let mut words = Vec::new();
+        for family in Family::ALL {
+            self.table(family).for_each_kind(|kind, created, changed, vanished| {
+                let counts = [(created, "missing"), (changed, "wrong"), (vanished, "too many")];
+                let counts = counts.iter().filter(|(count, _)| *count > 0);
+                let counts: Vec<_> = counts.map(|(count, what)| format!("{count} {what}")).collect();
+                if !counts.is_empty() {
+                    words.push(format!("{family}: {}: {}", kind.replace('_', " "), counts.join(", ")));
+                }
+            });
+        }
+        words.join("; ")
     }
 }
 
@@ -238,6 +275,19 @@ mod tests {
         assert_eq!(edits.created().map(keys).collect::<Vec<_>>(), [("new", 1)]);
         assert_eq!(edits.changed().map(keys).collect::<Vec<_>>(), [("other", 2)]);
         assert_eq!(edits.vanished().map(keys).collect::<Vec<_>>(), [("gone", 3)]);
+    }
+
+    #[test]
+    fn what_differs_is_said_in_words() {
+        use super::super::{ClusterIp, Hairpin};
+        let mut delta = Delta::default();
+        assert_eq!(delta.summary(), "");
+        let address = |last: u8| std::net::IpAddr::from([10, 0, 0, last]);
+        delta.v4.cluster_ips.note(address(1), None, Some(ClusterIp));
+        delta.v4.cluster_ips.note(address(2), None, Some(ClusterIp));
+        delta.v4.cluster_ips.note(address(3), Some(ClusterIp), None);
+        delta.v6.hairpins.note(address(4), None, Some(Hairpin));
+        assert_eq!(delta.summary(), "IPv4: cluster ips: 2 missing, 1 too many; IPv6: hairpins: 1 missing");
     }
 
     #[test]

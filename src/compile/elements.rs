@@ -124,6 +124,15 @@ macro_rules! maps {
                 self.len() == 0
             }
 
+            /// Tells of each kind of element how many are new, get another value, and vanish.
+            pub(super) fn for_each_kind(&self, mut tell: impl FnMut(&str, usize, usize, usize)) {
+                $({
+                    let edits = &self.$field;
+                    let (new, gone) = (edits.created().count(), edits.vanished().count());
+                    tell(stringify!($field), new, edits.len() - new - gone, gone);
+                })*
+            }
+
             /// Moves the desired elements of `part` (every `before` empty) over, except those that a kernel already has like that;
             /// what it has otherwise is taken along. Leaves in `actual` what `part` says nothing of.
             pub(super) fn take_differing(&mut self, part: &mut TableDelta, actual: &mut TableImage) {

@@ -593,13 +593,13 @@ impl Controller {
         let found = if as_adopted { adopted } else { self.read_again()? };
         if self.plane.is_vacant() {
             let applied = self.plane.build(|take| self.engine.everything_in_parts(PART, take))?;
-            self.repaired(applied);
+            self.repaired(applied, || "the tables were gone".to_owned());
             return Ok(applied);
         }
         let difference = self.engine.difference(found);
         debug!(elements = difference.len(), "compared with the kernel");
         let applied = self.plane.apply(&difference)?;
-        self.repaired(applied);
+        self.repaired(applied, || difference.summary());
         Ok(applied)
     }
 
@@ -613,10 +613,10 @@ impl Controller {
     }
 
     /// Everything is as it should be again; the first load is no repair.
-    fn repaired(&self, applied: Applied) {
+    fn repaired(&self, applied: Applied, differed: impl FnOnce() -> String) {
         if self.loading_since.is_none() {
-            let elements = applied.elements;
-            info!(elements, "compared our tables with what is desired and put right what differed");
+            let (elements, differed) = (applied.elements, differed());
+            info!(elements, differed, "compared our tables with what is desired and put right what differed");
             metrics::repaired(elements);
         }
     }

@@ -1,7 +1,7 @@
 //! Reading what is there, in both ways: by listing whole maps, and by asking for the elements that somebody can reach. Whatever a
 //! predecessor or a stranger left, both find the same, and a start puts it right.
 
-use pointsman::compile::Delta;
+use pointsman::compile::Phases;
 use pointsman::kernel::{DataPlane, Ownership, Reading};
 use pointsman::lab::Namespace;
 use pointsman::model::Family;
@@ -95,23 +95,6 @@ fn elements_that_were_changed_are_put_right() {
     });
 }
 
-/// The parts of a large change in the order in which the data plane programs them: slots that were not there, all that is referred
-/// to, slots that are no longer.
-fn phases(delta: &Delta) -> [Delta; 3] {
-    let [mut ahead, mut middle, mut behind] = [Delta::default(), delta.clone(), Delta::default()];
-    for family in Family::ALL {
-        let whole = &delta.table(family).endpoints;
-        for (key, slot) in whole.created() {
-            ahead.table_mut(family).endpoints.note(*key, None, Some(slot.clone()));
-        }
-        for (key, slot) in whole.vanished() {
-            behind.table_mut(family).endpoints.note(*key, Some(slot.clone()), None);
-        }
-        middle.table_mut(family).endpoints.retain_changing();
-    }
-    [ahead, middle, behind]
-}
-
 #[test]
 fn a_large_change_that_was_cut_short_is_finished() {
     for reading in WAYS {
@@ -122,7 +105,8 @@ fn a_large_change_that_was_cut_short_is_finished() {
             first.take(&changed);
             crowd(100).iter().for_each(|object| first.forget(object));
             let delta = first.engine.compile().delta;
-            for phase in &phases(&delta)[..survived] {
+            let phases = Phases::of_large(&delta);
+            for phase in &[&phases.ahead, &*phases.now, &phases.behind][..survived] {
                 first.plane.apply(phase).expect("the kernel takes a phase");
             }
             first.die(&inside);

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 
 use nft::{Element, TableFlags, Transaction};
 
-use super::CHUNK;
 use crate::compile::layout::{DedicatedChain, Locality, Plan};
 use crate::compile::{Edits, TableDelta, TableImage, each_map};
 use crate::kernel::chains;
@@ -115,10 +114,10 @@ impl TableState {
         write::add_all(transaction, self.family, delta);
     }
 
-    pub(super) fn check_room(&self, delta: &TableDelta) -> Result<(), KernelError> {
+    /// Whether what is added fits; with `overlap` before anything goes.
+    pub(super) fn check_room(&self, delta: &TableDelta, overlap: bool) -> Result<(), KernelError> {
         let mut counts = self.counts.clone();
-        if delta.len() > CHUNK {
-            // In phases, slots that are new come before slots that go.
+        if overlap {
             ahead(delta, &mut counts);
         } else {
             count(delta, &mut counts);

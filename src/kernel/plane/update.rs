@@ -1,6 +1,9 @@
 //! The order in which a difference reaches the kernel: the first load, changes of ordinary size, large ones in phases, and the chains
 //! that are left over.
 
+use std::thread;
+use std::time::Duration;
+
 use nft::Transaction;
 use nix::errno::Errno;
 
@@ -8,13 +11,17 @@ use super::table::{TableState, sizes_for};
 use super::work::Work;
 use super::{CHUNK, DataPlane};
 use crate::compile::layout::TABLE;
-use crate::compile::{Delta, TableDelta, each_map};
+use crate::compile::{Delta, Phases, TableDelta, each_map};
 use crate::kernel::chains;
 use crate::kernel::encode::{Mapped, nft_family};
 use crate::kernel::error::KernelError;
 use crate::kernel::skeleton;
 use crate::kernel::write::{self, add_chains};
 use crate::model::Family;
+
+/// Before what packets on their way may still look for is taken away. Between two of their questions lies less than a microsecond, unless the
+/// host takes the CPU away just then.
+const PASSAGE: Duration = Duration::from_millis(1);
 
 impl DataPlane {
     /// Builds what is missing: structure, then elements in chunks, then the base chains, so that no packet meets half a table.
@@ -69,8 +76,11 @@ impl DataPlane {
 
     /// Changes elements of tables that are whole.
     pub(super) fn update(&mut self, delta: &Delta, work: &mut Work) -> Result<(), KernelError> {
+        // Everything at once, unless it is too much, or packets may be on their way to what goes.
+        let small = (delta.len() <= CHUNK).then(|| Phases::of_small(delta));
+        let overlap = small.as_ref().is_none_or(|phases| !phases.behind.is_empty());
         for state in &self.tables {
-            state.check_room(delta.table(state.family))?;
+            state.check_room(delta.table(state.family), overlap)?;
         }
         work.elements += self.tables.iter().map(|state| delta.table(state.family).len()).sum::<usize>();
         // Chains first, before anything leads to them: a packet keeps the generation of rules that it began with, while every lookup
@@ -80,16 +90,20 @@ impl DataPlane {
             state.add_missing_chains(&mut self.transaction, delta.table(state.family));
         }
         self.commit(work)?;
-        if delta.len() <= CHUNK {
-            self.transaction.clear();
-            for state in &mut self.tables {
-                let delta = delta.table(state.family);
-                write::remove_all(&mut self.transaction, state.family, delta);
-                state.add_elements(&mut self.transaction, delta);
+        // Into tables that no packet sees yet everything comes in small pieces.
+        let unseen = |state: &TableState| !state.active && state.counts.is_empty();
+        match small {
+            Some(phases) => self.update_in_phases(&phases, work)?,
+            None if self.tables.iter().all(unseen) => {
+                for family in self.families().collect::<Vec<_>>() {
+                    each_map!(TableDelta, delta.table(family), |edits| self.add_in_chunks(
+                        family,
+                        edits.added(),
+                        work
+                    )?);
+                }
             }
-            self.commit(work)?;
-        } else {
-            self.update_in_phases(delta, work)?;
+            None => self.update_in_phases(&Phases::of_large(delta), work)?,
         }
         for state in &mut self.tables {
             state.applied(delta.table(state.family));
@@ -97,40 +111,33 @@ impl DataPlane {
         Ok(())
     }
 
-    /// A large difference. First come slots that were not there: no frontend refers to them yet. Then, in one transaction, all
-    /// that changes or is referred to. Last go slots that nobody refers to any more. Into a table that no packet sees yet
-    /// everything comes in small pieces.
-    fn update_in_phases(&mut self, delta: &Delta, work: &mut Work) -> Result<(), KernelError> {
-        let unseen = |state: &TableState| !state.active && state.counts.is_empty();
-        if self.tables.iter().all(unseen) {
-            for index in 0..self.tables.len() {
-                let family = self.tables[index].family;
-                each_map!(TableDelta, delta.table(family), |edits| self.add_in_chunks(family, edits.added(), work)?);
-            }
-            return Ok(());
-        }
-        let mut middle = delta.clone();
+    /// First slots that were not there: no frontend refers to them yet. Then, in one transaction, all that changes or is referred to.
+    /// Last what nobody refers to any more.
+    fn update_in_phases(&mut self, phases: &Phases<'_>, work: &mut Work) -> Result<(), KernelError> {
         for family in self.families().collect::<Vec<_>>() {
-            let (whole, table) = (delta.table(family), middle.table_mut(family));
-            macro_rules! add_ahead {
-                ($($map:ident),*) => {$(
-                    self.add_in_chunks(family, whole.$map.created(), work)?;
-                    table.$map.retain_changing();
-                )*};
-            }
-            add_ahead!(endpoints, members, member_slots);
+            let table = phases.ahead.table(family);
+            each_map!(TableDelta, table, |edits| self.add_in_chunks(family, edits.added(), work)?);
         }
         self.transaction.clear();
         for state in &mut self.tables {
-            write::remove_all(&mut self.transaction, state.family, middle.table(state.family));
-            state.add_elements(&mut self.transaction, middle.table(state.family));
+            write::remove_all(&mut self.transaction, state.family, phases.now.table(state.family));
+            state.add_elements(&mut self.transaction, phases.now.table(state.family));
         }
         self.commit(work)?;
+        if phases.behind.is_empty() {
+            return Ok(());
+        }
+        thread::sleep(PASSAGE);
+        if phases.behind.len() <= CHUNK {
+            self.transaction.clear();
+            for state in &self.tables {
+                write::remove_all(&mut self.transaction, state.family, phases.behind.table(state.family));
+            }
+            return self.commit(work);
+        }
         for family in self.families().collect::<Vec<_>>() {
-            let table = delta.table(family);
-            self.remove_in_chunks(family, table.endpoints.vanished(), work)?;
-            self.remove_in_chunks(family, table.member_slots.vanished(), work)?;
-            self.remove_in_chunks(family, table.members.vanished(), work)?;
+            let table = phases.behind.table(family);
+            each_map!(TableDelta, table, |edits| self.remove_in_chunks(family, edits.removed(), work)?);
         }
         Ok(())
     }

@@ -144,6 +144,11 @@ impl Backoff {
     pub(super) fn reset(&mut self) {
         self.next = self.first;
     }
+
+    /// Whether there was a failure since the last reset.
+    pub(super) fn is_raised(&self) -> bool {
+        self.next > self.first
+    }
 }
 
 // === impl Trouble ===
@@ -193,6 +198,33 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.delay() <= timing.backoff_first);
+    }
+
+    /// An hour without a server: few attempts, and no two nodes make theirs at the same times.
+    #[test]
+    fn an_hour_of_trouble_is_few_attempts_at_times_of_ones_own() {
+        let hour = Duration::from_secs(3600);
+        let attempts = || {
+            let mut backoff = Backoff::new(&Timing::default());
+            let mut at = Duration::ZERO;
+            std::iter::from_fn(move || {
+                at += backoff.delay();
+                (at < hour).then_some(at)
+            })
+            .collect::<Vec<_>>()
+        };
+        let nodes: Vec<_> = (0..100).map(|_| attempts()).collect();
+        for attempts in &nodes {
+            assert!((120..400).contains(&attempts.len()), "{} attempts in an hour", attempts.len());
+        }
+        // In no tenth of a second of the last half hour does a tenth of all nodes come.
+        let mut busy = std::collections::BTreeMap::<u128, usize>::new();
+        nodes
+            .iter()
+            .flatten()
+            .filter(|at| **at > hour / 2)
+            .for_each(|at| *busy.entry(at.as_millis() / 100).or_default() += 1);
+        assert!(busy.values().all(|count| *count < 10), "{:?}", busy.values().max());
     }
 
     #[test]

@@ -179,7 +179,9 @@ impl<K: Watched> Watch<K> {
         self.cut_short = 0;
         debug!(kind = K::KIND.name(), version, "API server: listed");
         self.version = Some(version);
-        self.well();
+        // The next wait is none the shorter for it: a server whose watches expire as soon as they begin would be listed from again and
+        // again. Only a watch that lasts shows that all is well.
+        self.trouble.end();
         Ok(())
     }
 
@@ -273,7 +275,8 @@ impl<K: Watched> Watch<K> {
         let mut heard = None;
         loop {
             let settled = opened + self.timing.settled;
-            let limit = if self.trouble.is_on() { settled.min(over) } else { over };
+            let unsettled = self.trouble.is_on() || self.backoff.is_raised();
+            let limit = if unsettled { settled.min(over) } else { over };
             let line = match timeout_at(limit, events.next()).await {
                 Ok(line) => line,
                 Err(_) if limit < over => {
@@ -293,6 +296,12 @@ impl<K: Watched> Watch<K> {
             let event = decode::event::<K>(&line.map_err(broken_off)?);
             heard = Some(Instant::now());
             let reached = match event {
+                Decoded::Event(
+                    WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object),
+                ) if self.is_past(object.meta().resource_version.as_deref()) => {
+                    debug!(kind = K::KIND.name(), object = %key_of(object.meta()), "API server: an event from the past is passed over");
+                    None
+                }
                 Decoded::Event(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
                     let version = object.meta().resource_version.clone();
                     self.ledger.apply(object).await?;
@@ -321,6 +330,14 @@ impl<K: Watched> Watch<K> {
             }
             self.well();
         }
+    }
+
+    /// Whether everything up to this version, and with it what it brings, has been told. Versions of one kind can be compared
+    /// (KEP-5504); one that is no number is taken for news.
+    fn is_past(&self, version: Option<&str>) -> bool {
+        let number = |version: &str| version.parse::<u64>().ok();
+        let reached = self.version.as_deref().and_then(number);
+        version.and_then(number).zip(reached).is_some_and(|(version, reached)| version < reached)
     }
 
     /// Opens a watch; the second value is when it has to be over.
