@@ -4,7 +4,7 @@
 //! says on standard error, and what `nft` lists. Every test has a lab of its own, so all of them run at once.
 //!
 //! Where things are: `manifests` a directory as the source; `api` an API server as the source; `flags` what the command line does and how
-//! starts fail; `guard` what others do to our tables; `input` objects that are wrong; `observe` health, metrics and Events; `node` our Node when it is late; `settings` each
+//! starts fail; `guard` what others do to our tables; `life` kills at the worst moments, upgrades; `input` objects that are wrong; `observe` health, metrics and Events; `node` our Node when it is late; `settings` each
 //! setting, seen from outside; `status` what the daemon tells over its socket; `swap` taking over from another proxy and back; `live` schedulers that go by counts of connections;
 //! `tuning` weights, shares, slow start and drain; `daemon` the child process.
 
@@ -20,6 +20,8 @@ mod forward;
 mod guard;
 #[path = "e2e/input.rs"]
 mod input;
+#[path = "e2e/life.rs"]
+mod life;
 #[path = "e2e/live.rs"]
 mod live;
 #[path = "e2e/manifests.rs"]

@@ -320,6 +320,44 @@ fn a_service_that_changes_its_type_every_10_ms_disturbs_nobody() {
 }
 
 #[test]
+fn a_slice_whose_thousand_endpoints_flap_every_10_ms_disturbs_nobody() {
+    let lab = bed(3);
+    let mut cluster = Cluster::start(&lab, StreamingLists::Supported, &shop("rest", 9, &pods([3])));
+    let (quiet, inside) = (Quiet::now(&lab), lab.node().namespace());
+    let client = Restless::start(lab.client(0), &frontends(9, 80));
+    // As many as a slice may have, the two that are there among them.
+    let here: Vec<IpAddr> = pods(1..=2).iter().map(|pod| pod.v4.into()).collect();
+    let all: Vec<IpAddr> = (2..1000u32).map(|number| IpAddr::from(Ipv4Addr::from(0x0a80_0000 + number))).collect();
+    let all = [here.clone(), all].concat();
+    let flapping = |ready: &[IpAddr]| slice_of("flap", "IPv4", ready, &[("http", "TCP", TCP)]);
+    let service = service_at("flap", &["10.96.0.1"], &[HTTP]);
+    cluster.apply(&[service.clone(), flapping(&all)]);
+    let begin = Instant::now();
+    let mut turn = 0;
+    while begin.elapsed() < Duration::from_secs(3) {
+        turn += 1;
+        // All of them, every other, none, and all but one.
+        let ready: Vec<_> = match turn % 4 {
+            0 => all.clone(),
+            1 => all.iter().copied().step_by(2).collect(),
+            2 => Vec::new(),
+            _ => all[1..].to_vec(),
+        };
+        cluster.apply(&[flapping(&ready)]);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    cluster.apply(&[flapping(&here)]);
+    let rest = 2;
+    eventually("the last state", || elements(inside, "ip", "endpoints").len() == here.len() + rest);
+    assert_eq!(names(&tally(lab.client(0), frontends(1, 80)[0], 30)), ["web-1", "web-2"]);
+    cluster.delete(&[service, flapping(&here)]);
+    quiet.comes_back(&lab);
+    client.assert_uninterrupted("a slice that flaps");
+    assert_eq!(cluster.daemon.count(&["WARN"]) + cluster.daemon.count(&["ERROR"]), 0, "{:#?}", cluster.daemon.said());
+    cluster.daemon.assert_alive();
+}
+
+#[test]
 fn slices_of_a_service_that_never_comes_leave_no_trace() {
     let lab = bed(2);
     let mut cluster = Cluster::start(&lab, StreamingLists::Supported, &shop("rest", 9, &pods([2])));

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
+use crate::daemon;
 use crate::report::{Csv, Report, Table};
 use crate::stats::quantile;
 use clients::{End, SLOW, Sample};
@@ -68,9 +69,7 @@ enum Scenario {
 /// Measures, prints and writes.
 pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
     anyhow::ensure!(options.rate > 0 && options.seconds > 1 && options.kill_every > 0, "nothing to measure");
-    let beside = || Ok::<_, std::io::Error>(std::env::current_exe()?.with_file_name("kube-proxy"));
-    let binary = options.kube_proxy.clone().map_or_else(beside, Ok)?;
-    anyhow::ensure!(binary.exists(), "no daemon at {}: build it, or say where it is", binary.display());
+    let binary = daemon::binary(options.kube_proxy.as_deref())?;
     let name = format!("hitless-{}", options.services);
     let mut report = Report::begin(&name, out)?;
     report.say(format!(
@@ -79,7 +78,7 @@ pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
         stage::FRONTENDS,
         options.services
     ));
-    let mut stage = Stage::build(options.services, &binary)?;
+    let mut stage = Stage::build(options.services, binary)?;
     let mut seconds = Csv::new("scenario,second,connections,failing,slow,late,p50_us,p99_us,longest_us");
     let mut failing = Csv::new("scenario,at_ms,frontend,end,took_us");
     let mut events = Csv::new("scenario,at_ms,event");

@@ -5,13 +5,14 @@
 //! What each one measures, and how to read it, is in `bench/README.md`.
 //!
 //! Where things are: [`cluster`] makes Kubernetes objects, [`stats`] makes few numbers of many, [`usage`] asks the kernel what
-//! something cost, [`report`] writes tables and files; [`churn`], [`first_packet`], [`forward`], [`forward_udp`], [`hitless`], [`load`], [`scale`], [`schedulers`],
+//! something cost, [`daemon`] is the program as a child process, [`report`] writes tables and files; [`churn`], [`first_packet`], [`forward`], [`forward_udp`], [`hitless`], [`load`], [`scale`], [`schedulers`],
 //! [`split`] and [`live`] are the measurements.
 //!
 //! Invariant: speed is printed, never asserted. A run fails only when something could not be measured.
 
 mod churn;
 mod cluster;
+mod daemon;
 mod first_packet;
 mod forward;
 mod forward_udp;

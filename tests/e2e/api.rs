@@ -19,14 +19,14 @@ const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 const NODES: &str = "/api/v1/nodes";
 
 /// An API server inside the node that has these objects, and a kubeconfig for it.
-fn server(lab: &Lab, objects: &[Value]) -> (ApiDouble, TempDir) {
+pub(super) fn server(lab: &Lab, objects: &[Value]) -> (ApiDouble, TempDir) {
     let double = lab.node().run(ApiDouble::start);
     apply(&double, objects);
     double.apply(node("n1", &[("InternalIP", "192.168.50.1")]));
     (double, tempfile::tempdir().expect("a directory"))
 }
 
-fn start(lab: &Lab, double: &ApiDouble, directory: &TempDir) -> Daemon {
+pub(super) fn start(lab: &Lab, double: &ApiDouble, directory: &TempDir) -> Daemon {
     let kubeconfig = double.kubeconfig(directory.path());
     Daemon::start(lab.node(), &["--kubeconfig", kubeconfig.to_str().expect("UTF-8")])
 }
@@ -35,7 +35,7 @@ fn answering(lab: &Lab, number: u8) -> Vec<String> {
     tally(lab.client(0), frontends(number, 80)[0], 30).into_keys().collect()
 }
 
-fn apply(double: &ApiDouble, objects: &[Value]) {
+pub(super) fn apply(double: &ApiDouble, objects: &[Value]) {
     for object in objects {
         double.apply(object.clone());
     }

@@ -139,9 +139,14 @@ impl Daemon {
         assert!(ended.is_none(), "the daemon should live; {ended:?} after {:#?}", self.said());
     }
 
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("it lives");
+    }
+
     /// Sends a signal and waits for the end.
     pub fn end(mut self, signal: Signal) -> ExitStatus {
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("it lives");
+        self.signal(signal);
         let status = self.child.wait().expect("a child of ours");
         if let Some(reader) = self.reader.take() {
             reader.join().expect("no panic");

@@ -87,7 +87,10 @@ fn a_frontend_passes_to_another_port_and_to_another_service_in_one_batch() {
         };
         let service = scheduled(service("web", 1, &[(name, "TCP", 80), DNS]), scheduler);
         let applied = proxy.put(&[vec![service], slices("web", &pods(1..=2)).map(renamed).to_vec()].concat());
-        assert_eq!(applied.transactions, 2, "round {round}: all at once, but for the round robin's chain: {applied:?}");
+        assert_eq!(
+            applied.transactions, 3,
+            "round {round}: a chain, all at once, and then the pools left: {applied:?}"
+        );
         client.wait_for(3);
     }
     // The Service is renamed: the frontends go from one to the other.
@@ -99,6 +102,77 @@ fn a_frontend_passes_to_another_port_and_to_another_service_in_one_batch() {
     }
     client.assert_uninterrupted("frontends that change hands");
     proxy.assert_exact("after changing hands");
+}
+
+/// A packet between two lookups has read the number of a pool that goes with its Service: its endpoints stay for a moment longer.
+#[test]
+fn a_frontend_that_passes_on_and_on_loses_no_connection() {
+    let lab = bed(2);
+    let owner = |round: usize| shop(&format!("owner-{round}"), 1, &pods([1 + round % 2]));
+    let mut proxy = Proxy::serving(lab.node().namespace(), &owner(0));
+    let clients = [lab.client(0), lab.node()].map(|from| Restless::start(from, &frontends(1, 80)));
+    for round in 1..=150 {
+        owner(round - 1).iter().for_each(|object| proxy.forget(object));
+        let applied = proxy.put(&owner(round));
+        assert!(applied.transactions <= 2, "all at once, and then what was left: {applied:?}");
+    }
+    for client in clients {
+        client.assert_uninterrupted("a frontend that passes on and on");
+    }
+    proxy.assert_exact("after all");
+}
+
+/// What was in other maps from one commit to the next is looked for by packets on their way.
+#[test]
+fn affinity_and_schedulers_that_come_and_go_cost_no_connection() {
+    let lab = bed(2);
+    let mut proxy = Proxy::serving(lab.node().namespace(), &shop("web", 1, &pods(1..=2)));
+    let clients = [lab.client(0), lab.node()].map(|from| Restless::start(from, &frontends(1, 80)));
+    for round in 0..120 {
+        let scheduler = ["random", "rr", "sh"][round % 3];
+        let mut web = scheduled(service("web", 1, &[HTTP, DNS]), scheduler);
+        if round % 2 == 0 {
+            web["spec"]["sessionAffinity"] = "ClientIP".into();
+        }
+        proxy.put(&[web]);
+    }
+    for client in clients {
+        client.assert_uninterrupted("affinity on and off");
+    }
+    proxy.assert_exact("after all");
+}
+
+#[test]
+fn a_service_is_recreated_with_another_address_in_one_batch() {
+    let lab = bed(2);
+    let mut proxy = Proxy::serving(lab.node().namespace(), &shop("web", 1, &pods(1..=2)));
+    for round in 0..4u8 {
+        let (from, to) = (1 + round % 2 * 8, 9 - round % 2 * 8);
+        shop("web", from, &pods(1..=2)).iter().for_each(|object| proxy.forget(object));
+        proxy.put(&shop("web", to, &pods([2])));
+        for family in 0..2 {
+            assert_eq!(names(&tally(lab.client(0), frontends(to, 80)[family], 10)), ["web-2"], "round {round}");
+            assert_silent(lab.client(0), frontends(from, 80)[family], "the old address");
+        }
+        proxy.assert_exact("recreated");
+    }
+}
+
+#[test]
+fn deletions_of_what_nobody_knows_are_no_work() {
+    let lab = bed(1);
+    let mut proxy = Proxy::serving(lab.node().namespace(), &shop("web", 1, &pods([1])));
+    let unknown = [shop("web-2", 2, &pods([1])), shop("", 3, &[])].concat();
+    let applied = proxy.delete(&unknown);
+    assert_eq!((applied.elements, applied.transactions), (0, 0), "{applied:?}");
+    // Twice, and in the batch that makes it.
+    let cart = shop("cart", 2, &pods([1]));
+    proxy.take(&cart);
+    let applied = proxy.delete(&cart);
+    assert_eq!((applied.elements, applied.transactions), (0, 0), "{applied:?}");
+    proxy.delete(&shop("web", 1, &[]));
+    assert_eq!(proxy.delete(&shop("web", 1, &[])).elements, 0, "a second time");
+    proxy.assert_exact("after all");
 }
 
 #[test]

@@ -1,20 +1,19 @@
 //! The lab, the cluster, the daemon, and what happens to them.
 
-use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use api_double::{ApiDouble, endpoint_slice, node, service};
 use nft::{Connection, Family, Transaction};
+use nix::sys::signal::Signal;
 use pointsman::lab::{Host, Lab, Listen};
 use serde_json::json;
 
 use super::Scenario;
 use crate::cluster;
+use crate::daemon::Daemon;
 
 /// How many frontends are connected to.
 pub const FRONTENDS: usize = SCHEDULERS.len() * 2;
@@ -53,13 +52,6 @@ pub struct Happened {
     pub events: Vec<(Duration, &'static str)>,
 }
 
-/// A running `kube-proxy`; dropping it kills it.
-struct Daemon {
-    child: Child,
-    started: Instant,
-    lines: mpsc::Receiver<(Instant, String)>,
-}
-
 /// Where clients connect to.
 pub fn frontends() -> Vec<SocketAddr> {
     let both = (1..=SCHEDULERS.len()).flat_map(|number| addresses(number as u8));
@@ -74,7 +66,7 @@ fn addresses(number: u8) -> [IpAddr; 2] {
 
 impl Stage {
     /// Builds everything, and waits until it is programmed.
-    pub fn build(others: u32, binary: &Path) -> anyhow::Result<Self> {
+    pub fn build(others: u32, binary: PathBuf) -> anyhow::Result<Self> {
         let names: Vec<String> = (1..=PODS).map(|number| format!("web-{number}")).collect();
         let mut lab = Lab::builder().prefix("pm-bench").pods(names.clone()).build()?;
         for name in &names {
@@ -109,7 +101,7 @@ impl Stage {
             double.apply(other_slice(number, 0));
         }
         let directory = tempfile::tempdir()?;
-        let mut stage = Self { lab, double, binary: binary.to_owned(), directory, others, daemon: None };
+        let mut stage = Self { lab, double, binary, directory, others, daemon: None };
         stage.start()?;
         stage.daemon.as_mut().context("just started")?.ready()?;
         Ok(stage)
@@ -121,7 +113,7 @@ impl Stage {
 
     fn start(&mut self) -> anyhow::Result<()> {
         let kubeconfig = self.double.kubeconfig(self.directory.path());
-        self.daemon = Some(Daemon::start(self.lab.node(), &self.binary, &kubeconfig)?);
+        self.daemon = Some(Daemon::start(self.lab.node().namespace(), &self.binary, &kubeconfig)?);
         Ok(())
     }
 
@@ -163,7 +155,7 @@ impl Stage {
                 self.double.apply(other_slice(number, (step as usize + 1) % 2));
                 happened.changes += 1;
             }
-            if let Some(took) = self.daemon.as_mut().context("one runs")?.heard()? {
+            if let Some(took) = self.daemon.as_mut().context("one runs")?.loaded()? {
                 happened.started.push(took);
                 happened.events.push((begin.elapsed(), "programmed"));
             }
@@ -174,9 +166,7 @@ impl Stage {
     }
 
     fn kill(&mut self, begin: Instant, happened: &mut Happened) -> anyhow::Result<()> {
-        let mut daemon = self.daemon.take().context("one runs")?;
-        daemon.child.kill()?;
-        daemon.child.wait()?;
+        self.daemon.take().context("one runs")?.end(Signal::SIGKILL)?;
         happened.kills += 1;
         happened.events.push((begin.elapsed(), "killed"));
         Ok(())
@@ -206,56 +196,5 @@ fn remove_tables() -> anyhow::Result<()> {
             Err(error) if begin.elapsed() > PATIENCE => return Err(error.into()),
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
-    }
-}
-
-// === impl Daemon ===
-
-impl Daemon {
-    fn start(node: &Host, binary: &Path, kubeconfig: &Path) -> anyhow::Result<Self> {
-        let mut command = Command::new(binary);
-        command.args(["--hostname-override=n1", "--kubeconfig"]).arg(kubeconfig);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        for variable in ["RUST_LOG", "KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"] {
-            command.env_remove(variable);
-        }
-        let started = Instant::now();
-        let mut child = node.spawn(command).context("starting the daemon")?;
-        let stderr = BufReader::new(child.stderr.take().context("its standard error")?);
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            stderr.lines().map_while(Result::ok).for_each(|line| drop(sender.send((Instant::now(), line))));
-        });
-        Ok(Self { child, started, lines })
-    }
-
-    /// Waits until everything known is programmed.
-    fn ready(&mut self) -> anyhow::Result<()> {
-        while self.started.elapsed() < PATIENCE {
-            if self.heard()?.is_some() {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        bail!("the daemon programmed nothing in {PATIENCE:?}")
-    }
-
-    /// How long the start took, once, when everything known is programmed.
-    fn heard(&mut self) -> anyhow::Result<Option<Duration>> {
-        loop {
-            match self.lines.recv_timeout(Duration::ZERO) {
-                Ok((at, line)) if line.contains("first load programmed") => return Ok(Some(at - self.started)),
-                Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) => return Ok(None),
-                Err(RecvTimeoutError::Disconnected) => bail!("the daemon ended: {:?}", self.child.wait()?),
-            }
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
