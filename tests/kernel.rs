@@ -5,14 +5,16 @@
 //! bare namespace.
 //!
 //! Where things are: `traffic` who answers; `schedulers` who answers whom; `rings` slots that are dealt again; `change` how changes look from
-//! outside; `large` what needs many elements; `adopt` what a start makes of what is there, `reading` the two ways of finding out; `watch`
-//! what others do to our tables; `redirects` who carries what is left to the
-//! forwarder; `golden` how the ruleset reads.
+//! outside; `large` what needs many elements; `churn` what thousands of changes leave; `adopt` what a start makes of what is there, `reading`
+//! the two ways of finding out; `watch` what others do to our tables; `redirects` who carries what is left to the forwarder; `golden` how
+//! the ruleset reads.
 
 #[path = "kernel/adopt.rs"]
 mod adopt;
 #[path = "kernel/change.rs"]
 mod change;
+#[path = "kernel/churn.rs"]
+mod churn;
 #[path = "kernel/golden.rs"]
 mod golden;
 #[path = "kernel/large.rs"]

@@ -2,7 +2,6 @@
 //! that open connections all the time may not notice any of it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -27,6 +26,15 @@ const TRIES: usize = 8;
 
 /// Watches the node's ruleset from outside, by generations: each commit makes a new one.
 struct Witness(Connection);
+
+/// Stops whoever looks at it when it goes.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 // === impl Witness ===
 
@@ -194,12 +202,13 @@ fn kills_and_churn_of_others_cost_no_connection() {
         daemon.hear(&["\"first load programmed\""]);
         daemon
     };
-    let mut daemon = serving();
+    let mut daemon = Some(serving());
     let targets: Vec<SocketAddr> = (1..=5).flat_map(|number| frontends(number, 80)).collect();
     let clients = [lab.client(0), lab.node()].map(|from| Restless::start(from, &targets));
-    let stop = Arc::new(AtomicBool::new(false));
-    let changes = AtomicUsize::new(0);
+    let (stop, changes) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
+        // Also when the test fails, or the thread would be waited for without end.
+        let _stop = StopAtEnd(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 let step = changes.fetch_add(1, Ordering::Relaxed);
@@ -210,11 +219,10 @@ fn kills_and_churn_of_others_cost_no_connection() {
         });
         for _ in 0..6 {
             clients.iter().for_each(|client| client.wait_for(100));
-            daemon.end(Signal::SIGKILL);
-            daemon = serving();
+            daemon.take().expect("one runs").end(Signal::SIGKILL);
+            daemon = Some(serving());
             clients.iter().for_each(|client| client.wait_for(100));
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert!(changes.load(Ordering::Relaxed) > 20, "others should have changed meanwhile");
     for client in clients {
@@ -222,7 +230,7 @@ fn kills_and_churn_of_others_cost_no_connection() {
         assert_eq!(answered.len(), targets.len(), "every frontend was connected to");
     }
     // The control.
-    daemon.end(Signal::SIGKILL);
+    daemon.take().expect("one runs").end(Signal::SIGKILL);
     for family in ["ip", "ip6"] {
         nft(lab.node().namespace(), &["delete", "table", family, "pointsman"]);
     }
