@@ -96,11 +96,12 @@ fn lost_notifications_lead_to_a_comparison() {
     let whole = programmed(&lab);
     let lost = disturbed(&lab, "lost");
     daemon.signal(Signal::SIGSTOP);
-    // Each element is told with some hundred bytes, and the socket takes 8 MiB of them; the last that comes is not ours.
-    let addresses = |third: u8| -> String {
-        (0..=255u8).map(|last| format!("10.{third}.{last}.1, 10.{third}.{last}.2, 10.{third}.{last}.3, ")).collect()
+    // Each element is told with its comment, and the socket takes 16 MiB of them; what comes last is ours.
+    let comment = "-".repeat(120);
+    let addresses = |third: usize| -> String {
+        (0..768).map(|last| format!("10.{third}.{}.{} comment \"{comment}\", ", last / 3, last % 3)).collect()
     };
-    let flood: String = (0..100u8)
+    let flood: String = (0..200)
         .map(|part| format!("add element ip flood addresses {{ {} }}\n", addresses(part).trim_end_matches(", ")))
         .collect();
     let script = tempfile::NamedTempFile::new().expect("a file");
