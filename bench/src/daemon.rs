@@ -34,10 +34,10 @@ pub fn binary(asked: Option<&Path>) -> anyhow::Result<PathBuf> {
 // === impl Daemon ===
 
 impl Daemon {
-    /// Starts as node `n1` of the cluster that the kubeconfig leads to.
+    /// Starts as node `n1` of the cluster that the kubeconfig leads to, with the settings that an engine has by itself.
     pub fn start(namespace: &Namespace, binary: &Path, kubeconfig: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(binary);
-        command.args(["--hostname-override=n1", "--kubeconfig"]).arg(kubeconfig);
+        command.args(["--hostname-override=n1", "--proxy-mode=nftables", "--kubeconfig"]).arg(kubeconfig);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         for variable in ["RUST_LOG", "KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"] {
             command.env_remove(variable);
