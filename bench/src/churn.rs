@@ -139,7 +139,7 @@ fn wait_for(witness: &mut Connection, key: Key, daemon: &mut Daemon) -> anyhow::
     let begin = Instant::now();
     while begin.elapsed() < PATIENCE {
         let services = SetRef { family: Family::Ip, table: "pointsman", name: "services" };
-        if matches!(witness.lookup(services, [key.clone()], |_| ()), Ok(0)) {
+        if matches!(witness.lookup(services, [key], |_| ()), Ok(0)) {
             return Ok(());
         }
         daemon.loaded()?;

@@ -13,7 +13,7 @@ use socket2::{SockFilter, SockRef};
 
 use super::api::{apply, server, start};
 use super::daemon::{Daemon, Manifests, command, run, stderr};
-use super::support::beds::{bed, pods};
+use super::support::beds::{bed, left_by_another_release, pods};
 use super::support::objects::{crowd, frontends, scheduled, shop, slices};
 use super::support::oracle::{chains, elements, nft, tables};
 use super::support::traffic::{Held, Restless, names, tally};
@@ -164,20 +164,7 @@ fn killed_in_the_midst_of_a_storm_nobody_notices() {
 fn an_upgrade_that_changes_the_layout_interrupts_nobody() {
     let lab = bed(2);
     let node = lab.node().namespace();
-    for (family, address, pod) in
-        [("ip", "10.96.0.1", "10.244.0.2:8080"), ("ip6", "fd00:10:96::1", "[fd00:10:244::2]:8080")]
-    {
-        let table = format!(
-            "table {family} pointsman {{
-                comment \"pointsman layout 1\"
-                chain prerouting {{
-                    type nat hook prerouting priority dstnat
-                    {family} daddr {address} tcp dport 80 dnat to {pod}
-                }}
-            }}"
-        );
-        nft(node, &[&table]);
-    }
+    left_by_another_release(node, 1);
     let client = Restless::start(lab.client(0), &frontends(1, 80));
     let mut held = Held::open(lab.client(0), frontends(1, 80)[0]);
     client.wait_for(10);

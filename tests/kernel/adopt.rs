@@ -10,7 +10,7 @@ use pointsman::lab::{Lab, Namespace};
 use serde_json::Value;
 
 use super::proxy::Proxy;
-use super::support::beds::{bed, pods};
+use super::support::beds::{bed, left_by_another_release, pods};
 use super::support::objects::{HTTP, crowd, frontends, scheduled, service, service_at, shop, slices};
 use super::support::oracle::{chain_handle, chains, elements, json, nft, ruleset, tables, try_nft};
 use super::support::traffic::{Held, Restless, assert_silent, names, tally};
@@ -240,20 +240,7 @@ fn a_missing_plan_leads_to_replacement() {
 fn a_table_of_another_layout_is_replaced_without_a_gap() {
     let lab = bed(2);
     let node = lab.node().namespace();
-    for (family, address, pod) in
-        [("ip", "10.96.0.1", "10.244.0.2:8080"), ("ip6", "fd00:10:96::1", "[fd00:10:244::2]:8080")]
-    {
-        let table = format!(
-            "table {family} pointsman {{
-                comment \"pointsman layout 0\"
-                chain old {{
-                    type nat hook prerouting priority dstnat
-                    {family} daddr {address} tcp dport 80 dnat to {pod}
-                }}
-            }}"
-        );
-        nft(node, &[&table]);
-    }
+    left_by_another_release(node, 0);
     let client = Restless::start(lab.client(0), &frontends(1, 80));
     client.wait_for(5);
     let mut held = Held::open(lab.client(0), frontends(1, 80)[0]);

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use pointsman::lab::{Addresses, ConnectError, Lab, Listen, NODE, POD_GATEWAY};
+use pointsman::lab::{Addresses, ConnectError, Lab, Listen, NODE, Namespace, POD_GATEWAY};
+
+use super::oracle::nft;
 
 /// Generous, for emulated machines: nothing waits for it unless something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,4 +51,22 @@ fn warm_up(lab: &Lab) {
 pub fn pods(numbers: impl IntoIterator<Item = usize>) -> Vec<Addresses> {
     let address = |number: usize| [10, 244, 0, u8::try_from(number + 1).expect("a small bed")];
     numbers.into_iter().map(|number| Addresses::of_pod(address(number).into())).collect()
+}
+
+/// Tables of ours in a layout that we do not know, in which the first Service's port 80 is served by `web-1` of a bed.
+pub fn left_by_another_release(node: &Namespace, layout: u8) {
+    for (family, address, pod) in
+        [("ip", "10.96.0.1", "10.244.0.2:8080"), ("ip6", "fd00:10:96::1", "[fd00:10:244::2]:8080")]
+    {
+        let table = format!(
+            "table {family} pointsman {{
+                comment \"pointsman layout {layout}\"
+                chain old {{
+                    type nat hook prerouting priority dstnat
+                    {family} daddr {address} tcp dport 80 dnat to {pod}
+                }}
+            }}"
+        );
+        nft(node, &[&table]);
+    }
 }
