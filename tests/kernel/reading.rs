@@ -4,7 +4,6 @@
 use pointsman::compile::Phases;
 use pointsman::kernel::{DataPlane, Ownership, Reading};
 use pointsman::lab::Namespace;
-use pointsman::model::Family;
 use serde_json::{Value, json};
 
 use super::proxy::Proxy;
