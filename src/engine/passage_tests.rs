@@ -57,6 +57,8 @@ impl Passage<'_> {
             Plan::Hash(_, buckets) => self.slots(pool(), buckets.count(), now, ends),
             Plan::SourceRanges => self.hop(pool(), &[Stage::Admitted], now, ends),
             Plan::LocalPolicy => self.hop(pool(), &[Stage::Inside, Stage::Outside], now, ends),
+            // With no forwarder to take it.
+            Plan::Userspace => self.hop(pool(), &[Stage::Instead], now, ends),
             Plan::Dedicated => {
                 for (next, table) in self.from(now) {
                     match table.dedicated.get(&pool()) {
