@@ -19,6 +19,7 @@
 //! last objects from nothing, up to pool numbers and the order of slots; a pool number is never reused while a packet could still
 //! carry it; a frontend never refers to a slot that is not there.
 
+mod change;
 mod compiler;
 mod delta;
 mod elements;
@@ -28,6 +29,7 @@ mod pool;
 mod pools;
 mod shared;
 
+pub use change::{Changes, Entrance, LISTED, PortChange};
 pub use compiler::{Compiler, Ring, Shortage};
 pub use delta::{Delta, Edit, Edits, Image};
 pub(crate) use elements::each_map;

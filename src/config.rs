@@ -67,6 +67,8 @@ pub struct Config {
     pub own_tables: bool,
     /// Limits of the userspace forwarder.
     pub forward: ForwardConfig,
+    /// Whose connections `/metrics` tells.
+    pub connection_metrics: ConnectionMetrics,
     /// Whose defaults apply, and what `/proxyMode` says.
     pub mode: Mode,
     /// How the source of connections is hidden.
@@ -177,6 +179,15 @@ pub struct ForwardConfig {
     pub idle_timeout: Option<Duration>,
     /// Connections at once; `None`: as many as there are descriptors for.
     pub max_connections: Option<usize>,
+}
+
+/// Whose connections `/metrics` tells one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionMetrics {
+    /// Service ports at most; 0: nobody is counted.
+    pub services: usize,
+    /// Their endpoints, too.
+    pub endpoints: bool,
 }
 
 /// How the source of connections is hidden.
@@ -327,6 +338,14 @@ impl Config {
 impl Default for ForwardConfig {
     fn default() -> Self {
         Self { drain: Duration::from_secs(30), connect_timeout: None, idle_timeout: None, max_connections: None }
+    }
+}
+
+// === impl ConnectionMetrics ===
+
+impl Default for ConnectionMetrics {
+    fn default() -> Self {
+        Self { services: 500, endpoints: false }
     }
 }
 

@@ -26,6 +26,7 @@
 //! `tests/conntrack.rs`.
 
 mod book;
+pub mod census;
 mod cut;
 mod flow;
 pub mod ledger;
@@ -33,6 +34,7 @@ mod settings;
 mod watch;
 
 pub use book::FlowBook;
+pub use census::{Census, Directory};
 pub use cut::Cut;
 pub use flow::{Destination, Expected, Flow, Judgement, Tuple, View};
 pub use ledger::Ledger;

@@ -42,7 +42,7 @@ use tracing::{info, warn};
 use crate::cleanup::{self, Asked, CleanupError, CleanupErrors};
 use crate::config::{Config, DetectLocal, SourceConfig};
 use crate::engine::Engine;
-use crate::kernel::conntrack::{apply_sysctls, online_cpus};
+use crate::kernel::conntrack::{CensusTaker, apply_sysctls, online_cpus};
 use crate::kernel::{DataPlane, KernelError, Ownership};
 use crate::logging::Verbosity;
 use crate::model::{Families, Family};
@@ -79,6 +79,8 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     let (scheduler, pause) = (config.scheduler, config.sync.min_period);
     let forwarding = Forwarding::new(config.forward);
     let (desk, questions) = desk::desk();
+    let census = start_census(&config);
+    let counted = census.clone();
     let (forwards, stop) = (forwarding.in_use(), forwarding.stop());
     let node_wait = match config.source {
         SourceConfig::Api { .. } => NodeWait::new(config.detect_local == DetectLocal::NodeCidr),
@@ -103,7 +105,7 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
                 return;
             }
             let Ok(observer) = observer.blocking_recv() else { return };
-            let outside = Outside { observer, questions };
+            let outside = Outside { observer, questions, census: counted };
             let controller = Controller::new(engine, plane, outside, pause, after_first_load, node_wait, forwarding);
             let runtime = runtime::Builder::new_current_thread().enable_time().build();
             let runtime = runtime.expect("a runtime without I/O needs no resources that could be lacking");
@@ -115,7 +117,7 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     prepare(&config)?;
     // Before anything is programmed, and not before it is clear that something can be.
     let (observer, _servers) =
-        observe::start(settings::observe(&config, families, verbosity, clients.is_some(), desk), clients)?;
+        observe::start(settings::observe(&config, families, verbosity, clients.is_some(), desk, census), clients)?;
     drop(observe.send(observer));
     info!(node = config.node, mode = %config.mode, scheduler = %config.scheduler, "serving");
     // As the first process of a container we get no signal that we do not ask for.
@@ -142,6 +144,14 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
         }
     }
     stopped(signal)
+}
+
+/// Counts connections for metrics, if that is wanted. Without it Services are served all the same.
+fn start_census(config: &Config) -> Option<CensusTaker> {
+    if config.connection_metrics.services == 0 {
+        return None;
+    }
+    CensusTaker::start().inspect_err(|error| warn!(%error, "connections will not be counted for metrics")).ok()
 }
 
 /// Pods that can only be told in a family that this kernel does not have cannot be told at all (spec section 3).

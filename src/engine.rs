@@ -7,6 +7,8 @@
 //! Invariants: no I/O; work is proportional to what was touched; whatever the history, the result is that of the last state of all
 //! objects. The property test below replays random histories onto simulated maps and compares with a fresh engine.
 
+#[cfg(test)]
+mod change_tests;
 mod drains;
 mod look;
 #[cfg(test)]
@@ -26,9 +28,9 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use crate::compile::layout::{Locality, PoolId};
-use crate::compile::{Compiler, Delta, Image};
+use crate::compile::{self, Compiler, Delta, Image};
 use crate::conntrack::ledger::Report;
-use crate::conntrack::{Cut, Destination, FlowBook, Interests, View, WatchBook};
+use crate::conntrack::{Cut, Destination, Directory, FlowBook, Interests, View, WatchBook, census};
 use crate::forward::RouteId;
 use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, Protocol, ServiceKey, Store};
 use crate::policy::{self, Claim, Claims, Context, Frontend, HealthCheck, NodePort, ResolvedPort, Settings};
@@ -76,6 +78,8 @@ pub struct Engine {
     deadlines: BTreeMap<ServiceKey, Instant>,
     cuts: Vec<Cut>,
     changes: Changes,
+    /// Where clients of Services connect to, where that changed; `None`: nobody wants to know.
+    directory: Option<Directory>,
 }
 
 /// What came of everything taken since the last compilation.
@@ -83,6 +87,8 @@ pub struct Engine {
 pub struct Outcome {
     /// What differs in the data plane.
     pub delta: Delta,
+    /// The same for people.
+    pub changes: compile::Changes,
     /// The Services looked at.
     pub services: Vec<ServiceKey>,
     /// Problems not reported before.
@@ -158,12 +164,23 @@ impl Engine {
             deadlines: BTreeMap::new(),
             cuts: Vec::new(),
             changes: Changes::default(),
+            directory: None,
         }
     }
 
     /// Collects, from now on, the times of changes that happened after `start`: see [`Outcome::triggers`].
     pub fn measure_since(&mut self, start: Timestamp) {
         self.triggers.measure_since(start);
+    }
+
+    /// Remembers, from now on, where clients of Services connect to: see [`Engine::take_directory`].
+    pub fn keep_directory(&mut self) {
+        self.directory = Some(Directory::new());
+    }
+
+    /// Which Services have other frontends than before, or none any more, since the last call.
+    pub fn take_directory(&mut self) -> Directory {
+        self.directory.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Tells the engine what a kernel already has, before the first compilation: the same numbers will be used again.
@@ -362,6 +379,11 @@ impl Engine {
             if !keep_delta {
                 outcome.delta = Delta::default();
             }
+            if self.compiler.is_redirected()
+                && let Some(directory) = &mut self.directory
+            {
+                directory.push((key.clone(), census::entries(&resolved)));
+            }
             self.watch.update(key, &resolved, |subject| self.compiler.rings(&subject.port, subject.family));
             let mut problems: Vec<_> =
                 service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();
@@ -375,6 +397,7 @@ impl Engine {
             }));
             outcome.problems.extend(self.conflicts.replace(Kind::Service, &key.object(), problems));
         }
+        outcome.changes.append(self.compiler.take_changes());
         outcome.services.append(&mut services);
         outcome.services.sort();
         outcome.services.dedup();

@@ -33,6 +33,7 @@ pub mod metrics;
 pub mod services;
 mod socket;
 pub mod surface;
+pub mod timeline;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -50,9 +51,10 @@ use desk::Desk;
 use events::{Delivery, Event, EventSink, EventTask};
 use health::{HealthReporter, Moment, ProxyHealth};
 use http::{Limits, Server};
-use metrics::{Build, SyncKind, TrafficPolicy};
+use metrics::{Build, ConnectionSeries, SyncKind, TrafficPolicy};
 use services::{ServiceHealth, ServiceServers};
 use socket::StatusSocket;
+use timeline::{Entry, Timeline};
 
 pub use http::BindError;
 pub use services::{HealthPort, HealthPorts};
@@ -88,6 +90,8 @@ pub struct Settings {
     pub desk: Option<Desk>,
     /// The socket at which the status API is served, if it is.
     pub status_socket: Option<PathBuf>,
+    /// Who counts connections, and of whom `/metrics` tells; `None`: nobody.
+    pub connections: Option<ConnectionSeries>,
 }
 
 /// Tells the outside what the controller does. Cheap to clone; nothing here blocks or fails.
@@ -98,6 +102,7 @@ pub struct Observer {
     health: HealthReporter,
     services: ServiceHealth,
     events: EventSink,
+    timeline: Timeline,
 }
 
 /// The open ports and the tasks behind them. Dropping it closes and ends them.
@@ -167,12 +172,17 @@ pub fn start(settings: Settings, clients: Option<Clients>) -> Result<(Observer, 
     };
     let health = listen("the health server", settings.health_address, health::handler(reporter.watch()))
         .inspect_err(|error| events.send(Event::health_server_failed(&settings.node, error.to_string())))?;
-    let metrics =
-        listen("the metrics server", settings.metrics_address, surface::handler(settings.surface, exposition))
-            .inspect_err(|error| events.send(Event::metrics_server_failed(&settings.node, error.to_string())))?;
+    let metrics = listen(
+        "the metrics server",
+        settings.metrics_address,
+        surface::handler(settings.surface, exposition, settings.connections),
+    )
+    .inspect_err(|error| events.send(Event::metrics_server_failed(&settings.node, error.to_string())))?;
     let families: Vec<_> = settings.families.iter().collect();
     let (services, service_servers) = services::start(&settings.node, &families, reporter.watch(), events.clone());
-    let observer = Observer { node: settings.node, families: settings.families, health: reporter, services, events };
+    let timeline = Timeline::default();
+    let observer =
+        Observer { node: settings.node, families: settings.families, health: reporter, services, events, timeline };
     let servers = Servers { health, metrics, _services: service_servers, _status: status, _events: event_task };
     let said = |address: Option<SocketAddr>| address.map_or_else(|| "none".to_owned(), |address| address.to_string());
     let missing = [
@@ -212,6 +222,7 @@ impl Default for Settings {
             delivery: Delivery::default(),
             desk: None,
             status_socket: None,
+            connections: None,
         }
     }
 }
@@ -317,6 +328,17 @@ impl Observer {
     /// What the health ports of Services shall say from now on, and on which of this host's addresses; `None` is all of the family.
     pub fn health_ports(&self, desired: HealthPorts, restricted: [Option<Vec<AddressRange>>; 2]) {
         self.services.sync(desired, restricted);
+    }
+
+    /// A batch has changed the kernel, or was refused.
+    pub fn programmed(&self, entry: Entry) {
+        metrics::programmed(entry.elements);
+        self.timeline.push(entry);
+    }
+
+    /// What was programmed lately.
+    pub fn timeline(&self) -> &Timeline {
+        &self.timeline
     }
 
     /// Everything known at the start is programmed.

@@ -1,6 +1,8 @@
 //! Stale UDP flows on the real kernel: real datagrams through the data plane, and tables full of made-up entries. Needs root, and
 //! fails without it.
 
+#[path = "conntrack/census.rs"]
+mod census;
 #[path = "conntrack/counts.rs"]
 mod counts;
 #[path = "conntrack/drain.rs"]

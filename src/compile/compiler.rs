@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::change::Changes;
 use super::delta::{Delta, Image};
 use super::elements::{
     ClusterIp, Hairpin, Hop, Label, Masquerade, NodePortAddress, ServiceNetwork, SlotKey, SourceRange, Stage,
@@ -19,7 +20,7 @@ use crate::conntrack::ledger::Report;
 use crate::model::{AddressRange, Family, PortKey, ServiceKey};
 use crate::policy::{Frontend, NodePort, Path, ResolvedPort, Role, Verdict};
 use crate::schedule::live::Redeal;
-use crate::schedule::{Candidate, Hand, Pick, TableSizes};
+use crate::schedule::{Candidate, Hand, Pick, Scheduler, TableSizes};
 
 /// The desired state of the data plane. Owned by the task that owns the model.
 #[derive(Debug)]
@@ -34,6 +35,10 @@ pub struct Compiler {
     common: [Common; 2],
     /// What a kernel had when we started, until the first complete compilation has used it.
     found: Image,
+    /// What the updates since the last call of [`Compiler::take_changes`] changed.
+    changes: Changes,
+    /// Whether the last update changed where a Service's clients connect to.
+    redirected: bool,
 }
 
 /// A Service port that gets less than it asked for.
@@ -65,12 +70,13 @@ struct Common {
 
 /// One Service port in one family, as it is to be programmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct CompiledPort {
-    key: PortKey,
-    family: Family,
+pub(super) struct CompiledPort {
+    pub(super) key: PortKey,
+    pub(super) family: Family,
     label: Arc<str>,
-    frontends: Vec<(Frontend, Role)>,
-    node_port: Option<NodePort>,
+    pub(super) scheduler: Scheduler,
+    pub(super) frontends: Vec<(Frontend, Role)>,
+    pub(super) node_port: Option<NodePort>,
     internal: Verdict,
     outside: Verdict,
     inside: Verdict,
@@ -95,6 +101,8 @@ impl Compiler {
             pools: Pools::default(),
             common: Default::default(),
             found: Image::default(),
+            changes: Changes::default(),
+            redirected: false,
         }
     }
 
@@ -132,6 +140,7 @@ impl Compiler {
         let mut before = self.ports.remove(service).unwrap_or_default();
         let mut after = Vec::with_capacity(resolved.len());
         let mut shortages = Vec::new();
+        self.redirected = false;
         for port in resolved {
             let previous = before
                 .iter()
@@ -139,11 +148,15 @@ impl Compiler {
                 .map(|index| before.swap_remove(index));
             let (compiled, shortage) = self.compile(previous.as_ref(), port);
             shortages.extend(shortage.map(|reason| Shortage { port: port.key.clone(), reason }));
+            self.redirected |= previous.as_ref().is_none_or(|previous| !previous.is_entered_like(&compiled));
             self.note(previous.as_ref(), Some(&compiled), delta.table_mut(port.family));
+            self.changes.note(previous.as_ref(), Some(&compiled));
             after.push(compiled);
         }
         for gone in before {
+            self.redirected = true;
             self.note(Some(&gone), None, delta.table_mut(gone.family));
+            self.changes.note(Some(&gone), None);
             for pool in [gone.cluster.id, gone.local.id].into_iter().flatten() {
                 self.pools.give_back(pool);
             }
@@ -152,6 +165,16 @@ impl Compiler {
             self.ports.insert(service.clone(), after);
         }
         shortages
+    }
+
+    /// What updates changed since the last call.
+    pub fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Whether the last update changed where a Service's clients connect to.
+    pub fn is_redirected(&self) -> bool {
+        self.redirected
     }
 
     /// Takes the addresses on which a family's node ports are served; ranges must not touch each other.
@@ -304,6 +327,7 @@ impl Compiler {
             key: port.key.clone(),
             family: port.family,
             label,
+            scheduler: port.scheduler,
             frontends: port.frontends.clone(),
             node_port: port.node_port,
             internal: port.internal,
@@ -500,6 +524,22 @@ impl CompiledPort {
     fn has(&self, ring: &Ring) -> bool {
         let pool = self.ring(ring);
         !pool.candidates.is_empty() && pool.dedicated(&self.key).as_ref() == Some(&ring.chain)
+    }
+
+    /// Who stands in the slots, of both pools.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.pools().into_iter().flat_map(|pool| pool.slots.iter().copied())
+    }
+
+    /// Whether clients connect to the same addresses.
+    fn is_entered_like(&self, other: &Self) -> bool {
+        self.frontends == other.frontends && self.node_port == other.node_port
+    }
+
+    /// Whether the same clients are let in, keep their address, and stay with whom they had.
+    pub(super) fn admits_like(&self, other: &Self) -> bool {
+        (self.keeps_source, self.cluster.affinity) == (other.keeps_source, other.cluster.affinity)
+            && self.source_ranges == other.source_ranges
     }
 
     fn pools(&self) -> [&Pool; 2] {

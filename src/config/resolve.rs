@@ -14,8 +14,8 @@ use super::merge::{Merged, merge};
 use super::table;
 use super::version::{self, Asked};
 use super::{
-    Action, ClientConfig, Config, ConntrackConfig, DetectLocal, FeatureGates, ForwardConfig, IpvsConfig, Loaded,
-    Masquerade, Mode, NodePorts, Note, SourceConfig, SyncConfig,
+    Action, ClientConfig, Config, ConnectionMetrics, ConntrackConfig, DetectLocal, FeatureGates, ForwardConfig,
+    IpvsConfig, Loaded, Masquerade, Mode, NodePorts, Note, SourceConfig, SyncConfig,
 };
 use crate::logging::{Format, LoggingConfig, Pattern};
 use crate::model::parse_address;
@@ -54,6 +54,7 @@ pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
     };
     let scheduler = scheduler(&document, mode, from_flags, &mut complaints, &mut notes);
     let forward = forward(flags, &mut complaints);
+    let connection_metrics = connection_metrics(flags, &mut complaints);
     let tables = tables(flags, &mut complaints);
     let source = source(flags, &document, &mut complaints, &mut notes);
     let version = match version::asked(flags.value("version")) {
@@ -78,6 +79,7 @@ pub fn load(flags: &Flags) -> Result<Loaded, ConfigErrors> {
         own_tables: flags.on("own-tables"),
         status_socket: flags.text("status-socket").map(PathBuf::from),
         forward,
+        connection_metrics,
         gates,
         version,
         flags: flags.listing(),
@@ -132,6 +134,7 @@ fn typed(mut document: Document, node: String, source: SourceConfig, mode: Mode)
         tables: TableSizes::default(),
         own_tables: true,
         forward: ForwardConfig::default(),
+        connection_metrics: ConnectionMetrics::default(),
         mode,
         masquerade: Masquerade { all: masquerade_all, bit: bit.and_then(|bit| bit.try_into().ok()).unwrap_or(14) },
         sync: SyncConfig { period: period.get(), min_period: min.nonzero() },
@@ -305,6 +308,15 @@ fn forward(flags: &Flags, complaints: &mut Complaints) -> ForwardConfig {
         idle_timeout: some(idle_timeout),
         max_connections: limit.ok().filter(|limit| *limit > 0),
     }
+}
+
+fn connection_metrics(flags: &Flags, complaints: &mut Complaints) -> ConnectionMetrics {
+    let count = flags.value("metrics-services").as_i64().unwrap_or_default();
+    let services = usize::try_from(count);
+    if services.is_err() {
+        complaints.push(super::ConfigError::new("--metrics-services", count.to_string(), "must not be negative"));
+    }
+    ConnectionMetrics { services: services.unwrap_or_default(), endpoints: flags.on("metrics-endpoints") }
 }
 
 fn tables(flags: &Flags, complaints: &mut Complaints) -> TableSizes {

@@ -179,6 +179,18 @@ const OURS: &[Flag] = &[
         "0",
         "Connections that the userspace forwarder takes at once, of all Services; 0: as many as there are file descriptors for",
     ),
+    flag(
+        "metrics-services",
+        Int32,
+        "500",
+        "Service ports whose connections /metrics tells one by one, at most; the others are summed up. 0: connections are not counted for metrics",
+    ),
+    flag(
+        "metrics-endpoints",
+        Bool,
+        "false",
+        "Tell the connections of each endpoint of these Service ports, too: a series more per endpoint and number",
+    ),
 ];
 
 const API: &[Flag] = &[

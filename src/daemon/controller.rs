@@ -11,14 +11,15 @@ use super::dealer::Dealer;
 use super::forwarding::Forwarding;
 use super::guard::Guard;
 use super::node_wait::{ADDRESSES, News, NodeWait, POD_NETWORKS, Step};
-use crate::compile::Image;
+use crate::compile::{Changes, Image, LISTED};
 use crate::conntrack::ledger::Report;
 use crate::engine::{Engine, Outcome};
-use crate::kernel::conntrack::{Cleaner, Pass};
+use crate::kernel::conntrack::{CensusTaker, Cleaner, Pass};
 use crate::kernel::{Applied, DataPlane, Found, KernelError, PART};
-use crate::model::{Families, Family, Problem};
+use crate::model::{Families, Family, Problem, plain};
 use crate::observe::desk::{Asked, Glance, KernelSide, Questions};
 use crate::observe::metrics::{self, SyncKind};
+use crate::observe::timeline::{Entry, Occasion};
 use crate::observe::{self, HealthPort, HealthPorts, Observer, Pending};
 use crate::policy::HealthCheck;
 use crate::source::{Change, Kind, Object};
@@ -52,6 +53,8 @@ pub(super) struct Controller {
     /// Counts the connections of Services whose scheduler goes by counts, and reports them.
     dealer: Dealer,
     observer: Observer,
+    /// Counts the connections of all, for whoever looks.
+    census: Option<CensusTaker>,
     /// What goes through this process.
     forwarding: Forwarding,
     /// The pause between two transactions, if one is configured, and when the present one is over: changes wait until then.
@@ -87,6 +90,8 @@ pub(super) struct Controller {
 pub(super) struct Outside {
     pub(super) observer: Observer,
     pub(super) questions: Questions,
+    /// Counts the connections of all, for whoever looks.
+    pub(super) census: Option<CensusTaker>,
 }
 
 /// How much the controller knows of the kernel's tables.
@@ -130,20 +135,25 @@ fn take(change: Change, engine: &mut Engine, observer: &Observer, pending: &mut 
 impl Controller {
     /// To be made in the network namespace that is served. `pause` is the least time between two transactions.
     pub(super) fn new(
-        engine: Engine,
-        plane: DataPlane,
-        Outside { observer, questions }: Outside,
+        mut engine: Engine,
+        mut plane: DataPlane,
+        Outside { observer, questions, census }: Outside,
         pause: Option<Duration>,
         after_first_load: Option<AfterFirstLoad>,
         node_wait: NodeWait,
         forwarding: Forwarding,
     ) -> Self {
+        plane.measured_by(metrics::transaction);
+        if census.is_some() {
+            engine.keep_directory();
+        }
         Self {
             engine,
             plane,
             cleaner: start_cleaner(),
             dealer: Dealer::new(),
             observer,
+            census,
             forwarding,
             pause,
             not_before: None,
@@ -467,7 +477,7 @@ impl Controller {
         match result {
             Ok(applied) => {
                 self.observer.cleanup_failed(applied.stuck);
-                self.report(&outcome, applied, begin, changes);
+                self.report(&outcome, kind, applied, begin, changes);
                 if matches!(self.trust, Trust::Unknown { .. }) {
                     self.trust = Trust::Known;
                     self.dealer.report_all();
@@ -478,7 +488,11 @@ impl Controller {
                 }
                 Ok(applied.transactions > 0)
             }
-            Err(error) => self.refused(error).map(|()| false),
+            Err(error) => {
+                let what = vec![plain(&error.to_string()).into_owned()];
+                self.note(Occasion::Refused, &outcome, what, Applied::default(), begin, changes);
+                self.refused(error).map(|()| false)
+            }
         }
     }
 
@@ -493,6 +507,7 @@ impl Controller {
             self.cleaner.announce(self.engine.take_flow_changes());
             applied.followed_by(self.plane.apply(&part.delta)?);
             outcome.services.extend(part.services);
+            outcome.changes.append(part.changes);
         }
         Ok(applied)
     }
@@ -528,6 +543,9 @@ impl Controller {
         self.cleaner.programmed();
         self.cleaner.cut(self.engine.take_cuts());
         self.dealer.watch(self.engine.take_interests());
+        if let Some(census) = &self.census {
+            census.direct(self.engine.take_directory());
+        }
         self.forwarding.committed(&mut self.engine);
     }
 
@@ -621,15 +639,19 @@ impl Controller {
         }
     }
 
-    /// One line per batch programmed, shown from `-v=2` on.
-    fn report(&self, outcome: &Outcome, applied: Applied, begin: Instant, changes: usize) {
-        const NAMED: usize = 3;
-        let named: Vec<_> = outcome.services.iter().take(NAMED).map(ToString::to_string).collect();
-        let more = outcome.services.len().saturating_sub(NAMED);
-        let services = if more > 0 { format!("{} and {more} more", named.join(", ")) } else { named.join(", ") };
+    /// One line per batch programmed, shown from `-v=2` on, and an entry in the timeline.
+    fn report(&self, outcome: &Outcome, kind: SyncKind, applied: Applied, begin: Instant, changes: usize) {
+        let occasion = match (kind, &self.loading_since) {
+            (_, Some(_)) => Occasion::Load,
+            (SyncKind::Full, None) => Occasion::Repair,
+            (SyncKind::Partial, None) => Occasion::Change,
+        };
+        let what = what(&outcome.changes);
+        let (services, said) = (named(outcome), what.join("; "));
         info!(
             target: "pointsman::programmed",
             services,
+            what = said,
             changes,
             elements = applied.elements,
             transactions = applied.transactions,
@@ -637,7 +659,51 @@ impl Controller {
             total_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX),
             "programmed"
         );
+        self.note(occasion, outcome, what, applied, begin, changes);
     }
+
+    fn note(
+        &self,
+        occasion: Occasion,
+        outcome: &Outcome,
+        what: Vec<String>,
+        applied: Applied,
+        begin: Instant,
+        changes: usize,
+    ) {
+        self.observer.programmed(Entry {
+            number: 0,
+            time: Timestamp::now(),
+            occasion,
+            services: outcome.services.len(),
+            named: outcome
+                .services
+                .iter()
+                .take(LISTED)
+                .map(|service| plain(&service.to_string()).into_owned())
+                .collect(),
+            what,
+            more: outcome.changes.more,
+            changes,
+            elements: applied.elements,
+            transactions: applied.transactions,
+            kernel: applied.duration,
+            total: begin.elapsed(),
+        });
+    }
+}
+
+/// What changed, a line per Service port.
+fn what(changes: &Changes) -> Vec<String> {
+    changes.ports.iter().map(ToString::to_string).collect()
+}
+
+/// The first Services that were looked at, and how many more there are.
+fn named(outcome: &Outcome) -> String {
+    const NAMED: usize = 3;
+    let named: Vec<_> = outcome.services.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = outcome.services.len().saturating_sub(NAMED);
+    if more > 0 { format!("{} and {more} more", named.join(", ")) } else { named.join(", ") }
 }
 
 fn health_port(check: &HealthCheck) -> HealthPort {

@@ -442,6 +442,7 @@ fn udp_route(listener: &ListenerKey, wish: &Wish) -> UdpRoute {
 fn announce(service: &ServiceKey, fallback: Option<Fallback>, observer: &Observer) {
     match fallback {
         Some(Fallback { reason, hides_clients }) => {
+            metrics::fell_back(reason.label());
             let client = match hides_clients {
                 true => "endpoints see an address of the node instead of the client's",
                 false if reason == Reason::ProxyProtocol => {

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Config, DetectLocal, Mode, NodePorts};
+use crate::kernel::conntrack::CensusTaker;
 use crate::logging::Verbosity;
 use crate::model::Families;
 use crate::observe::desk::Desk;
-use crate::observe::metrics::Build;
+use crate::observe::metrics::{Build, ConnectionSeries};
 use crate::observe::{self, Surface};
 use crate::{conntrack, policy};
 
@@ -60,6 +61,7 @@ pub(super) fn observe(
     verbosity: Verbosity,
     watches_node: bool,
     desk: Desk,
+    census: Option<CensusTaker>,
 ) -> observe::Settings {
     let configuration = config.to_json().to_string();
     let defaults = observe::Settings::default();
@@ -91,6 +93,7 @@ pub(super) fn observe(
         build: Build::of(&config.version),
         desk: Some(desk),
         status_socket: config.status_socket.clone(),
+        connections: census.map(|census| ConnectionSeries::new(census, config.connection_metrics)),
         ..defaults
     }
 }

@@ -7,6 +7,8 @@
 //! [`Counts`] is the thread that counts connections for schedulers that go by counts; `events` hears of them, `program` is the filter
 //! that spares us those of other Services.
 //!
+//! [`CensusTaker`] is the thread that walks through the table for metrics and for people, while somebody looks.
+//!
 //! Reading little: the table of a busy node has hundreds of thousands of entries, nearly all TCP. The kernel walks all of them for
 //! any dump, but hands out only what a filter lets through (kernel 5.8 on), so a filter on protocol and destination spares
 //! nearly all of the work ([`Filter::to`] on what IPv6 lacks). Kernels that do not know the filter ignore it in silence; that shows in the first entry that does not
@@ -29,6 +31,7 @@ mod sysctl;
 mod table;
 mod tally;
 mod waker;
+mod walks;
 mod wire;
 
 pub use census::{accounting, take_census};
@@ -38,3 +41,4 @@ pub use events::{ConntrackEvents, Heard};
 pub use sysctl::{AppliedSysctls, SysctlError, apply_sysctls, online_cpus};
 pub use table::{ConntrackError, ConntrackTable, Deleted, Dump, Filter};
 pub use tally::Tally;
+pub use walks::{CensusTaker, Snapshot};

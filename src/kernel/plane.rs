@@ -10,7 +10,7 @@ mod update;
 mod work;
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nft::{Connection, Table, TableFlags, Transaction};
 
@@ -53,7 +53,12 @@ pub struct DataPlane {
     /// The ruleset's generation when the tables were read.
     generation: Option<u32>,
     transaction: Transaction,
+    /// Hears of each transaction that the kernel took: time and bytes.
+    measure: Measure,
 }
+
+/// Hears how long a transaction took and how many bytes it had.
+pub type Measure = fn(Duration, usize);
 
 /// Who may change our tables while we live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,7 +119,13 @@ impl DataPlane {
             return Err(KernelError::NoFamily);
         }
         let locality = Locality::default();
-        Ok(Self { connection, _lock: lock, flags, locality, tables, generation: None, transaction: Transaction::new() })
+        let (transaction, measure): (_, Measure) = (Transaction::new(), |_, _| {});
+        Ok(Self { connection, _lock: lock, flags, locality, tables, generation: None, transaction, measure })
+    }
+
+    /// Has each transaction reported from now on.
+    pub fn measured_by(&mut self, measure: Measure) {
+        self.measure = measure;
     }
 
     /// Says what the fixed chains are to be made for. `true` means that tables are there that were made for something else: only
@@ -312,7 +323,9 @@ impl DataPlane {
         }
         let begin = Instant::now();
         self.connection.commit(&self.transaction)?;
-        work.longest = work.longest.max(begin.elapsed());
+        let took = begin.elapsed();
+        (self.measure)(took, self.transaction.len());
+        work.longest = work.longest.max(took);
         work.bytes += self.transaction.len();
         work.transactions += 1;
         if self.transaction.len() > KEPT {

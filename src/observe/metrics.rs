@@ -26,6 +26,7 @@
 
 mod catalogue;
 mod client;
+mod connections;
 mod process;
 
 use std::collections::BTreeMap;
@@ -37,6 +38,7 @@ use jiff::Timestamp;
 use prometheus::{Registry, TextEncoder};
 
 pub use client::CountRequests;
+pub use connections::ConnectionSeries;
 pub(crate) use process::start_time;
 
 use crate::model::Family;
@@ -164,6 +166,22 @@ pub fn sync_failed(family: Family) {
 /// Something stale could not be removed.
 pub fn cleanup_failed(family: Family) {
     metrics::counter!(names::CLEANUP_FAILURES, "ip_family" => label(family)).increment(1);
+}
+
+/// A transaction of so many bytes was sent to the kernel and answered, after so long.
+pub fn transaction(duration: Duration, bytes: usize) {
+    metrics::histogram!(names::TRANSACTION_DURATION).record(duration.as_secs_f64());
+    metrics::histogram!(names::TRANSACTION_BYTES).record(bytes as f64);
+}
+
+/// So many elements were added and removed.
+pub fn programmed(elements: usize) {
+    metrics::counter!(names::PROGRAMMED_ELEMENTS).increment(elements as u64);
+}
+
+/// A Service became the userspace forwarder's for this reason.
+pub fn fell_back(reason: &'static str) {
+    metrics::counter!(names::USERSPACE_FALLBACKS, "reason" => reason).increment(1);
 }
 
 /// Somebody else `changed` our tables, or notifications were `lost`.

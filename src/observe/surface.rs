@@ -27,7 +27,7 @@ use hyper::{Method, Request, StatusCode};
 use prometheus::{Gauge, GaugeVec, IntCounterVec, Opts, Registry};
 
 use super::http::{Answer, Handler, answer, at_once, not_found, text};
-use super::metrics::{self, Exposition};
+use super::metrics::{self, ConnectionSeries, Exposition};
 use zpages::Pages;
 
 /// What the pages tell. Everything has a default, so that a daemon without a configuration has pages as well.
@@ -59,11 +59,15 @@ struct Pings {
 }
 
 /// Answers for the metrics port.
-pub(super) fn handler(surface: Surface, exposition: Exposition) -> Handler {
+pub(super) fn handler(surface: Surface, exposition: Exposition, connections: Option<ConnectionSeries>) -> Handler {
     let pages = Pages::new(&surface);
     let pings = Pings::new();
     at_once(move |request| match request.uri().path() {
-        "/metrics" => answer(StatusCode::OK, Exposition::CONTENT_TYPE, exposition.render()),
+        "/metrics" => {
+            let mut text = exposition.render();
+            connections.iter().for_each(|series| series.write(&mut text));
+            answer(StatusCode::OK, Exposition::CONTENT_TYPE, text)
+        }
         "/metrics/slis" => pings.answer(request),
         "/healthz" => pings.count(if wants_details(request) { "[+]ping ok\nhealthz check passed\n" } else { "ok" }),
         "/healthz/ping" => pings.count("ok"),

@@ -392,7 +392,7 @@ impl Counter {
 }
 
 /// How long the calling thread has run so far; `None` where the kernel does not say.
-fn time_on_cpu() -> Option<Duration> {
+pub(super) fn time_on_cpu() -> Option<Duration> {
     let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     Some(Duration::from_nanos(text.split_whitespace().next()?.parse().ok()?))
 }

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
 use super::wire;
+use crate::conntrack::census::Sighting;
 use crate::conntrack::{Destination, Flow};
 use crate::model::{Family, Protocol};
 use crate::status::Traffic;
@@ -203,6 +204,59 @@ impl ConntrackTable {
             outcome.deleted += flows.len() - failed;
         }
         Ok(outcome)
+    }
+
+    /// Walks through all entries whose destination was translated, of all families and protocols with ports. `each` may meet an entry
+    /// twice, and on kernels before 5.17 others as well.
+    ///
+    /// # Errors
+    /// As [`ConntrackTable::dump`].
+    pub fn walk(&mut self, mut each: impl FnMut(&Sighting)) -> Result<Dump, ConntrackError> {
+        let mut dump = Dump { filtered: true, ..Dump::default() };
+        for _ in 0..DUMP_ATTEMPTS {
+            self.seq = self.seq.wrapping_add(1);
+            let mut request = Writer::new();
+            wire::dump_translated(&mut request, self.seq);
+            self.send(&request, "read")?;
+            let read = &mut dump.read;
+            let complete = self.take_dump(|message| {
+                *read += 1;
+                if let Some(sighting) = wire::sighting(message) {
+                    each(&sighting);
+                }
+            })?;
+            dump.partial = !complete;
+            if complete {
+                break;
+            }
+        }
+        Ok(dump)
+    }
+
+    /// Takes the answer to a request for entries. Whether it is complete.
+    fn take_dump(&mut self, mut each: impl FnMut(&Message<'_>)) -> Result<bool, ConntrackError> {
+        let mut complete = true;
+        loop {
+            // The kernel prepares the next datagram while this one is taken, so one is always there until the end.
+            let Some(len) = self.receive("read")? else {
+                return Err(ConntrackError { action: "read", errno: Errno::EAGAIN });
+            };
+            let mut end = None;
+            for message in messages(&self.receive[..len]).filter(|message| message.seq == self.seq) {
+                complete &= message.flags & NLM_F_DUMP_INTR == 0;
+                if let Some(errno) = status(&message) {
+                    end = Some(errno);
+                } else if wire::is_entry(&message) {
+                    each(&message);
+                }
+            }
+            match end {
+                None => {}
+                Some(0) => return Ok(complete),
+                Some(errno) if errno == Errno::EINTR as i32 => return Ok(false),
+                Some(errno) => return Err(ConntrackError { action: "read", errno: Errno::from_raw(errno) }),
+            }
+        }
     }
 
     /// One run through the table. Whether it is complete.

@@ -7,6 +7,7 @@ use nft::uapi::{NLM_F_DUMP, NLM_F_REQUEST};
 use nix::libc;
 
 use super::table::Filter;
+use crate::conntrack::census::Sighting;
 use crate::conntrack::ledger::Event;
 use crate::conntrack::{Flow, Tuple};
 use crate::model::{Family, Protocol};
@@ -20,11 +21,13 @@ const IPCTNL_MSG_CT_DELETE: u16 = 2;
 const IPCTNL_MSG_CT_GET_STATS: u16 = 5;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
 pub(super) const CTA_PROTOINFO: u16 = 4;
 const CTA_COUNTERS_ORIG: u16 = 9;
 const CTA_COUNTERS_REPLY: u16 = 10;
 const CTA_COUNTERS_PACKETS: u16 = 1;
 const CTA_COUNTERS_BYTES: u16 = 2;
+const CTA_TIMEOUT: u16 = 7;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
@@ -47,6 +50,9 @@ const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_F_CTA_IP_DST: u32 = 1 << 1;
 const CTA_FILTER_F_CTA_PROTO_NUM: u32 = 1 << 3;
 const CTA_FILTER_F_CTA_PROTO_DST_PORT: u32 = 1 << 5;
+
+/// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h): the destination was translated.
+const IPS_DST_NAT: u32 = 1 << 5;
 
 /// `NLM_F_CREATE` (linux/netlink.h): an event of a flow that has just begun.
 pub(super) const NLM_F_CREATE: u16 = 0x400;
@@ -80,6 +86,22 @@ pub(super) fn dump(writer: &mut Writer, seq: u32, filter: &Filter, filtered: boo
         writer.end_nest(nest);
     }
     writer.end(message);
+}
+
+/// Writes a request for all entries of all families whose destination was translated. Kernels before 5.17 send all others as well.
+pub(super) fn dump_translated(writer: &mut Writer, seq: u32) {
+    let kind = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET;
+    let message = writer.begin(kind, NLM_F_REQUEST | NLM_F_DUMP, seq, &[0; NFGENMSG_LEN]);
+    writer.attr_be32(CTA_STATUS, IPS_DST_NAT);
+    writer.end(message);
+}
+
+/// Reads an entry with what a census wants to know about it besides.
+pub(super) fn sighting(message: &Message<'_>) -> Option<Sighting> {
+    let flow = read(message)?;
+    let attributes = message.payload.get(NFGENMSG_LEN..)?;
+    let number = |kind| find(attributes, kind).and_then(|attribute| attribute.be32()).unwrap_or_default();
+    Some(Sighting { flow, status: number(CTA_STATUS), left: number(CTA_TIMEOUT) })
 }
 
 /// Writes a request for the number of entries.

@@ -48,6 +48,10 @@ names! {
     CLEANUP_FAILURES = "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total";
     CONNTRACK_DURATION = "kubeproxy_conntrack_reconciler_sync_duration_seconds";
     CONNTRACK_DELETED = "kubeproxy_conntrack_reconciler_deleted_entries_total";
+    TRANSACTION_DURATION = "pointsman_transaction_duration_seconds";
+    TRANSACTION_BYTES = "pointsman_transaction_bytes";
+    PROGRAMMED_ELEMENTS = "pointsman_programmed_elements_total";
+    USERSPACE_FALLBACKS = "pointsman_userspace_fallbacks_total";
     DISTURBANCES = "pointsman_table_disturbances_total";
     REPAIRED = "pointsman_table_repaired_elements_total";
     LIVE_SERVICES = "pointsman_live_services";
@@ -175,6 +179,24 @@ pub(super) const CATALOGUE: &[Definition] = &[
         help: "[ALPHA] Stale conntrack entries deleted",
     },
     Definition {
+        name: TRANSACTION_DURATION,
+        shape: Shape::Histogram(transactions),
+        labels: &[],
+        help: "Time from sending a transaction to the kernel's answer, all that it took to write the tables",
+    },
+    Definition {
+        name: TRANSACTION_BYTES,
+        shape: Shape::Histogram(sizes),
+        labels: &[],
+        help: "Size of transactions as they are sent to the kernel",
+    },
+    Definition {
+        name: PROGRAMMED_ELEMENTS,
+        shape: Shape::Counter,
+        labels: &[],
+        help: "Elements added to and removed from our tables",
+    },
+    Definition {
         name: DISTURBANCES,
         shape: Shape::Counter,
         labels: &["kind"],
@@ -241,6 +263,12 @@ pub(super) const CATALOGUE: &[Definition] = &[
         help: "Services that the userspace forwarder carries, by the reason why the kernel does not",
     },
     Definition {
+        name: USERSPACE_FALLBACKS,
+        shape: Shape::Counter,
+        labels: &["reason"],
+        help: "Times that a Service became the userspace forwarder's, by the reason why the kernel does not carry it",
+    },
+    Definition {
         name: USERSPACE_LISTENERS,
         shape: Shape::Gauge,
         labels: &["state"],
@@ -297,6 +325,16 @@ pub(super) const CATALOGUE: &[Definition] = &[
 /// 1 ms to 16.384 s, doubling.
 fn exponential() -> Vec<f64> {
     (0..15).map(|n| 0.001 * f64::from(1 << n)).collect()
+}
+
+/// 0.05 ms to 1.6 s, doubling.
+fn transactions() -> Vec<f64> {
+    (0..16).map(|n| 0.000_05 * f64::from(1 << n)).collect()
+}
+
+/// 256 bytes to 64 MiB, times four.
+fn sizes() -> Vec<f64> {
+    (0..10).map(|n| 256.0 * f64::from(1 << (2 * n))).collect()
 }
 
 /// 0.1 ms to 409.6 ms, doubling.

@@ -23,6 +23,10 @@ const SPECIFIED: &[(&str, &str, &[&str], usize)] = &[
     ("kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total", "counter", &["ip_family"], 0),
     ("kubeproxy_conntrack_reconciler_sync_duration_seconds", "histogram", &["ip_family"], 15),
     ("kubeproxy_conntrack_reconciler_deleted_entries_total", "counter", &["ip_family"], 0),
+    ("pointsman_transaction_duration_seconds", "histogram", &[], 16),
+    ("pointsman_transaction_bytes", "histogram", &[], 10),
+    ("pointsman_programmed_elements_total", "counter", &[], 0),
+    ("pointsman_userspace_fallbacks_total", "counter", &["reason"], 0),
     ("pointsman_table_disturbances_total", "counter", &["kind"], 0),
     ("pointsman_table_repaired_elements_total", "counter", &[], 0),
     ("pointsman_live_services", "gauge", &[], 0),
@@ -126,6 +130,9 @@ fn use_everything() {
     probed(Probe::Livez, 503);
     api_request("GET", "10.96.0.1:443", Some(200), Duration::from_millis(6));
     api_request("GET", "10.96.0.1:443", None, Duration::from_millis(6));
+    transaction(Duration::from_micros(150), 700);
+    programmed(5);
+    fell_back("mode");
     userspace_services("mode", 3);
     userspace_listeners(2, 1);
     let failures = [(Some(([10, 1, 0, 1], 80).into()), 5)].into();
@@ -213,9 +220,12 @@ fn metrics_with_labels_appear_after_their_first_use() {
             "pointsman_conntrack_events_total",
             "pointsman_live_connections",
             "pointsman_live_services",
+            "pointsman_programmed_elements_total",
             "pointsman_redeal_duration_seconds",
             "pointsman_redeal_slots_total",
             "pointsman_table_repaired_elements_total",
+            "pointsman_transaction_bytes",
+            "pointsman_transaction_duration_seconds",
         ]
     );
 }

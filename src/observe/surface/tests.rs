@@ -11,7 +11,7 @@ use super::*;
 fn serve(surface: Surface) -> (Server, SocketAddr) {
     let (exposition, _) = Exposition::new();
     let address = (Ipv4Addr::LOCALHOST, 0).into();
-    let handler = handler(surface, exposition);
+    let handler = handler(surface, exposition, None);
     let server = Server::start("metrics", address, true, Limits::default(), handler).expect("a free port");
     let address = reachable(&server);
     (server, address)
