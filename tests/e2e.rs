@@ -16,6 +16,8 @@ mod daemon;
 mod flags;
 #[path = "e2e/forward.rs"]
 mod forward;
+#[path = "e2e/grafana.rs"]
+mod grafana;
 #[path = "e2e/guard.rs"]
 mod guard;
 #[path = "e2e/input.rs"]

@@ -11,7 +11,7 @@ use super::dealer::Dealer;
 use super::forwarding::Forwarding;
 use super::guard::Guard;
 use super::node_wait::{ADDRESSES, News, NodeWait, POD_NETWORKS, Step};
-use crate::compile::{Changes, Image, LISTED};
+use crate::compile::{Image, LISTED};
 use crate::conntrack::ledger::Report;
 use crate::engine::{Engine, Outcome};
 use crate::kernel::conntrack::{CensusTaker, Cleaner, Pass};
@@ -646,8 +646,9 @@ impl Controller {
             (SyncKind::Full, None) => Occasion::Repair,
             (SyncKind::Partial, None) => Occasion::Change,
         };
-        let what = what(&outcome.changes);
-        let (services, said) = (named(outcome), what.join("; "));
+        let what: Vec<_> = outcome.changes.ports.iter().map(ToString::to_string).collect();
+        let services = some(outcome.services.iter().map(ToString::to_string), ", ", outcome.services.len());
+        let said = some(what.iter().cloned(), "; ", what.len() + outcome.changes.more);
         info!(
             target: "pointsman::programmed",
             services,
@@ -693,17 +694,12 @@ impl Controller {
     }
 }
 
-/// What changed, a line per Service port.
-fn what(changes: &Changes) -> Vec<String> {
-    changes.ports.iter().map(ToString::to_string).collect()
-}
-
-/// The first Services that were looked at, and how many more there are.
-fn named(outcome: &Outcome) -> String {
+/// The first of them, and how many more there are.
+fn some(all: impl Iterator<Item = String>, separator: &str, count: usize) -> String {
     const NAMED: usize = 3;
-    let named: Vec<_> = outcome.services.iter().take(NAMED).map(ToString::to_string).collect();
-    let more = outcome.services.len().saturating_sub(NAMED);
-    if more > 0 { format!("{} and {more} more", named.join(", ")) } else { named.join(", ") }
+    let named = all.take(NAMED).collect::<Vec<_>>().join(separator);
+    let more = count.saturating_sub(NAMED);
+    if more > 0 { format!("{named} and {more} more") } else { named }
 }
 
 fn health_port(check: &HealthCheck) -> HealthPort {

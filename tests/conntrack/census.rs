@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use pointsman::conntrack::{Destination, Directory};
 use pointsman::kernel::conntrack::CensusTaker;
-use pointsman::lab::Namespace;
+use pointsman::lab::{Namespace, Rtnl};
 use pointsman::model::{PortKey, Protocol, ServiceKey};
 use socket2::{Domain, Socket, Type};
 
@@ -40,6 +40,7 @@ fn connect(from: u16) -> TcpStream {
 fn what_opens_is_counted_once_and_nobody_is_counted_unasked() {
     let namespace = Namespace::anonymous().expect("a namespace, which needs root");
     namespace.run(|| {
+        Rtnl::open().and_then(|mut rtnl| rtnl.set_up("lo")).expect("a loopback interface");
         nft("add table ip t; add chain ip t out { type nat hook output priority -100; };
             add rule ip t out ip daddr 127.0.96.1 tcp dport 80 dnat to 127.0.0.1:8080;
             add rule ip t out ip daddr 127.0.96.2 tcp dport 80 dnat to 127.0.0.1:9;

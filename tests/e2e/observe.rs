@@ -21,9 +21,14 @@ pub const METRICS: u16 = 10249;
 
 /// Status and body; status 0 when nobody answers.
 pub fn get(lab: &Lab, address: SocketAddr, path: &str) -> (u16, String) {
+    get_by("HTTP/1.1", lab, address, path)
+}
+
+/// The same in another version of HTTP: in `HTTP/1.0` a body comes as it is.
+pub fn get_by(version: &str, lab: &Lab, address: SocketAddr, path: &str) -> (u16, String) {
     let ask = || {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "GET {path} {version}\r\nHost: x\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         std::io::Result::Ok(text)
