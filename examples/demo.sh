@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-.ci/install
+.ci/install --build
 cargo build --release --bins
 target=$(cargo metadata --format-version 1 --no-deps | grep -oE '"target_directory":"[^"]+"' | cut -d'"' -f4)
 as_root=()

@@ -5,13 +5,14 @@
 //! What each one measures, and how to read it, is in `bench/README.md`.
 //!
 //! Where things are: [`cluster`] makes Kubernetes objects, [`stats`] makes few numbers of many, [`usage`] asks the kernel what
-//! something cost, [`daemon`] is the program as a child process, [`report`] writes tables and files; [`churn`], [`first_packet`], [`forward`], [`forward_udp`], [`hitless`], [`load`], [`scale`], [`schedulers`],
+//! something cost, [`daemon`] is the program as a child process, [`report`] writes tables and files; [`churn`], [`counting`], [`first_packet`], [`forward`], [`forward_udp`], [`hitless`], [`load`], [`scale`], [`schedulers`],
 //! [`split`] and [`live`] are the measurements.
 //!
 //! Invariant: speed is printed, never asserted. A run fails only when something could not be measured.
 
 mod churn;
 mod cluster;
+mod counting;
 mod daemon;
 mod first_packet;
 mod forward;
@@ -51,6 +52,8 @@ struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Measurement {
+    /// What it costs to know how many connections each Service has: counters, events, walks; needs nft
+    Counting(counting::Options),
     /// Latency of opening a connection through a ClusterIP, against a bare path and one hard-coded dnat rule
     FirstPacket(first_packet::Options),
     /// Throughput, connections, latency and memory of the userspace forwarder, against HAProxy, nginx and tokio
@@ -84,6 +87,7 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "measurements make network namespaces: run as root");
     match cli.measurement {
+        Measurement::Counting(options) => counting::run(&options, cli.common.out),
         Measurement::FirstPacket(options) => first_packet::run(&options, cli.common.out),
         Measurement::Forward(options) => forward::run(&options, cli.common.out),
         Measurement::ForwardPeer(own) => forward::serve(own),

@@ -31,6 +31,11 @@ impl CpuTime {
         Ok(Self { user: duration(usage.user_time()), system: duration(usage.system_time()) })
     }
 
+    /// In user space and in the kernel.
+    pub fn sum(self) -> Duration {
+        self.user + self.system
+    }
+
     /// Used since `earlier`.
     pub fn since(self, earlier: Self) -> Self {
         Self { user: self.user.saturating_sub(earlier.user), system: self.system.saturating_sub(earlier.system) }

@@ -114,6 +114,30 @@ fn a_cluster_sees_health_metrics_and_events() {
 }
 
 #[test]
+fn the_log_says_what_changed() {
+    let lab = bed(3);
+    let manifests = Manifests::of(&shop("web", 1, &pods(1..=2)));
+    let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
+    let line = daemon.programmed();
+    assert!(
+        line.contains(
+            "shop/web:http (TCP, IPv4): new, +1 frontend 10.96.0.1:80, +2 endpoints 10.244.0.2:8080 10.244.0.3:8080"
+        ),
+        "{line}"
+    );
+    manifests.write("all.json", &shop("web", 1, &pods(2..=3)));
+    let line = daemon.hear(&[
+        "\"programmed\" ",
+        "shop/web:http (TCP, IPv4): +1 endpoint 10.244.0.4:8080, -1 endpoint 10.244.0.2:8080",
+    ]);
+    for part in ["services=\"shop/web\"", " elements=", " transactions=1 ", " kernel_us=", " total_us="] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+    manifests.write("all.json", &[]);
+    daemon.hear(&["\"programmed\" ", "shop/web:http (TCP, IPv4): gone"]);
+}
+
+#[test]
 fn a_port_that_is_taken_keeps_nothing_else_from_working() {
     let lab = bed(1);
     let holder = lab.node().run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, HEALTH)).expect("a fresh namespace"));
