@@ -82,8 +82,9 @@ pub struct Census {
 #[derive(Debug)]
 struct Subject {
     port: PortKey,
-    destinations: Vec<Destination>,
-    account: Account,
+    destinations: Box<[Destination]>,
+    /// Once it has connections: most Services of a large cluster have none on a node.
+    account: Option<Box<Account>>,
 }
 
 /// For how many walks an endpoint without connections is remembered: a quarter of an hour, when walks come every five seconds.
@@ -168,10 +169,10 @@ impl Census {
                 }
                 let subject = self.subjects.entry(number).or_insert_with(|| Subject {
                     port,
-                    destinations: Vec::new(),
-                    account: Account::default(),
+                    destinations: Box::default(),
+                    account: None,
                 });
-                subject.destinations = destinations;
+                subject.destinations = destinations.into();
             }
             if !numbers.is_empty() {
                 self.services.insert(service, numbers);
@@ -188,7 +189,7 @@ impl Census {
 
     fn forget_present(&mut self) {
         (self.totals.active, self.totals.inactive) = (0, 0);
-        self.subjects.values_mut().for_each(|subject| subject.account.begin());
+        self.subjects.values_mut().filter_map(|subject| subject.account.as_mut()).for_each(|account| account.begin());
     }
 
     /// Begins a walk.
@@ -235,8 +236,9 @@ impl Census {
             }
         }
         self.totals.add(found);
-        subject.account.total.add(found);
-        subject.account.endpoints.entry(endpoint).or_default().add(found);
+        let account = subject.account.get_or_insert_default();
+        account.total.add(found);
+        account.endpoints.entry(endpoint).or_default().add(found);
     }
 
     /// Ends a walk. One that may have missed entries forgets none.
@@ -264,11 +266,7 @@ impl Census {
 
     /// The Service ports that have or had connections, in no particular order.
     pub fn accounts(&self) -> impl Iterator<Item = (&PortKey, &Account)> {
-        let used = |account: &Account| account.total != Connections::default();
-        self.subjects
-            .values()
-            .map(|subject| (&subject.port, &subject.account))
-            .filter(move |(_, account)| used(account))
+        self.subjects.values().filter_map(|subject| Some((&subject.port, subject.account.as_deref()?)))
     }
 }
 
