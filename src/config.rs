@@ -67,6 +67,8 @@ pub struct Config {
     pub own_tables: bool,
     /// Limits of the userspace forwarder.
     pub forward: ForwardConfig,
+    /// Whether the page is served under `/ui/` beside `/metrics`.
+    pub page: bool,
     /// Whose connections `/metrics` tells.
     pub connection_metrics: ConnectionMetrics,
     /// Whose defaults apply, and what `/proxyMode` says.

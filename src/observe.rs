@@ -30,6 +30,7 @@ pub mod events;
 pub mod health;
 mod http;
 pub mod metrics;
+mod page;
 pub mod services;
 mod socket;
 pub mod surface;
@@ -52,6 +53,7 @@ use events::{Delivery, Event, EventSink, EventTask};
 use health::{HealthReporter, Moment, ProxyHealth};
 use http::{Limits, Server};
 use metrics::{Build, ConnectionSeries, SyncKind, TrafficPolicy};
+use page::Page;
 use services::{ServiceHealth, ServiceServers};
 use socket::StatusSocket;
 use timeline::{Entry, Timeline};
@@ -90,6 +92,8 @@ pub struct Settings {
     pub desk: Option<Desk>,
     /// The socket at which the status API is served, if it is.
     pub status_socket: Option<PathBuf>,
+    /// Whether the page is served under `/ui/` of the metrics port; it shows what the status API tells.
+    pub page: bool,
     /// Who counts connections, and of whom `/metrics` tells; `None`: nobody.
     pub connections: Option<ConnectionSeries>,
 }
@@ -162,6 +166,11 @@ pub fn start(settings: Settings, clients: Option<Clients>) -> Result<(Observer, 
         families: settings.families,
     };
     let api = settings.desk.map(|desk| Api::new(desk, about));
+    let timeline = Timeline::default();
+    let page = settings.page.then(|| {
+        let census = settings.connections.as_ref().map(ConnectionSeries::census);
+        Some(Page::new(api.clone()?, timeline.clone(), census))
+    });
     let status =
         settings.status_socket.zip(api).map(|(path, api)| StatusSocket::start(path, Limits::default(), api.handler()));
     let reporter = HealthReporter::new(ProxyHealth::new(settings.sync_period, !settings.watches_node));
@@ -172,15 +181,14 @@ pub fn start(settings: Settings, clients: Option<Clients>) -> Result<(Observer, 
     };
     let health = listen("the health server", settings.health_address, health::handler(reporter.watch()))
         .inspect_err(|error| events.send(Event::health_server_failed(&settings.node, error.to_string())))?;
-    let metrics = listen(
-        "the metrics server",
-        settings.metrics_address,
-        surface::handler(settings.surface, exposition, settings.connections),
-    )
-    .inspect_err(|error| events.send(Event::metrics_server_failed(&settings.node, error.to_string())))?;
+    let mut numbers = surface::handler(settings.surface, exposition, settings.connections);
+    if let Some(page) = page.flatten() {
+        numbers = page.before(numbers);
+    }
+    let metrics = listen("the metrics server", settings.metrics_address, numbers)
+        .inspect_err(|error| events.send(Event::metrics_server_failed(&settings.node, error.to_string())))?;
     let families: Vec<_> = settings.families.iter().collect();
     let (services, service_servers) = services::start(&settings.node, &families, reporter.watch(), events.clone());
-    let timeline = Timeline::default();
     let observer =
         Observer { node: settings.node, families: settings.families, health: reporter, services, events, timeline };
     let servers = Servers { health, metrics, _services: service_servers, _status: status, _events: event_task };
@@ -222,6 +230,7 @@ impl Default for Settings {
             delivery: Delivery::default(),
             desk: None,
             status_socket: None,
+            page: false,
             connections: None,
         }
     }

@@ -180,6 +180,12 @@ const OURS: &[Flag] = &[
         "Connections that the userspace forwarder takes at once, of all Services; 0: as many as there are file descriptors for",
     ),
     flag(
+        "ui",
+        Bool,
+        "true",
+        "Serve a page to look at, read-only, under /ui/ of the metrics port: to whoever reaches that port",
+    ),
+    flag(
         "metrics-services",
         Int32,
         "500",

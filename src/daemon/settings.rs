@@ -93,6 +93,7 @@ pub(super) fn observe(
         build: Build::of(&config.version),
         desk: Some(desk),
         status_socket: config.status_socket.clone(),
+        page: config.page,
         connections: census.map(|census| ConnectionSeries::new(census, config.connection_metrics)),
         ..defaults
     }

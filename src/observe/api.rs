@@ -32,7 +32,7 @@ use tokio::task::spawn_blocking;
 use super::desk::{Busy, Desk, Glance};
 use super::http::{Answer, Handler, answer};
 use crate::conntrack::Destination;
-use crate::kernel::conntrack::{ConntrackError, accounting, take_census};
+use crate::kernel::conntrack::{ConntrackError, accounting, list_flows, take_census};
 use crate::model::{Families, Family, Protocol, ServiceKey};
 use crate::status::{
     self, CHUNK, Census, ConnectionList, FamilyHealth, HealthView, Page, Search, SearchError, ServicePage, ServiceView,
@@ -171,6 +171,17 @@ impl Api {
             }
         }
         Ok(service)
+    }
+
+    /// Some of a Service's connections, as connection tracking has them, for the page.
+    pub(super) async fn flows(&self, namespace: &str, name: &str, most: usize) -> Answer {
+        let list = async {
+            let service = self.service(ServiceKey::new(namespace, name), &Vec::new()).await?;
+            let destinations = destinations(&service);
+            let listed = spawn_blocking(move || list_flows(&destinations, most)).await;
+            Ok(json(&listed.map_err(|_| Busy)??))
+        };
+        list.await.unwrap_or_else(Refusal::into_answer)
     }
 
     async fn list(&self, parameters: &Parameters) -> Result<VirtualList, Refusal> {

@@ -81,6 +81,11 @@ impl ConnectionSeries {
         Self { census, settings, chosen: Arc::default() }
     }
 
+    /// Who counts.
+    pub(crate) fn census(&self) -> CensusTaker {
+        self.census.clone()
+    }
+
     /// Appends the series as the last walk has it, and has further walks made.
     pub(crate) fn write(&self, text: &mut String) {
         let snapshot = self.census.look();
