@@ -10,6 +10,8 @@
 
 #[path = "e2e/api.rs"]
 mod api;
+#[path = "e2e/browser.rs"]
+mod browser;
 #[path = "e2e/daemon.rs"]
 mod daemon;
 #[path = "e2e/flags.rs"]
@@ -32,6 +34,8 @@ mod manifests;
 mod node;
 #[path = "e2e/observe.rs"]
 mod observe;
+#[path = "e2e/page.rs"]
+mod page;
 #[path = "e2e/settings.rs"]
 mod settings;
 #[path = "e2e/status.rs"]
