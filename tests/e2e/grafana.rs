@@ -118,7 +118,7 @@ fn every_query_of_dashboard_and_alerts_finds_something_in_a_real_scrape() {
     changed[0]["metadata"]["annotations"] =
         json!({"endpoints.kubernetes.io/last-change-trigger-time": jiff::Timestamp::now().to_string()});
     manifests.write("web.json", &changed);
-    // Until two walks have seen connections, and two scrapes the second walk.
+    // Until two walks have seen connections, and two scrapes the second walk and what the forwarder says every five seconds.
     let begin = Instant::now();
     let opened = "increase(pointsman_service_connections_opened_total[1m]) > 0";
     loop {
@@ -127,7 +127,8 @@ fn every_query_of_dashboard_and_alerts_finds_something_in_a_real_scrape() {
         tally_by(pointsman::lab::ask, lab.client(0), frontends(1, 53)[0], 5);
         std::thread::sleep(Duration::from_millis(300));
         let up = get(&lab, local(PROMETHEUS), "/-/ready").0 == 200;
-        if up && !query(&lab, opened).is_empty() {
+        let forwarded = "rate(pointsman_userspace_endpoint_failures_total[1m])";
+        if up && !query(&lab, opened).is_empty() && !query(&lab, forwarded).is_empty() {
             break;
         }
         assert!(begin.elapsed() < PATIENCE * 2, "connections should be counted; prometheus is up: {up}");
