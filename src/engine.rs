@@ -9,19 +9,22 @@
 
 #[cfg(test)]
 mod change_tests;
+mod deadlines;
 mod drains;
+mod exchange;
 mod look;
 #[cfg(test)]
 mod passage_tests;
 #[cfg(test)]
 mod route_tests;
 mod routes;
+mod touched;
 mod triggers;
 #[cfg(test)]
 mod tuning_tests;
 mod warmth;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -33,12 +36,14 @@ use crate::conntrack::ledger::Report;
 use crate::conntrack::{Cut, Destination, Directory, FlowBook, Interests, View, WatchBook, census};
 use crate::forward::RouteId;
 use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, Protocol, ServiceKey, Store};
-use crate::policy::{self, Claim, Claims, Context, Frontend, HealthCheck, NodePort, ResolvedPort, Settings};
+use crate::policy::{self, Claim, Claims, Context, Frontend, HealthCheck, NodePort, ResolvedPort, Roster, Settings};
 use crate::schedule::Scheduler;
 use crate::source::{Change, Kind, Object};
+use deadlines::Deadlines;
 use drains::Drains;
 use look::Changes;
 use routes::Routes;
+use touched::{Slices, Touch, Touched};
 use triggers::Triggers;
 use warmth::Warmth;
 
@@ -57,10 +62,18 @@ pub struct Engine {
     settings: Settings,
     scheduler: Scheduler,
     health: BTreeMap<ServiceKey, HealthCheck>,
+    /// Since somebody asked.
+    health_changed: bool,
     /// Services with ports whose Local policy finds nobody here, and their sum.
     lacking: BTreeMap<ServiceKey, NoLocalEndpoints>,
     no_local_endpoints: NoLocalEndpoints,
-    touched: BTreeSet<ServiceKey>,
+    touched: Touched,
+    /// The endpoints of large Services of which some have changed.
+    rosters: HashMap<ServiceKey, Roster>,
+    /// Endpoints from which on a Service has a roster.
+    roster_from: usize,
+    /// Services compiled by their rosters.
+    exchanges: u64,
     /// Node port addresses and service networks have to be looked at again.
     networks_touched: bool,
     /// Problems that no single object has: frontends asked for twice, pools exhausted.
@@ -74,8 +87,7 @@ pub struct Engine {
     warmth: Warmth,
     drains: Drains,
     routes: Routes,
-    /// When Services have to be looked at again though nothing changed, by Service.
-    deadlines: BTreeMap<ServiceKey, Instant>,
+    deadlines: Deadlines,
     cuts: Vec<Cut>,
     changes: Changes,
     /// Where clients of Services connect to, where that changed; `None`: nobody wants to know.
@@ -98,6 +110,21 @@ pub struct Outcome {
     /// When the changes of endpoints happened, as far as their slices say: to be measured once they are programmed.
     pub triggers: Vec<(Family, Timestamp)>,
 }
+
+/// What decisions depend on, without a Service's own; a macro, because other parts of the engine change meanwhile.
+macro_rules! context {
+    ($engine:ident) => {
+        Context {
+            settings: &$engine.settings,
+            node: $engine.store.node(),
+            claims: &$engine.claims,
+            scheduler: $engine.scheduler,
+            warming: None,
+            assessment: None,
+        }
+    };
+}
+use context;
 
 /// Service ports with a Local policy and endpoints, none of them on this node. Per family (IPv4, IPv6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -149,9 +176,13 @@ impl Engine {
             settings,
             scheduler,
             health: BTreeMap::new(),
+            health_changed: true,
             lacking: BTreeMap::new(),
             no_local_endpoints: NoLocalEndpoints::default(),
-            touched: BTreeSet::new(),
+            touched: Touched::default(),
+            rosters: HashMap::new(),
+            roster_from: exchange::ROSTER_FROM,
+            exchanges: 0,
             networks_touched: true,
             conflicts: Problems::default(),
             fresh_problems: Vec::new(),
@@ -161,7 +192,7 @@ impl Engine {
             warmth: Warmth::default(),
             drains: Drains::default(),
             routes: Routes::default(),
-            deadlines: BTreeMap::new(),
+            deadlines: Deadlines::default(),
             cuts: Vec::new(),
             changes: Changes::default(),
             directory: None,
@@ -196,6 +227,11 @@ impl Engine {
             Change::Apply(Object::Node(_)) => self.store.node().cloned(),
             _ => None,
         };
+        let name = match &change {
+            Change::Apply(Object::EndpointSlice(slice)) => slice.metadata.name.clone(),
+            Change::Delete(Kind::EndpointSlice, key) => Some(key.name.clone()),
+            _ => None,
+        };
         let effect = self.store.apply(change);
         if effect.node || effect.service_networks {
             self.networks_touched = true;
@@ -205,28 +241,35 @@ impl Engine {
             self.node_changed(before.unwrap_or_default());
         }
         match effect.slice {
-            Some(slice) => {
+            Some(mut slice) => {
                 self.families.insert(slice.family);
+                let before = slice.before.take();
+                match (effect.services.as_slice(), name) {
+                    ([service], Some(name)) => self.touch_slice(service, &name, before),
+                    _ => self.touched.extend(effect.services),
+                }
                 self.fresh_problems.extend(self.triggers.note(slice, trigger));
             }
-            None if !effect.services.is_empty() => self.families = Families::ALL,
+            None if !effect.services.is_empty() => {
+                self.families = Families::ALL;
+                self.touched.extend(effect.services);
+            }
             None => {}
         }
-        self.touched.extend(effect.services);
         self.fresh_problems.extend(effect.problems);
     }
 
     /// Says what time it is: before each compilation, and when [`Engine::next_deadline`] has come. Time must not go backwards.
     pub fn take_time(&mut self, now: Instant) {
         self.now = Some(now);
-        self.touched.extend(self.deadlines.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()));
+        self.touched.extend(self.deadlines.due(now).cloned());
     }
 
     /// When something is to be done even if nothing changes: an endpoint in slow start gets more, or one that left has drained. `None`
     /// almost always. After [`Engine::take_time`] and a compilation it is later than that time. Services that changed since the last
     /// compilation have none: they wait for the next one.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.iter().filter(|(key, _)| !self.touched.contains(*key)).map(|(_, at)| *at).min()
+        self.deadlines.iter().find(|(_, key)| !self.touched.contains(key)).map(|(at, _)| at)
     }
 
     /// The connections to be ended since the last call; to be done when the kernel has what was compiled before.
@@ -281,8 +324,7 @@ impl Engine {
     /// the Services that it touched.
     pub fn compile_timed(&mut self, now: Instant) -> Outcome {
         self.now = Some(now);
-        let due = self.deadlines.iter().filter(|(key, at)| **at <= now && !self.touched.contains(*key));
-        let due = due.map(|(key, _)| key.clone()).collect();
+        let due = self.deadlines.due(now).filter(|key| !self.touched.contains(key)).cloned().collect();
         let waiting = std::mem::replace(&mut self.touched, due);
         let networks_touched = std::mem::take(&mut self.networks_touched);
         let (families, triggers) = (std::mem::take(&mut self.families), std::mem::take(&mut self.triggers));
@@ -293,10 +335,16 @@ impl Engine {
     }
 
     fn compile_with(&mut self, outcome: &mut Outcome, keep_delta: bool, elements: usize) {
-        let touched = std::mem::take(&mut self.touched);
-        // Those between whom frontends may move, and all others.
+        // Those between whom frontends may move, and all others; of these, those whose slices alone have changed.
         let (mut moving, mut staying) = (BTreeSet::new(), BTreeSet::new());
-        for key in touched {
+        let mut by_slices: HashMap<ServiceKey, Slices> = HashMap::new();
+        for (key, touch) in self.touched.take() {
+            if let Touch::Slices(slices) = touch {
+                // What it asks for does not depend on them.
+                by_slices.insert(key.clone(), slices);
+                staying.insert(key);
+                continue;
+            }
             // All claims first: whether one Service gets a frontend may depend on another that is touched in the same batch.
             let (created, wanted) = match self.store.service(&key) {
                 Some(service) => (service.created, policy::wanted(service, &self.settings)),
@@ -310,97 +358,97 @@ impl Engine {
                 }
             }
         }
-        staying.retain(|key| !moving.contains(key));
-        let mut services = Vec::with_capacity(moving.len() + staying.len());
+        if !moving.is_empty() {
+            staying.retain(|key| !moving.contains(key));
+            by_slices.retain(|key, _| !moving.contains(key));
+        }
         outcome.problems.append(&mut self.fresh_problems);
         outcome.touched = outcome.touched.union(std::mem::take(&mut self.families));
         outcome.triggers.extend(self.triggers.take());
         if std::mem::take(&mut self.networks_touched) {
             self.compile_networks(&mut outcome.delta);
         }
-        let context = Context {
-            settings: &self.settings,
-            node: self.store.node(),
-            claims: &self.claims,
-            scheduler: self.scheduler,
-            warming: None,
-            assessment: None,
-        };
         let unparted = moving.len();
-        let mut order = moving.into_iter().chain(staying);
-        while let Some(key) = order.next() {
-            if services.len() >= unparted && outcome.delta.len() >= elements {
-                self.touched = std::iter::once(key).chain(order).collect();
-                break;
+        let mut compiled = 0;
+        for key in moving.into_iter().chain(staying) {
+            let slices = by_slices.remove(&key);
+            if compiled >= unparted && outcome.delta.len() >= elements {
+                self.touched.put_back(key, slices.map_or(Touch::Whole, Touch::Slices));
+                continue;
             }
-            services.push(key);
-            let key = services.last().expect("just pushed");
-            let service = self.store.service(key);
-            let slices = self.store.slices(key);
-            let health = service.and_then(|service| HealthCheck::of(service, slices.clone(), &self.settings));
-            match health {
-                Some(health) => self.health.insert(key.clone(), health),
-                None => self.health.remove(key),
-            };
-            let progress = self.warmth.update(key, service, slices.clone(), self.now);
-            let assessment = service.map(|service| policy::Assessment::new(service, slices.clone()));
-            let context = Context { warming: Some(&progress.warming), assessment: assessment.as_ref(), ..context };
-            let mut resolved =
-                service.map(|service| policy::resolve(service, slices.clone(), context)).unwrap_or_default();
-            let tuning = service.map(|service| policy::tuning_problems(service, slices.clone(), &resolved, context));
-            let due = self.drains.update(key, service, slices.clone(), &resolved, self.now);
-            let ranges = self.flows.node_port_ranges();
-            let cuts = due.cuts.into_iter().map(|mut cut| {
-                let protocol = cut.protocol;
-                cut.destinations.retain(|to| {
-                    let holder = self.claims.holder(&claim_on(*to, protocol));
-                    holder.is_none_or(|holder| holder == key)
-                });
-                Cut { node_port_ranges: ranges.clone(), ..cut }
-            });
-            self.cuts.extend(cuts.filter(|cut| !cut.destinations.is_empty()));
-            match [progress.next, due.next].into_iter().flatten().min() {
-                Some(deadline) => self.deadlines.insert(key.clone(), deadline),
-                None => self.deadlines.remove(key),
-            };
-            let lacking = NoLocalEndpoints::of(&resolved);
-            let before = match lacking == NoLocalEndpoints::default() {
-                true => self.lacking.remove(key),
-                false => self.lacking.insert(key.clone(), lacking),
-            };
-            self.no_local_endpoints.replace(before.unwrap_or_default(), lacking);
-            self.routes.update(key, service, &mut resolved, &self.settings);
-            self.flows.update(key, &resolved);
+            compiled += 1;
             let before = outcome.delta.len();
-            let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
+            let done = slices.as_ref().is_some_and(|slices| self.exchange(&key, slices, &mut outcome.delta));
+            if !done {
+                let resolved = self.decide(&key, outcome);
+                self.enroll(&key, &resolved, slices.is_some());
+            }
             // Two halves of a frontend that moves may be one edit in the end: neither Service has more edits then.
-            let differs = outcome.delta.len() != before || services.len() <= unparted;
-            self.changes.note(key, service.is_some(), differs, self.now);
+            let differs = outcome.delta.len() != before || compiled <= unparted;
+            self.changes.note(&key, self.store.service(&key).is_some(), differs, self.now);
             if !keep_delta {
                 outcome.delta = Delta::default();
             }
-            if self.compiler.is_redirected()
-                && let Some(directory) = &mut self.directory
-            {
-                directory.push((key.clone(), census::entries(&resolved)));
-            }
-            self.watch.update(key, &resolved, |subject| self.compiler.rings(&subject.port, subject.family));
-            let mut problems: Vec<_> =
-                service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();
-            problems.extend(tuning.unwrap_or_default());
-            problems.extend(shortages.into_iter().map(|shortage| Problem {
-                kind: Kind::Service,
-                object: key.object(),
-                field: "spec.ports".to_owned(),
-                value: shortage.port.to_string(),
-                reason: shortage.reason,
-            }));
-            outcome.problems.extend(self.conflicts.replace(Kind::Service, &key.object(), problems));
+            outcome.services.push(key);
         }
         outcome.changes.append(self.compiler.take_changes());
-        outcome.services.append(&mut services);
         outcome.services.sort();
         outcome.services.dedup();
+    }
+
+    /// Decides and compiles one Service, whatever has changed about it. Returns what was decided.
+    fn decide(&mut self, key: &ServiceKey, outcome: &mut Outcome) -> Vec<ResolvedPort> {
+        let service = self.store.service(key);
+        let slices = self.store.slices(key);
+        let health = service.and_then(|service| HealthCheck::of(service, slices.clone(), &self.settings));
+        let before = match health {
+            Some(health) => self.health.insert(key.clone(), health),
+            None => self.health.remove(key),
+        };
+        self.health_changed |= before != health;
+        let progress = self.warmth.update(key, service, slices.clone(), self.now);
+        let assessment = service.map(|service| policy::Assessment::new(service, slices.clone()));
+        let context = Context { warming: Some(&progress.warming), assessment: assessment.as_ref(), ..context!(self) };
+        let mut resolved = service.map(|service| policy::resolve(service, slices.clone(), context)).unwrap_or_default();
+        let tuning = service.map(|service| policy::tuning_problems(service, slices.clone(), &resolved, context));
+        let due = self.drains.update(key, service, slices.clone(), &resolved, self.now);
+        let ranges = self.flows.node_port_ranges();
+        let cuts = due.cuts.into_iter().map(|mut cut| {
+            let protocol = cut.protocol;
+            cut.destinations.retain(|to| {
+                let holder = self.claims.holder(&claim_on(*to, protocol));
+                holder.is_none_or(|holder| holder == key)
+            });
+            Cut { node_port_ranges: ranges.clone(), ..cut }
+        });
+        self.cuts.extend(cuts.filter(|cut| !cut.destinations.is_empty()));
+        self.deadlines.set(key, [progress.next, due.next].into_iter().flatten().min());
+        let lacking = NoLocalEndpoints::of(&resolved);
+        let before = match lacking == NoLocalEndpoints::default() {
+            true => self.lacking.remove(key),
+            false => self.lacking.insert(key.clone(), lacking),
+        };
+        self.no_local_endpoints.replace(before.unwrap_or_default(), lacking);
+        self.routes.update(key, service, &mut resolved, &self.settings);
+        self.flows.update(key, &resolved);
+        let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
+        if self.compiler.is_redirected()
+            && let Some(directory) = &mut self.directory
+        {
+            directory.push((key.clone(), census::entries(&resolved)));
+        }
+        self.watch.update(key, &resolved, |subject| self.compiler.rings(&subject.port, subject.family));
+        let mut problems: Vec<_> = service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();
+        problems.extend(tuning.unwrap_or_default());
+        problems.extend(shortages.into_iter().map(|shortage| Problem {
+            kind: Kind::Service,
+            object: key.object(),
+            field: "spec.ports".to_owned(),
+            value: shortage.port.to_string(),
+            reason: shortage.reason,
+        }));
+        outcome.problems.extend(self.conflicts.replace(Kind::Service, &key.object(), problems));
+        resolved
     }
 
     /// What the userspace forwarder is to do, where that changed since the last call. What it shall do anew may be done at once, what
@@ -434,7 +482,7 @@ impl Engine {
     pub fn set_listener(&mut self, route: &RouteId, listener: Option<SocketAddr>) -> bool {
         let differs = self.routes.set_listener(route, listener);
         if differs {
-            self.touched.insert(route.port.service.clone());
+            self.touched.whole(route.port.service.clone());
         }
         differs
     }
@@ -481,6 +529,11 @@ impl Engine {
     pub fn settle(&mut self) -> Image {
         self.changes.settle(self.now);
         self.compiler.settle()
+    }
+
+    /// Whether what [`Engine::health`] says has changed since the last call.
+    pub fn take_health_changed(&mut self) -> bool {
+        std::mem::take(&mut self.health_changed)
     }
 
     /// What load balancers are to be told, per Service that has a `healthCheckNodePort`; as of the last compilation.

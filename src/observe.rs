@@ -350,6 +350,11 @@ impl Observer {
         &self.timeline
     }
 
+    /// What the health ports shall say is what it was; on which addresses may have to be found out again.
+    pub fn health_ports_again(&self) {
+        self.services.sync_again();
+    }
+
     /// Everything known at the start is programmed.
     pub fn loaded(&self) {
         self.health.loaded();

@@ -22,6 +22,7 @@ mod claims;
 mod path;
 mod proportion;
 mod remarks;
+mod roster;
 mod select;
 mod serving;
 mod settings;
@@ -36,6 +37,7 @@ pub use assess::Assessment;
 pub use claims::Claims;
 pub use path::{Path, Reason};
 pub use remarks::tuning_problems;
+pub use roster::{Exchange, PortExchange, Roster, SliceChange};
 pub use select::Topology;
 pub use settings::{
     DetectLocal, Detector, NodeAddresses, NodePortAddresses, Settings, detector, localhost_node_port, node_port_ranges,

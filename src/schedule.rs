@@ -33,6 +33,7 @@ use std::net::SocketAddr;
 pub use exact::{Choice, Exact};
 pub use name::SchedulerError;
 pub use share::{Shares, share};
+pub use slots::Changed;
 pub use table::{Buckets, TableSizes};
 
 /// The schedulers, by the names IPVS gave them.
@@ -126,6 +127,19 @@ pub struct Hand<'a> {
     pub tables: TableSizes,
 }
 
+/// Endpoints that go and endpoints that come, among equals; both lists are sorted.
+#[derive(Clone, Copy, Debug)]
+pub struct Swap<'a> {
+    /// Each of them has a slot.
+    pub gone: &'a [SocketAddr],
+    /// None of them has one.
+    pub came: &'a [SocketAddr],
+    /// As in [`Hand`].
+    pub seed: u64,
+    /// As in [`Hand`].
+    pub changes: u64,
+}
+
 /// Shares that are further off are told about.
 const NOTED_ERROR: f64 = 0.01;
 
@@ -176,6 +190,20 @@ impl Scheduler {
             Scheduler::SourceHash { port } => rendezvous::deal(hand, HashKey::of_source(port)),
             Scheduler::DestinationHash => rendezvous::deal(hand, HashKey::Destination),
             Scheduler::Maglev { port } => maglev::deal(hand, HashKey::of_source(port)),
+        }
+    }
+
+    /// Brings slots that [`Scheduler::deal`] dealt to two or more equals to where it would bring them, without a look at those who stay.
+    /// `None`, with the slots as they were: everybody has to be dealt to.
+    pub fn exchange(self, slots: &mut Vec<SocketAddr>, swap: Swap<'_>) -> Option<Changed<SocketAddr>> {
+        let Swap { gone, came, seed, changes } = swap;
+        if slots.len() < 2 || slots.len() + came.len() < gone.len() + 2 {
+            return None;
+        }
+        match self {
+            Scheduler::Random => slots::exchange(slots, gone, came),
+            Scheduler::RoundRobin => rr::exchange(slots, gone, came, |slots| slots::turn(slots, seed, changes + 1)),
+            _ => None,
         }
     }
 
@@ -268,6 +296,10 @@ impl Deal {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::testing::{candidates, hand, sized};
     use super::*;
 
@@ -277,6 +309,38 @@ mod tests {
         for scheduler in Scheduler::NAMES {
             let deal = scheduler.parse::<Scheduler>().expect("known").deal(hand(&one));
             assert_eq!(deal, Deal { pick: Pick::Random, slots: vec![one[0].endpoint] }, "{scheduler}");
+        }
+    }
+
+    proptest! {
+        /// Whoever goes and comes: an exchange leads where a deal does.
+        #[test]
+        fn an_exchange_is_a_deal(
+            round_robin in any::<bool>(),
+            before in proptest::collection::btree_set(0u16..400, 2..300),
+            toggled in proptest::collection::btree_set(0u16..400, 0..6),
+            seed in any::<u64>(),
+            changes in 0u64..9,
+        ) {
+            let list = |all: &BTreeSet<u16>| -> Vec<_> { all.iter().map(|port| SocketAddr::from(([10, 0, 0, 1], *port))).collect() };
+            let after = &before ^ &toggled;
+            let candidates: Vec<_> = list(&after).into_iter().map(Candidate::equal).collect();
+            let scheduler = if round_robin { Scheduler::RoundRobin } else { Scheduler::Random };
+            let first: Vec<_> = list(&before).into_iter().map(Candidate::equal).collect();
+            let previous = scheduler.deal(Hand { seed, ..hand(&first) }).slots;
+            let mut slots = previous.clone();
+            let swap = Swap { gone: &list(&(&before - &after)), came: &list(&(&after - &before)), seed, changes };
+            let exchanged = scheduler.exchange(&mut slots, swap);
+            let Some(changed) = exchanged else {
+                prop_assert!(after.len() < 2);
+                prop_assert_eq!(slots, previous);
+                return Ok(());
+            };
+            let dealt = scheduler.deal(Hand { previous: &previous, seed, changes, ..hand(&candidates) }).slots;
+            prop_assert_eq!(&slots, &dealt);
+            let differ = (0..previous.len().max(slots.len())).filter(|slot| previous.get(*slot) != slots.get(*slot));
+            let differ: Changed<SocketAddr> = differ.map(|slot| (slot, previous.get(slot).copied())).collect();
+            prop_assert_eq!(changed, differ);
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! `change/*`: one endpoint of a Service with 1,000 endpoints (ten slices of 100) leaves or joins: [`Engine::take`] of the slice,
 //! policy and compile of the Service. `alone` is an engine with nothing else, `among-10000` one that holds 10,000 other Services of
-//! ten endpoints. The two must not differ: there is no work for unchanged Services. `random` is the default, `affinity` has session
-//! affinity and so the members' numbers as well. The time per endpoint is the time divided by 1,000.
+//! ten endpoints. The two must not differ: there is no work for unchanged Services. `random` is the default, whose endpoints are
+//! exchanged one by one; `affinity` has session affinity, so that all 1,000 are looked at.
 //!
 //! `slice/*`: an EndpointSlice of 100 endpoints, as an API server writes it, from JSON to the object and on to the model.
 

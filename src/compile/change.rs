@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 
 use super::compiler::CompiledPort;
 use crate::model::{Family, PortKey, plain};
-use crate::policy::{Frontend, NodePort};
+use crate::policy::{Frontend, NodePort, PortExchange};
 use crate::schedule::Scheduler;
 
 /// Ports described per compilation; the others are counted.
@@ -88,10 +88,28 @@ impl Changes {
         if before == after {
             return;
         }
-        match self.ports.len() < LISTED {
+        match self.has_room() {
             true => self.ports.extend(PortChange::between(before, after)),
             false => self.more += 1,
         }
+    }
+
+    /// Takes in that endpoints of a port went and came. `before` is who stood in its slots, if there [was room](Self::has_room).
+    pub(super) fn note_exchange(
+        &mut self,
+        before: Option<[Vec<SocketAddr>; 2]>,
+        after: &CompiledPort,
+        exchange: &PortExchange,
+    ) {
+        match before {
+            Some(before) => self.ports.push(PortChange::exchanged(&before, after, exchange)),
+            None => self.more += 1,
+        }
+    }
+
+    /// Whether the next port that changes will be described.
+    pub(super) fn has_room(&self) -> bool {
+        self.ports.len() < LISTED
     }
 }
 
@@ -100,23 +118,16 @@ impl Changes {
 impl PortChange {
     fn between(before: Option<&CompiledPort>, after: Option<&CompiledPort>) -> Option<Self> {
         let known = after.or(before)?;
-        let endpoints = |port: Option<&CompiledPort>| -> BTreeSet<SocketAddr> {
-            port.into_iter().flat_map(CompiledPort::endpoints).collect()
-        };
         let entrances = |port: Option<&CompiledPort>| -> BTreeSet<Entrance> {
             let frontends = port.into_iter().flat_map(|port| &port.frontends);
             let node_port = port.and_then(|port| port.node_port).map(Entrance::NodePort);
             frontends.map(|(frontend, _)| Entrance::Address(*frontend)).chain(node_port).collect()
         };
-        let (had, has) = (endpoints(before), endpoints(after));
+        let slots = |port: Option<&CompiledPort>| port.map(CompiledPort::slots).unwrap_or_default();
+        let (old, new) = (slots(before), slots(after));
+        let endpoints = |slots: &[Vec<SocketAddr>; 2]| slots.iter().flatten().copied().collect::<BTreeSet<_>>();
+        let (had, has) = (endpoints(&old), endpoints(&new));
         let (was, is) = (entrances(before), entrances(after));
-        let moved = match (before, after) {
-            (Some(before), Some(after)) => {
-                let both = |(old, new): &(SocketAddr, SocketAddr)| old != new && has.contains(old) && had.contains(new);
-                before.endpoints().zip(after.endpoints()).filter(both).count()
-            }
-            _ => 0,
-        };
         Some(Self {
             port: known.key.clone(),
             family: known.family,
@@ -124,7 +135,7 @@ impl PortChange {
             gone: after.is_none(),
             added: has.difference(&had).copied().collect(),
             removed: had.difference(&has).copied().collect(),
-            moved,
+            moved: moved(&old, &new, |endpoint| has.contains(&endpoint), |endpoint| had.contains(&endpoint)),
             opened: is.difference(&was).copied().collect(),
             closed: was.difference(&is).copied().collect(),
             scheduler: before
@@ -134,6 +145,47 @@ impl PortChange {
             policy: before.zip(after).is_some_and(|(before, after)| !before.admits_like(after)),
         })
     }
+
+    /// The same without looking for whom a change of this kind cannot concern.
+    fn exchanged(old: &[Vec<SocketAddr>; 2], after: &CompiledPort, exchange: &PortExchange) -> Self {
+        let new = after.slots();
+        let only_in = |list: [&[SocketAddr]; 2], others: &[Vec<SocketAddr>; 2]| {
+            let is_other = |endpoint: &SocketAddr| others.iter().any(|slots| slots.contains(endpoint));
+            let mut only: Vec<_> = list.concat().into_iter().filter(|endpoint| !is_other(endpoint)).collect();
+            only.sort_unstable();
+            only.dedup();
+            only
+        };
+        let added = only_in([&exchange.cluster.came, &exchange.local.came], old);
+        let removed = only_in([&exchange.cluster.gone, &exchange.local.gone], &new);
+        let is_in = |list: &[SocketAddr], endpoint| list.binary_search(&endpoint).is_ok();
+        let moved =
+            moved(old, &new, |endpoint| !is_in(&removed, endpoint), |endpoint| !is_in(&added, endpoint));
+        Self {
+            port: after.key.clone(),
+            family: after.family,
+            appeared: false,
+            gone: false,
+            added,
+            removed,
+            moved,
+            opened: Vec::new(),
+            closed: Vec::new(),
+            scheduler: None,
+            policy: false,
+        }
+    }
+}
+
+/// Slots that went from one endpoint that stays to another that was there.
+fn moved(
+    old: &[Vec<SocketAddr>; 2],
+    new: &[Vec<SocketAddr>; 2],
+    stays: impl Fn(SocketAddr) -> bool,
+    was_there: impl Fn(SocketAddr) -> bool,
+) -> usize {
+    let slots = old.iter().zip(new).flat_map(|(old, new)| old.iter().zip(new));
+    slots.filter(|(old, new)| old != new && stays(**old) && was_there(**new)).count()
 }
 
 impl fmt::Display for PortChange {

@@ -9,16 +9,16 @@ use super::change::Changes;
 use super::delta::{Delta, Image};
 use super::elements::{
     ClusterIp, Hairpin, Hop, Label, Masquerade, NodePortAddress, ServiceNetwork, SlotKey, SourceRange, Stage,
-    TableDelta, TableImage, Target,
+    TableDelta, Target,
 };
-use super::layout::{self, Decision, DedicatedChain, MAX_MEMBERS, MemberId, Plan, PoolId};
+use super::layout::{self, Decision, DedicatedChain, MAX_MEMBERS, Plan, PoolId};
 use super::pool::{self, Members, Pool};
 use super::pools::Pools;
 use super::shared::Shared;
 use crate::conntrack::Subject;
 use crate::conntrack::ledger::Report;
 use crate::model::{AddressRange, Family, PortKey, ServiceKey};
-use crate::policy::{Frontend, NodePort, Path, ResolvedPort, Role, Verdict};
+use crate::policy::{Exchange, Frontend, NodePort, Path, PortExchange, ResolvedPort, Role, Verdict};
 use crate::schedule::live::Redeal;
 use crate::schedule::{Candidate, Hand, Pick, Scheduler, TableSizes};
 
@@ -175,6 +175,27 @@ impl Compiler {
     /// Whether the last update changed where a Service's clients connect to.
     pub fn is_redirected(&self) -> bool {
         self.redirected
+    }
+
+    /// Lets endpoints of a Service's ports go and come, as far as [`Compiler::update`] was told of those that were there, and notes in
+    /// `delta` what differs: the same as `update` would. `false`: everything has to be updated; what was noted by then stays noted.
+    pub fn exchange(&mut self, service: &ServiceKey, exchanges: &[PortExchange], delta: &mut Delta) -> bool {
+        let Some(ports) = self.ports.get_mut(service) else { return false };
+        let changes = &mut self.changes;
+        exchanges.iter().filter(|exchange| !exchange.is_empty()).all(|exchange| {
+            let seed = self.seed ^ hash(&exchange.port);
+            let port = ports.iter_mut().find(|one| one.key == exchange.port && one.family == exchange.family);
+            let table = delta.table_mut(exchange.family);
+            let hairpins = &mut self.common[exchange.family as usize].hairpins;
+            port.is_some_and(|port| {
+                let Exchange { gone, came } = &exchange.local_addresses;
+                hairpins.replace(gone, came, || Hairpin, &mut table.hairpins);
+                let before = changes.has_room().then(|| port.slots());
+                let done = port.exchange(exchange, seed, table);
+                changes.note_exchange(before, port, exchange);
+                done
+            })
+        })
     }
 
     /// Takes the addresses on which a family's node ports are served; ranges must not touch each other.
@@ -466,24 +487,6 @@ impl Common {
     }
 }
 
-// === impl Pool: what a kernel has ===
-
-impl Pool {
-    /// Takes over the slots and members that are under its number.
-    fn adopt_from(&mut self, table: &TableImage) {
-        let Some(pool) = self.id else { return };
-        let direct = |slot| table.endpoints.get(&SlotKey { pool, slot }).map(|slot| slot.endpoint);
-        let member =
-            |slot| table.members.get(table.member_slots.get(&SlotKey { pool, slot })?).map(|slot| slot.endpoint);
-        self.slots = (0..).map_while(|slot| direct(slot).or_else(|| member(slot))).collect();
-        if table.member_slots.contains_key(&SlotKey { pool, slot: 0 }) {
-            let indexes = 0..u16::try_from(MAX_MEMBERS).expect("twelve bits");
-            let member = |index| Some((table.members.get(&MemberId { pool, index })?.endpoint, index));
-            self.members = Members::adopt(indexes.filter_map(member));
-        }
-    }
-}
-
 // === impl CompiledPort ===
 
 impl CompiledPort {
@@ -526,9 +529,9 @@ impl CompiledPort {
         !pool.candidates.is_empty() && pool.dedicated(&self.key).as_ref() == Some(&ring.chain)
     }
 
-    /// Who stands in the slots, of both pools.
-    pub(super) fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.pools().into_iter().flat_map(|pool| pool.slots.iter().copied())
+    /// Who stands in the slots, pool by pool.
+    pub(super) fn slots(&self) -> [Vec<SocketAddr>; 2] {
+        self.pools().map(|pool| pool.slots.to_vec())
     }
 
     /// Whether clients connect to the same addresses.
@@ -540,6 +543,27 @@ impl CompiledPort {
     pub(super) fn admits_like(&self, other: &Self) -> bool {
         (self.keeps_source, self.cluster.affinity) == (other.keeps_source, other.cluster.affinity)
             && self.source_ranges == other.source_ranges
+    }
+
+    /// Lets endpoints go and come, and notes what differs.
+    fn exchange(&mut self, exchange: &PortExchange, seed: u64, delta: &mut TableDelta) -> bool {
+        let PortExchange { cluster, local, local_addresses: Exchange { gone, came }, .. } = exchange;
+        // Who decides depends on how many slots there are, and on nothing else of them.
+        let differs = [cluster, local].iter().any(|one| one.gone.len() != one.came.len());
+        let before = differs.then(|| (self.services(), self.node_ports(), self.hops()));
+        let done = self.cluster.exchange(&self.key, exchange.scheduler, cluster, seed, delta)
+            && self.local.exchange(&self.key, exchange.scheduler, local, seed, delta);
+        if let Some((services, node_ports, hops)) = before {
+            delta.services.note_list(&services, &self.services());
+            delta.node_ports.note_list(&node_ports, &self.node_ports());
+            delta.hops.note_list(&hops, &self.hops());
+        }
+        if !gone.is_empty() || !came.is_empty() {
+            self.local_addresses.retain(|address| gone.binary_search(address).is_err());
+            self.local_addresses.extend(came);
+            self.local_addresses.sort_unstable();
+        }
+        done
     }
 
     fn pools(&self) -> [&Pool; 2] {
@@ -628,14 +652,7 @@ fn difference(before: Option<&CompiledPort>, after: Option<&CompiledPort>, delta
     macro_rules! compare {
         ($($edits:ident: $list:ident),*) => {$(
             let list = |port: Option<&CompiledPort>| port.map(CompiledPort::$list).unwrap_or_default();
-            let (old, new) = (list(before), list(after));
-            for (key, value) in old.iter().filter(|(key, _)| new.iter().all(|(other, _)| other != key)) {
-                delta.$edits.note(key.clone(), Some(value.clone()), None);
-            }
-            for (key, value) in &new {
-                let known = old.iter().find(|(other, _)| other == key).map(|(_, value)| value.clone());
-                delta.$edits.note(key.clone(), known, Some(value.clone()));
-            }
+            delta.$edits.note_list(&list(before), &list(after));
         )*};
     }
     compare!(

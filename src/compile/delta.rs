@@ -84,6 +84,21 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
         }
     }
 
+    /// Notes what differs between two short lists of elements.
+    pub(super) fn note_list(&mut self, old: &[(K, V)], new: &[(K, V)])
+    where
+        K: Clone,
+        V: Clone,
+    {
+        for (key, value) in old.iter().filter(|(key, _)| new.iter().all(|(other, _)| other != key)) {
+            self.note(key.clone(), Some(value.clone()), None);
+        }
+        for (key, value) in new {
+            let known = old.iter().find(|(other, _)| other == key).map(|(_, value)| value.clone());
+            self.note(key.clone(), known, Some(value.clone()));
+        }
+    }
+
     /// Moves desired elements over: see [`TableDelta::take_differing`].
     pub(super) fn take_differing(&mut self, part: &mut Self, actual: &mut HashMap<K, V>)
     where

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
-use super::elements::{Slot, SlotKey, TableDelta};
+use super::elements::{Slot, SlotKey, TableDelta, TableImage};
 use super::layout::{Decision, DedicatedChain, MAX_MEMBERS, MAX_SHARED_SLOTS, MemberId, Plan, PoolId};
 use crate::model::PortKey;
-use crate::schedule::{Buckets, Candidate, Pick};
+use crate::policy::Exchange;
+use crate::schedule::{Buckets, Candidate, Pick, Scheduler, Swap};
 
 /// The endpoints of a Service port in one family, or those of them that are on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,20 @@ impl Pool {
             changes: 0,
             candidates: Vec::new(),
             members,
+        }
+    }
+
+    /// Takes over the slots and members that are under its number.
+    pub(super) fn adopt_from(&mut self, table: &TableImage) {
+        let Some(pool) = self.id else { return };
+        let direct = |slot| table.endpoints.get(&SlotKey { pool, slot }).map(|slot| slot.endpoint);
+        let member =
+            |slot| table.members.get(table.member_slots.get(&SlotKey { pool, slot })?).map(|slot| slot.endpoint);
+        self.slots = (0..).map_while(|slot| direct(slot).or_else(|| member(slot))).collect();
+        if table.member_slots.contains_key(&SlotKey { pool, slot: 0 }) {
+            let indexes = 0..u16::try_from(MAX_MEMBERS).expect("twelve bits");
+            let member = |index| Some((table.members.get(&MemberId { pool, index })?.endpoint, index));
+            self.members = Members::adopt(indexes.filter_map(member));
         }
     }
 
@@ -114,6 +129,34 @@ impl Pool {
                 delta.endpoints.note(key, endpoint, self.slot(slot));
             }
         }
+    }
+
+    /// Lets endpoints go and come and notes what differs; `false`, with nothing changed, if all have to be dealt to.
+    pub(super) fn exchange(
+        &mut self,
+        key: &PortKey,
+        scheduler: Scheduler,
+        exchange: &Exchange<SocketAddr>,
+        seed: u64,
+        delta: &mut TableDelta,
+    ) -> bool {
+        if exchange.is_empty() {
+            return true;
+        }
+        let Some(pool) = self.id.filter(|_| self.affinity.is_none()) else { return false };
+        let before = (self.dedicated(key), self.slots.len());
+        let swap = Swap { gone: &exchange.gone, came: &exchange.came, seed, changes: self.changes };
+        let Some(changed) = scheduler.exchange(&mut self.slots, swap) else { return false };
+        if before.1 != self.slots.len() {
+            self.changes += 1;
+        }
+        delta.dedicated.note(pool, before.0, self.dedicated(key));
+        for (slot, endpoint) in changed {
+            let key = SlotKey { pool, slot: u32::try_from(slot).expect("a Service has less than 4 billion endpoints") };
+            let before = endpoint.map(|endpoint| Slot { endpoint, label: self.label.clone() });
+            delta.endpoints.note(key, before, self.slot(slot));
+        }
+        true
     }
 
     fn members(&self) -> impl Iterator<Item = (MemberId, Slot)> + '_ {

@@ -15,8 +15,8 @@ use crate::compile::{Image, LISTED};
 use crate::conntrack::ledger::Report;
 use crate::engine::{Engine, Outcome};
 use crate::kernel::conntrack::{CensusTaker, Cleaner, Pass};
-use crate::kernel::{Applied, DataPlane, Found, KernelError, PART};
-use crate::model::{Families, Family, Problem, plain};
+use crate::kernel::{Applied, DataPlane, Found, KernelError, PART, SHARE};
+use crate::model::{AddressRange, Families, Family, Problem, plain};
 use crate::observe::desk::{Asked, Glance, KernelSide, Questions};
 use crate::observe::metrics::{self, SyncKind};
 use crate::observe::timeline::{Entry, Occasion};
@@ -29,9 +29,6 @@ const BATCH: usize = 16_384;
 
 /// Changes held as objects at a time, at most; one may be larger than a megabyte.
 const PIECE: usize = 128;
-
-/// Elements that differ after which one transaction is enough and another takes the rest: some 4 ms in the kernel.
-const SHARE: usize = 2048;
 
 /// A batch is complete when nothing more has come for so long, or after so many times that.
 const SETTLE: Duration = Duration::from_micros(100);
@@ -71,6 +68,8 @@ pub(super) struct Controller {
     due: Families,
     /// When the changes happened that the next transaction brings.
     triggers: Vec<(Family, Timestamp)>,
+    /// On which addresses health ports were last opened.
+    health_ports_on: Option<[Option<Vec<AddressRange>>; 2]>,
     /// Notices what others do to the tables.
     guard: Guard,
     /// What a predecessor left, read while the cluster is being listed.
@@ -165,6 +164,7 @@ impl Controller {
             triggers: Vec::new(),
             // The Node too: which addresses serve node ports depends on it.
             awaited: vec![Kind::Service, Kind::EndpointSlice, Kind::Node],
+            health_ports_on: None,
             guard: Guard::new(),
             found: None,
             adopted: false,
@@ -598,8 +598,15 @@ impl Controller {
         if success {
             self.kernel.synced(kind, duration);
             (self.due, self.pending) = Default::default();
-            let ports = self.engine.health().iter().map(|(service, check)| (service.clone(), health_port(check)));
-            self.observer.health_ports(ports.collect::<HealthPorts>(), self.engine.restricted_node_ports());
+            let restricted = self.engine.restricted_node_ports();
+            if self.engine.take_health_changed() || self.health_ports_on.as_ref() != Some(&restricted) {
+                let ports = self.engine.health().iter().map(|(service, check)| (service.clone(), health_port(check)));
+                self.observer.health_ports(ports.collect::<HealthPorts>(), restricted.clone());
+                self.health_ports_on = Some(restricted);
+            } else if restricted.iter().any(Option::is_some) && !self.engine.health().is_empty() {
+                // The host's interfaces may have other addresses by now.
+                self.observer.health_ports_again();
+            }
             self.observer.no_local_endpoints(self.engine.no_local_endpoints());
         }
     }

@@ -128,11 +128,12 @@ fn service(name: &str, ips: &[String], rr: bool, ports: &[u16]) -> Change {
     Change::Apply(Object::Service(Box::new(serde_json::from_value(value).expect("decodes"))))
 }
 
-/// An engine with small tables: they are dealt and compared thousands of times.
+/// An engine with small tables, which are dealt and compared thousands of times, and with rosters even of small Services.
 pub(super) fn small_engine() -> Engine {
     let buckets = |count| Buckets::new(count).expect("a size");
     let tables = TableSizes { hash: buckets(16), maglev: buckets(251) };
-    Engine::with_settings(Settings { node: "n1".into(), tables, ..Settings::default() }, Scheduler::Random)
+    let settings = Settings { node: "n1".into(), tables, ..Settings::default() };
+    Engine { roster_from: 0, ..Engine::with_settings(settings, Scheduler::Random) }
 }
 
 /// A Service that has whatever its flavour's bits say.
@@ -175,7 +176,7 @@ pub(super) fn slice(name: &str, owner: &str, v6: bool, endpoints: &BTreeSet<u8>)
 }
 
 /// A slice whose endpoints of odd number are on our node; flavour 1: some leave, 2: all leave, 3: with hints.
-fn rich_slice(name: &str, owner: &str, v6: bool, endpoints: &BTreeSet<u8>, flavour: u8) -> Change {
+pub(super) fn rich_slice(name: &str, owner: &str, v6: bool, endpoints: &BTreeSet<u8>, flavour: u8) -> Change {
     let prefix = if v6 { "fd00:1::" } else { "10.1.0." };
     let endpoint = |last: &u8| {
         let leaves = flavour == 2 || (flavour == 1 && last.is_multiple_of(3));
@@ -195,7 +196,7 @@ fn rich_slice(name: &str, owner: &str, v6: bool, endpoints: &BTreeSet<u8>, flavo
     Change::Apply(Object::EndpointSlice(Box::new(serde_json::from_value(value).expect("decodes"))))
 }
 
-fn node(address: u8, zone: &str) -> Change {
+pub(super) fn node(address: u8, zone: &str) -> Change {
     let value = json!({
         "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": zone}},
         "status": {"addresses": [{"type": "InternalIP", "address": format!("192.168.{address}.7")}]},
@@ -208,7 +209,7 @@ fn service_networks(name: &str, network: u8) -> Change {
     Change::Apply(Object::ServiceCIDR(Box::new(serde_json::from_value(value).expect("decodes"))))
 }
 
-fn delete(kind: Kind, name: &str) -> Change {
+pub(super) fn delete(kind: Kind, name: &str) -> Change {
     Change::Delete(kind, ObjectKey { namespace: "ns".into(), name: name.into() })
 }
 

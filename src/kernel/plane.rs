@@ -79,6 +79,9 @@ pub type Receive<'a> = &'a mut dyn FnMut(&Delta) -> Result<(), KernelError>;
 /// Elements per part that [`DataPlane::build`] likes best: each is one transaction.
 pub const PART: usize = CHUNK / 2;
 
+/// Elements that differ after which one transaction is enough and another takes the rest of a storm: some 4 ms in the kernel.
+pub const SHARE: usize = 2048;
+
 /// What a start found.
 #[derive(Debug, Default)]
 pub struct Found {

@@ -193,7 +193,7 @@ impl Service {
         if let Some(choice) = scheduler(service, &mut report) {
             (parsed.scheduler, parsed.exact) = (Some(choice.scheduler), choice.exact);
         }
-        parsed.tuning = Arc::new(Tuning::parse(service.metadata.annotations.as_ref(), &mut report));
+        parsed.tuning = Tuning::parse(service.metadata.annotations.as_ref(), &mut report);
         (Some(parsed), report.problems)
     }
 

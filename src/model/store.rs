@@ -58,6 +58,8 @@ pub struct SliceEffect {
     pub service: ServiceKey,
     /// Whether it is gone.
     pub removed: bool,
+    /// What it was, if it belonged to the same Service then.
+    pub before: Option<Slice>,
 }
 
 // === impl Store ===
@@ -128,6 +130,12 @@ impl Store {
         self.slices.get(key).into_iter().flatten().map(|(name, _)| &**name)
     }
 
+    /// A slice of a Service, by its name.
+    pub fn slice(&self, key: &ServiceKey, name: &str) -> Option<&Slice> {
+        let slices = self.slices.get(key)?;
+        position(slices, name).ok().map(|index| &slices[index].1)
+    }
+
     /// Our Node, once it has been seen.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
@@ -166,47 +174,48 @@ impl Store {
 
     fn put_slice(&mut self, key: &ObjectKey, now: Option<Slice>, problems: Vec<Problem>) -> Effect {
         let problems = self.problems.replace(Kind::EndpointSlice, key, problems);
-        let mut services = Vec::new();
-        let mut slice = None;
-        if let Some(old_owner) = self.filed.get(key).cloned() {
-            let before = self.slices.get(&old_owner).and_then(|slices| {
-                let index = position(slices, &key.name).ok()?;
-                Some(&slices[index].1)
+        let mut effect = Effect { problems, ..Effect::default() };
+        if let Some(old_owner) = self.filed.get(key).cloned()
+            && now.as_ref().is_none_or(|slice| slice.service != old_owner)
+        {
+            self.filed.remove(key);
+            let before = self.take_slice(&old_owner, &key.name);
+            effect.slice = before.map(|before| SliceEffect {
+                family: before.family,
+                service: old_owner.clone(),
+                removed: true,
+                before: Some(before),
             });
-            let family = before.map(|slice| slice.family);
-            let moved = now.as_ref().is_none_or(|slice| slice.service != old_owner);
-            let unchanged = before == now.as_ref();
-            if moved {
-                self.filed.remove(key);
-                if let Some(slices) = self.slices.get_mut(&old_owner) {
-                    if let Ok(index) = position(slices, &key.name) {
-                        slices.remove(index);
-                    }
-                    if slices.is_empty() {
-                        self.slices.remove(&old_owner);
-                    }
-                }
-            }
-            if !unchanged {
-                slice = family.map(|family| SliceEffect { family, service: old_owner.clone(), removed: true });
-                services.push(old_owner);
-            }
+            effect.services.push(old_owner);
         }
         if let Some(now) = now {
-            let owner = now.service.clone();
-            if self.filed.insert(key.clone(), owner.clone()).is_none() {
-                services.push(owner.clone());
+            let (owner, family) = (now.service.clone(), now.family);
+            if !self.filed.contains_key(key) {
+                self.filed.insert(key.clone(), owner.clone());
             }
-            if !services.is_empty() {
-                slice = Some(SliceEffect { family: now.family, service: owner.clone(), removed: false });
-            }
-            let slices = self.slices.entry(owner).or_insert_with(|| Vec::with_capacity(1));
-            match position(slices, &key.name) {
-                Ok(index) => slices[index].1 = now,
-                Err(index) => slices.insert(index, (key.name.as_str().into(), now)),
-            }
+            let slices = self.slices.entry(owner.clone()).or_insert_with(|| Vec::with_capacity(1));
+            let before = match position(slices, &key.name) {
+                Ok(index) if slices[index].1 == now => return effect,
+                Ok(index) => Some(std::mem::replace(&mut slices[index].1, now)),
+                Err(index) => {
+                    slices.insert(index, (key.name.as_str().into(), now));
+                    None
+                }
+            };
+            effect.slice = Some(SliceEffect { family, service: owner.clone(), removed: false, before });
+            effect.services.push(owner);
         }
-        Effect { services, problems, slice, ..Effect::default() }
+        effect
+    }
+
+    /// Takes a slice out from among those of its Service.
+    fn take_slice(&mut self, owner: &ServiceKey, name: &str) -> Option<Slice> {
+        let slices = self.slices.get_mut(owner)?;
+        let slice = position(slices, name).ok().map(|index| slices.remove(index).1);
+        if slices.is_empty() {
+            self.slices.remove(owner);
+        }
+        slice
     }
 }
 

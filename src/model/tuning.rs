@@ -33,6 +33,7 @@ mod split;
 mod weights;
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -116,9 +117,10 @@ struct Remarks<'a> {
 // === impl Tuning ===
 
 impl Tuning {
-    /// Reads a Service's annotations.
-    pub(super) fn parse(annotations: Option<&BTreeMap<String, String>>, report: &mut Report) -> Self {
-        let Some(annotations) = annotations else { return Self::default() };
+    /// Reads a Service's annotations. All that ask for nothing, which is nearly all of them, share one: it is a kilobyte.
+    pub(super) fn parse(annotations: Option<&BTreeMap<String, String>>, report: &mut Report) -> Arc<Self> {
+        static NOTHING: LazyLock<Arc<Tuning>> = LazyLock::new(Arc::default);
+        let Some(annotations) = annotations else { return NOTHING.clone() };
         let mut tuning = Self::default();
         let mut read = |annotation: &'static str, parse: &mut dyn FnMut(&str, &mut Remarks<'_>)| {
             let Some(text) = annotations.get(annotation) else { return };
@@ -153,7 +155,7 @@ impl Tuning {
         read(MAX_CONNECTIONS_ANNOTATION, &mut |text, remarks| {
             forwarding.max_connections = Forwarding::limit(text, remarks);
         });
-        tuning
+        if tuning == **NOTHING { NOTHING.clone() } else { tuning.into() }
     }
 
     /// Whether it can make endpoints differ.
@@ -281,7 +283,7 @@ mod tests {
         let tuning = Tuning::parse(Some(&annotations), &mut report);
         let said =
             |problem: &crate::model::Problem| format!("{}: {:?}: {}", problem.field, problem.value, problem.reason);
-        (tuning, report.problems.iter().map(said).collect())
+        (Arc::unwrap_or_clone(tuning), report.problems.iter().map(said).collect())
     }
 
     #[test]

@@ -115,6 +115,11 @@ impl ServiceHealth {
     pub fn sync(&self, ports: HealthPorts, restricted: [Option<Vec<AddressRange>>; 2]) {
         self.desired.send_replace(Arc::new(Desired { ports, restricted }));
     }
+
+    /// As [`ServiceHealth::sync`] with what it was told last.
+    pub fn sync_again(&self) {
+        self.desired.send_modify(|_| {});
+    }
 }
 
 // === impl ServiceServers ===

@@ -64,10 +64,45 @@ pub(super) enum Unfit {
     NotHere,
 }
 
+/// Whom a set is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Nobody,
+    Ready,
+    Leaving,
+}
+
+/// How many endpoints there are of each kind. All that endpoints of a port have to do with each other is in these numbers: they say
+/// how the sets are made up ([`Modes`]), and with that given each endpoint is in or out by itself ([`Sets`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    ready: usize,
+    ready_here: usize,
+    /// Ready ones with hints for zones, and those of them that name ours.
+    zoned: usize,
+    in_zone: usize,
+    /// Ready ones with hints for nodes, and those of them that name ours.
+    noded: usize,
+    on_node: usize,
+    leaving: usize,
+    leaving_here: usize,
+}
+
+/// How the sets are made up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Modes {
+    topology: Topology,
+    cluster: Class,
+    local: Class,
+    /// Whether anyone, anywhere, could serve.
+    any: bool,
+}
+
 /// The two sets, by the rules in force for one port.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sets<'a> {
     place: Place<'a>,
+    uses: Uses,
     pub(super) topology: Topology,
     /// Whether nobody in the set is ready, so that those who leave go on serving.
     cluster_leaves: bool,
@@ -82,26 +117,78 @@ pub(super) fn select<'a>(
     uses: Uses,
 ) -> Selection {
     let known = gather(port, slices);
-    let sets = Sets::of(&known, place, uses);
+    let modes = Tally::of(&known, place).modes(uses);
+    let sets = Sets::new(modes, place, uses);
     let chosen = |local: bool| {
-        let chosen = known.iter().filter(|(_, endpoint)| sets.unfit(local, endpoint).is_none());
+        let chosen = known.iter().filter(|(_, endpoint)| sets.holds(local, endpoint));
         chosen.map(|(address, _)| *address).collect()
     };
-    let mut selection = Selection::default();
-    if uses.cluster {
-        selection.cluster = chosen(false);
+    let here = known.iter().filter(|(_, endpoint)| sets.reaches_here(endpoint));
+    let mut local_addresses: Vec<_> = here.map(|(address, _)| address.ip()).collect();
+    local_addresses.dedup();
+    Selection { cluster: chosen(false), local: chosen(true), local_addresses, any: modes.any }
+}
+
+// === impl Tally ===
+
+impl Tally {
+    /// Of these.
+    fn of(known: &BTreeMap<SocketAddr, &Endpoint>, place: Place<'_>) -> Self {
+        let mut tally = Self::default();
+        known.values().for_each(|endpoint| tally.add(endpoint, place));
+        tally
     }
-    if uses.local {
-        selection.local = chosen(true);
+
+    /// Counts an endpoint in.
+    pub(super) fn add(&mut self, endpoint: &Endpoint, place: Place<'_>) {
+        self.count(endpoint, place, |number, one| *number += one);
     }
-    let usable = |endpoint: &Endpoint| endpoint.ready || leaves(endpoint);
-    selection.any = !selection.cluster.is_empty() || (uses.local && known.values().any(|endpoint| usable(endpoint)));
-    let reachable = selection.cluster.iter().chain(&selection.local);
-    let local = reachable.filter(|address| is_local(known[*address], place.node)).map(SocketAddr::ip);
-    selection.local_addresses = local.collect();
-    selection.local_addresses.sort();
-    selection.local_addresses.dedup();
-    selection
+
+    /// Counts an endpoint out that was counted in.
+    pub(super) fn remove(&mut self, endpoint: &Endpoint, place: Place<'_>) {
+        self.count(endpoint, place, |number, one| *number -= one);
+    }
+
+    fn count(&mut self, endpoint: &Endpoint, place: Place<'_>, count: fn(&mut usize, usize)) {
+        let here = is_local(endpoint, place.node);
+        if endpoint.ready {
+            let (zones, nodes) = (endpoint.zones(), endpoint.nodes());
+            count(&mut self.ready, 1);
+            count(&mut self.ready_here, here.into());
+            count(&mut self.zoned, (!zones.is_empty()).into());
+            count(&mut self.in_zone, place.zone.is_some_and(|zone| names(zones, zone)).into());
+            count(&mut self.noded, (!nodes.is_empty()).into());
+            count(&mut self.on_node, names(nodes, place.node).into());
+        } else if leaves(endpoint) {
+            count(&mut self.leaving, 1);
+            count(&mut self.leaving_here, here.into());
+        }
+    }
+
+    /// What follows for the sets. Of one that is of no use there is nobody.
+    pub(super) fn modes(&self, uses: Uses) -> Modes {
+        let class = |used, ready, leaving| match (used, ready, leaving) {
+            (false, ..) | (true, 0, 0) => Class::Nobody,
+            (true, 0, _) => Class::Leaving,
+            (true, ..) => Class::Ready,
+        };
+        let cluster = class(uses.cluster, self.ready, self.leaving);
+        let local = class(uses.local, self.ready_here, self.leaving_here);
+        let any = cluster != Class::Nobody || (uses.local && self.ready + self.leaving > 0);
+        Modes { topology: if uses.cluster { self.topology() } else { Topology::Anywhere }, cluster, local, any }
+    }
+
+    /// Hints count only if every ready endpoint has them and one of them names us; those for nodes before those for zones. So
+    /// somebody ready is always near, if anybody is ready.
+    fn topology(&self) -> Topology {
+        if self.noded == self.ready && self.on_node > 0 {
+            Topology::Node
+        } else if self.zoned == self.ready && self.in_zone > 0 {
+            Topology::Zone
+        } else {
+            Topology::Anywhere
+        }
+    }
 }
 
 // === impl Sets ===
@@ -109,12 +196,24 @@ pub(super) fn select<'a>(
 impl<'a> Sets<'a> {
     /// Looks at all endpoints of a port. Sets that are of no use are not looked at.
     pub(super) fn of(known: &BTreeMap<SocketAddr, &Endpoint>, place: Place<'a>, uses: Uses) -> Self {
-        let ready = || known.values().copied().filter(|endpoint| endpoint.ready);
-        let topology = if uses.cluster { topology(ready(), place) } else { Topology::Anywhere };
-        let sets = Self { place, topology, cluster_leaves: false, local_leaves: false };
-        let nobody = |local| !ready().any(|one| sets.unfit(local, one).is_none());
-        let (cluster_leaves, local_leaves) = (uses.cluster && nobody(false), uses.local && nobody(true));
-        Self { cluster_leaves, local_leaves, ..sets }
+        Self::new(Tally::of(known, place).modes(uses), place, uses)
+    }
+
+    /// By what is known of how they are made up.
+    pub(super) fn new(modes: Modes, place: Place<'a>, uses: Uses) -> Self {
+        let [cluster_leaves, local_leaves] = [modes.cluster, modes.local].map(|class| class == Class::Leaving);
+        Self { place, uses, topology: modes.topology, cluster_leaves, local_leaves }
+    }
+
+    /// Whether an endpoint is in the cluster set, or in the local one. Nobody is in a set that is of no use.
+    pub(super) fn holds(&self, local: bool, endpoint: &Endpoint) -> bool {
+        let used = if local { self.uses.local } else { self.uses.cluster };
+        used && self.unfit(local, endpoint).is_none()
+    }
+
+    /// Whether an endpoint is on this node and in either set.
+    pub(super) fn reaches_here(&self, endpoint: &Endpoint) -> bool {
+        is_local(endpoint, self.place.node) && (self.holds(false, endpoint) || self.holds(true, endpoint))
     }
 
     /// Why an endpoint is not in the cluster set, or in the local one; `None`: it is.
@@ -194,24 +293,6 @@ pub(super) fn gather<'a>(
         }
     }
     known
-}
-
-/// Hints count only if every ready endpoint has them and one of them names us; those for nodes before those for zones.
-fn topology<'a>(ready: impl Iterator<Item = &'a Endpoint> + Clone, place: Place<'_>) -> Topology {
-    if ready.clone().next().is_none() {
-        return Topology::Anywhere;
-    }
-    let complete = |hints: fn(&Endpoint) -> &[std::sync::Arc<str>], wanted: &str| {
-        ready.clone().all(|endpoint| !hints(endpoint).is_empty())
-            && ready.clone().any(|endpoint| names(hints(endpoint), wanted))
-    };
-    if complete(Endpoint::nodes, place.node) {
-        Topology::Node
-    } else if place.zone.is_some_and(|zone| complete(Endpoint::zones, zone)) {
-        Topology::Zone
-    } else {
-        Topology::Anywhere
-    }
 }
 
 fn names(hints: &[std::sync::Arc<str>], wanted: &str) -> bool {

@@ -6,7 +6,9 @@
 //!
 //! While the number of endpoints stays, the count goes on. With another number it begins at 0, and others stand there then (`slots`).
 
-use super::slots::{keep_places, place, turn};
+use std::net::SocketAddr;
+
+use super::slots::{self, Changed, keep_places, place, turn};
 use super::{Deal, Hand, Pick};
 
 pub(super) fn deal(hand: Hand<'_>) -> Deal {
@@ -18,10 +20,27 @@ pub(super) fn deal(hand: Hand<'_>) -> Deal {
     Deal { pick: Pick::Counter, slots }
 }
 
+/// As [`slots::exchange`], with the turn that another number of slots brings.
+pub(super) fn exchange(
+    slots: &mut Vec<SocketAddr>,
+    gone: &[SocketAddr],
+    came: &[SocketAddr],
+    turn: impl FnOnce(&mut [SocketAddr]),
+) -> Option<Changed<SocketAddr>> {
+    if gone.len() == came.len() {
+        return slots::exchange(slots, gone, came);
+    }
+    let before = slots.clone();
+    slots::exchange(slots, gone, came)?;
+    turn(slots);
+    let all = 0..before.len().max(slots.len());
+    let changed = all.filter(|slot| before.get(*slot) != slots.get(*slot));
+    Some(changed.map(|slot| (slot, before.get(slot).copied())).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
-    use std::net::SocketAddr;
 
     use super::*;
     use crate::schedule::Candidate;

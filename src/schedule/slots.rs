@@ -6,7 +6,7 @@
 //! number of changes says: regular steps keep step with what flaps regularly. Of a long list only [`TURNED`] slots change places with
 //! as many others.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 use xxhash_rust::xxh64::xxh64;
@@ -65,6 +65,39 @@ pub(super) fn keep_places<T: Copy + Eq + Hash>(previous: &[T], wanted: &[T], fir
     slots.into_iter().flatten().collect()
 }
 
+/// Slots that changed hands, and who had them before; `None`: there was no such slot.
+pub type Changed<T> = BTreeMap<usize, Option<T>>;
+
+/// What [`keep_places`] does where each endpoint has one slot, these go, and those come; both are sorted. `None`, with the slots as
+/// they were, if somebody goes who has no slot.
+pub(super) fn exchange<T: Copy + Ord>(slots: &mut Vec<T>, gone: &[T], came: &[T]) -> Option<Changed<T>> {
+    let goes = |one: &T| match gone {
+        [] => false,
+        [only] => one == only,
+        _ => gone.binary_search(one).is_ok(),
+    };
+    let (had, has) = (slots.len(), (slots.len() + came.len()).checked_sub(gone.len())?);
+    let mut free: Vec<usize> = slots.iter().enumerate().filter(|(_, one)| goes(one)).map(|(slot, _)| slot).collect();
+    if free.len() != gone.len() {
+        return None;
+    }
+    let cut_off: Vec<T> = slots[has.min(had)..].to_vec();
+    let mut changed = Changed::new();
+    changed.extend((has..had).map(|slot| (slot, Some(slots[slot]))));
+    free.retain(|slot| *slot < has);
+    free.extend(had..has);
+    slots.truncate(has);
+    let homeless = cut_off.into_iter().filter(|one| !goes(one)).chain(came.iter().copied());
+    for (slot, one) in free.into_iter().zip(homeless) {
+        changed.insert(slot, slots.get(slot).copied());
+        match slots.get_mut(slot) {
+            Some(place) => *place = one,
+            None => slots.push(one),
+        }
+    }
+    Some(changed)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -94,6 +127,26 @@ mod tests {
     }
 
     proptest! {
+        /// An exchange is a deal in which nobody else is looked at.
+        #[test]
+        fn an_exchange_keeps_places(
+            before in proptest::collection::btree_set(0u16..30, 0..20),
+            after in proptest::collection::btree_set(0u16..30, 0..20),
+            first in 0usize..20,
+        ) {
+            let list = |all: &std::collections::BTreeSet<u16>| all.iter().copied().collect::<Vec<_>>();
+            let previous = keep_places(&[], &list(&before), first);
+            prop_assume!(!previous.is_empty());
+            let (gone, came) = (list(&(&before - &after)), list(&(&after - &before)));
+            let mut slots = previous.clone();
+            let changed = exchange(&mut slots, &gone, &came).expect("all of them have slots");
+            prop_assert_eq!(&slots, &keep_places(&previous, &list(&after), 0));
+            let differ = (0..previous.len().max(slots.len())).filter(|slot| previous.get(*slot) != slots.get(*slot));
+            let differ: Changed<u16> = differ.map(|slot| (slot, previous.get(slot).copied())).collect();
+            prop_assert_eq!(changed, differ);
+            prop_assert_eq!(exchange(&mut slots, &[30], &[]), None);
+        }
+
         #[test]
         fn exactly_the_wanted_ones_and_few_moves(
             previous in proptest::collection::vec(0u16..12, 0..20),
