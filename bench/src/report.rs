@@ -61,6 +61,11 @@ impl Report {
         write(&self.directory.join(format!("{name}.csv")), &csv.0)
     }
 
+    /// Writes a drawing to `<name>.svg`.
+    pub fn figure(&self, name: &str, svg: &str) -> anyhow::Result<()> {
+        write(&self.directory.join(format!("{name}.svg")), svg)
+    }
+
     /// Writes the summary.
     pub fn end(mut self) -> anyhow::Result<()> {
         self.say(format!("\nload average at the end: {}", load_average()));

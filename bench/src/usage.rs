@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
+use nix::time::{ClockId, clock_gettime};
 
 /// CPU time of the calling thread.
 #[derive(Debug, Clone, Copy, Default)]
@@ -40,6 +41,12 @@ impl CpuTime {
     pub fn since(self, earlier: Self) -> Self {
         Self { user: self.user.saturating_sub(earlier.user), system: self.system.saturating_sub(earlier.system) }
     }
+}
+
+/// CPU time of the calling thread so far, in user space and in the kernel together. Not counted by clock ticks, as the parts may be.
+pub fn thread_time() -> anyhow::Result<Duration> {
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("asking for the thread's CPU time")?;
+    Ok(time.into())
 }
 
 /// Bytes of unreclaimable slab in use on this machine.

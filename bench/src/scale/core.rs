@@ -1,20 +1,23 @@
 //! From objects in memory to the kernel's acknowledgement, in this process.
 //!
 //! Per size: the first load; single endpoint changes, one at a time; a storm (one event for each of 10,000 slices, all there at once);
-//! and the rolling replacement of all endpoints of a Service with 1,000, in ten slices, by events of 1, 10 or 100 endpoints.
+//! the rolling replacement of all endpoints of a Service with 1,000, in ten slices, by events of 1, 10 or 100 endpoints; and a restart
+//! with nothing changed. All of it as the daemon does it: the first load in parts, a storm in transactions of bounded size, a restart
+//! that reads the kernel while objects are taken in.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pointsman::engine::Engine;
-use pointsman::kernel::DataPlane;
+use pointsman::kernel::{Applied, DataPlane, PART, SHARE};
 use pointsman::lab::Namespace;
 use pointsman::source::Change;
 
-use super::{Options, Size};
+use super::{Metric, Options, Series, Size, size};
 use crate::cluster;
-use crate::report::{Csv, Report, Table};
-use crate::stats::{Spread, quantile};
-use crate::usage::CpuTime;
+use crate::report::Report;
+use crate::stats::quantile;
+use crate::usage::thread_time;
 
 /// Changes in front of each round that do not count.
 const WARM_UP: usize = 20;
@@ -29,16 +32,49 @@ const SLICE: u32 = 100;
 /// Endpoints replaced per event.
 const STEPS: [u32; 3] = [1, 10, 100];
 
-/// One round of one size.
-struct Round {
-    load: Duration,
-    /// Sorted.
-    changes: Vec<Duration>,
-    storm: Duration,
-    longest: Duration,
-    /// CPU time per replaced endpoint, by steps.
-    rolled: [Duration; STEPS.len()],
-}
+/// Targets from issue 6.
+pub(super) const METRICS: &[Metric] = &[
+    Metric {
+        column: "load_ms",
+        title: "first load, ms",
+        digits: 0,
+        targets: &[(size(10_000, 10), 300.0), (size(50_000, 10), 1600.0), (size(5_000, 50), 800.0)],
+    },
+    Metric { column: "change_p50_us", title: "one change p50, us", digits: 1, targets: &[(size(10_000, 10), 200.0)] },
+    Metric { column: "change_p99_us", title: "one change p99, us", digits: 1, targets: &[(size(10_000, 10), 1000.0)] },
+    Metric {
+        column: "storm_ms",
+        title: "storm of 10,000 slices, ms",
+        digits: 0,
+        targets: &[(size(10_000, 10), 300.0)],
+    },
+    Metric {
+        column: "storm_longest_ms",
+        title: "its longest transaction, ms",
+        digits: 1,
+        targets: &[(size(10_000, 10), 10.0)],
+    },
+    Metric {
+        column: "roll1_us",
+        title: "rolling restart, CPU us per endpoint, by 1",
+        digits: 1,
+        targets: &[(size(10_000, 10), 20.0)],
+    },
+    Metric { column: "roll10_us", title: "by 10", digits: 1, targets: &[(size(10_000, 10), 20.0)] },
+    Metric { column: "roll100_us", title: "by 100", digits: 1, targets: &[(size(10_000, 10), 20.0)] },
+    Metric {
+        column: "restart_ms",
+        title: "restart, nothing changed, ms",
+        digits: 0,
+        targets: &[(size(10_000, 10), 500.0), (size(50_000, 10), 2000.0)],
+    },
+    Metric {
+        column: "rewritten",
+        title: "elements rewritten",
+        digits: 0,
+        targets: &[(size(10_000, 10), 0.0), (size(50_000, 10), 0.0)],
+    },
+];
 
 struct Cluster {
     size: Size,
@@ -46,89 +82,60 @@ struct Cluster {
     plane: DataPlane,
 }
 
-pub(super) fn run(report: &mut Report, options: &Options) -> anyhow::Result<()> {
-    let mut csv = Csv::new(
-        "round,services,endpoints,load_us,change_p50_ns,change_p99_ns,storm_us,storm_longest_us,roll1_ns,roll10_ns,roll100_ns",
-    );
-    let mut rounds: Vec<Vec<Round>> = options.sizes.iter().map(|_| Vec::new()).collect();
-    for number in 0..options.rounds {
-        for (size, rounds) in options.sizes.iter().zip(&mut rounds) {
-            eprintln!("round {} of {}: {size}", number + 1, options.rounds);
-            let round = Namespace::anonymous()?.run(|| measure(*size, options))?;
-            csv.row(&[
-                &number,
-                &size.services,
-                &size.endpoints,
-                &round.load.as_micros(),
-                &quantile(&round.changes, 0.5).as_nanos(),
-                &quantile(&round.changes, 0.99).as_nanos(),
-                &round.storm.as_micros(),
-                &round.longest.as_micros(),
-                &round.rolled[0].as_nanos(),
-                &round.rolled[1].as_nanos(),
-                &round.rolled[2].as_nanos(),
-            ]);
-            rounds.push(round);
-        }
-    }
-    report.raw("scale-core", &csv)?;
-    report.say(format!(
-        "## Objects in memory to the kernel's acknowledgement: median over {} rounds [quartiles]\n",
-        options.rounds
-    ));
-    let mut table = Table::new(&[
-        "cluster",
-        "first load, ms",
-        "one change p50, us",
-        "p99, us",
-        "storm of 10,000, ms",
-        "longest transaction, ms",
-        "rolling: CPU us per endpoint, by 1",
-        "by 10",
-        "by 100",
-    ]);
-    for (size, rounds) in options.sizes.iter().zip(&rounds) {
-        let over = |scale: f64, of: &dyn Fn(&Round) -> Duration| {
-            format!("{:.1}", Spread::of(rounds.iter().map(|round| of(round).as_secs_f64() * scale)))
-        };
-        table.row(&[
-            size,
-            &over(1e3, &|round| round.load),
-            &over(1e6, &|round| quantile(&round.changes, 0.5)),
-            &over(1e6, &|round| quantile(&round.changes, 0.99)),
-            &over(1e3, &|round| round.storm),
-            &over(1e3, &|round| round.longest),
-            &over(1e6, &|round| round.rolled[0]),
-            &over(1e6, &|round| round.rolled[1]),
-            &over(1e6, &|round| round.rolled[2]),
-        ]);
-    }
-    report.say(table);
-    Ok(())
+/// One round of one size, in a namespace of its own.
+pub(super) fn measure(size: Size, options: &Options) -> anyhow::Result<Vec<f64>> {
+    Namespace::anonymous()?.run(|| measure_here(size, options))
 }
 
-/// In the calling thread's namespace.
-fn measure(size: Size, options: &Options) -> anyhow::Result<Round> {
+/// Whether one change costs the same in a small cluster and in a large one.
+pub(super) fn say_flatness(report: &mut Report, series: &Series) {
+    let [small, large] = [size(1_000, 10), size(50_000, 10)].map(|size| series.median("change_p50_us", size));
+    if let Some((small, large)) = small.zip(large) {
+        let (ratio, verdict) = (large / small, if large <= 1.5 * small { "met" } else { "missed" });
+        report.say(format!("target: one change p50, 50000 x 10 to 1000 x 10: at most 1.5: {ratio:.2}: {verdict}"));
+    }
+}
+
+fn measure_here(size: Size, options: &Options) -> anyhow::Result<Vec<f64>> {
     let rolled = size.services;
-    let mut objects: Vec<_> = (0..size.services)
-        .flat_map(|number| [cluster::service(number), cluster::wide_slice(number, "a", size.pods(number))])
-        .collect();
-    objects.push(cluster::service(rolled));
     let first = size.services * size.endpoints;
-    objects.extend((0..ROLLED / SLICE).map(|slice| rolled_slice(rolled, slice, first, 0)));
-    let mut cluster = Cluster { size, engine: Engine::new("bench", options.scheduler), plane: DataPlane::open()? };
+    let objects = objects(size);
+    let engine = Engine::new("bench", options.scheduler);
+    let mut cluster = Cluster { size, engine, plane: DataPlane::open()? };
     let begin = Instant::now();
-    cluster.program(objects)?;
+    cluster.load(objects)?;
     let load = begin.elapsed();
     let changes = cluster.changes(options.changes)?;
     let (storm, longest) = cluster.storm()?;
     let mut rolls = [Duration::ZERO; STEPS.len()];
     for (index, (step, roll)) in STEPS.iter().zip(&mut rolls).enumerate() {
-        let first = first + 2 * ROLLED * index as u32;
-        *roll = cluster.roll(rolled, first, *step)?;
+        *roll = cluster.roll(rolled, first + 2 * ROLLED * index as u32, *step)?;
     }
-    cluster.plane.remove()?;
-    Ok(Round { load, changes, storm, longest, rolled: rolls })
+    drop(cluster);
+    DataPlane::open()?.remove()?;
+    let (restart, rewritten) = restart(size, options)?;
+    let (ms, us) = (|time: Duration| time.as_secs_f64() * 1e3, |time: Duration| time.as_secs_f64() * 1e6);
+    Ok(vec![
+        ms(load),
+        us(quantile(&changes, 0.5)),
+        us(quantile(&changes, 0.99)),
+        ms(storm),
+        ms(longest),
+        us(rolls[0]),
+        us(rolls[1]),
+        us(rolls[2]),
+        ms(restart),
+        rewritten as f64,
+    ])
+}
+
+/// Everything a source would say, a large Service included.
+fn objects(size: Size) -> Vec<Change> {
+    let first = size.services * size.endpoints;
+    let small = (0..size.services)
+        .flat_map(|number| [cluster::service(number), cluster::wide_slice(number, "a", size.pods(number))]);
+    let large = (0..ROLLED / SLICE).map(|slice| rolled_slice(size.services, slice, first, 0));
+    small.chain([cluster::service(size.services)]).chain(large).collect()
 }
 
 /// A slice of the rolled Service, of whose pods so many are new.
@@ -138,18 +145,54 @@ fn rolled_slice(service: u32, slice: u32, first: u32, new: u32) -> Change {
     cluster::wide_slice(service, &format!("r{slice}"), pods)
 }
 
+/// Programs a cluster, forgets everything, and begins again: the time until it is known that the kernel has what is desired, and how
+/// many elements were written.
+fn restart(size: Size, options: &Options) -> anyhow::Result<(Duration, usize)> {
+    let new = || Ok::<_, anyhow::Error>((Engine::new("bench", options.scheduler), DataPlane::open()?));
+    let (engine, plane) = new()?;
+    Cluster { size, engine, plane }.load(objects(size))?;
+    let objects = objects(size);
+    let begin = Instant::now();
+    let (mut engine, mut plane) = new()?;
+    let found = thread::scope(|scope| {
+        let reading = scope.spawn(|| plane.read());
+        objects.into_iter().for_each(|change| engine.take(change));
+        reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    engine.adopt(found.image);
+    engine.catch_up();
+    let found = engine.settle();
+    let applied = plane.apply(&engine.difference(found))?;
+    let time = begin.elapsed();
+    plane.remove()?;
+    Ok((time, applied.elements))
+}
+
 // === impl Cluster ===
 
 impl Cluster {
-    /// Returns the longest transaction.
-    fn program(&mut self, changes: Vec<Change>) -> anyhow::Result<Duration> {
-        changes.into_iter().for_each(|change| self.engine.take(change));
-        let applied = self.plane.apply(&self.engine.compile().delta)?;
-        anyhow::ensure!(applied.elements > 0, "changes that changed nothing");
-        Ok(applied.longest)
+    /// The first load.
+    fn load(&mut self, objects: Vec<Change>) -> anyhow::Result<()> {
+        let Self { engine, plane, .. } = self;
+        objects.into_iter().for_each(|change| engine.take(change));
+        engine.catch_up();
+        engine.settle();
+        let applied = plane.build(|take| engine.everything_in_parts(PART, take))?;
+        anyhow::ensure!(applied.elements > 0, "nothing was loaded");
+        Ok(())
     }
 
-    /// The same Service twice in a row: one endpoint goes, then it comes back.
+    fn program(&mut self, changes: Vec<Change>) -> anyhow::Result<Applied> {
+        changes.into_iter().for_each(|change| self.engine.take(change));
+        let mut applied = self.plane.apply(&self.engine.compile_part(SHARE).delta)?;
+        while self.engine.has_more() {
+            applied.followed_by(self.plane.apply(&self.engine.compile_part(SHARE).delta)?);
+        }
+        anyhow::ensure!(applied.elements > 0, "changes that changed nothing");
+        Ok(applied)
+    }
+
+    /// The same Service twice in a row: one endpoint goes, then it comes back. Sorted.
     fn changes(&mut self, count: usize) -> anyhow::Result<Vec<Duration>> {
         let mut times = Vec::with_capacity(count);
         for number in 0..WARM_UP + count {
@@ -177,23 +220,22 @@ impl Cluster {
         });
         let storm: Vec<_> = storm.collect();
         let begin = Instant::now();
-        let longest = self.program(storm)?;
+        let longest = self.program(storm)?.longest;
         Ok((begin.elapsed(), longest))
     }
 
     /// Replaces all pods of a Service, so many at a time; CPU time of this thread, the kernel's part in it, per pod.
     fn roll(&mut self, service: u32, first: u32, step: u32) -> anyhow::Result<Duration> {
-        self.program((0..ROLLED / SLICE).map(|slice| rolled_slice(service, slice, first, 0)).collect()).or_else(
-            |error| if first == self.size.services * self.size.endpoints { Ok(Duration::ZERO) } else { Err(error) },
-        )?;
+        if first > self.size.services * self.size.endpoints {
+            self.program((0..ROLLED / SLICE).map(|slice| rolled_slice(service, slice, first, 0)).collect())?;
+        }
         let mut used = Duration::ZERO;
         for slice in 0..ROLLED / SLICE {
             for new in (step..=SLICE).step_by(step as usize) {
                 let change = rolled_slice(service, slice, first, new);
-                let begin = CpuTime::now()?;
+                let begin = thread_time()?;
                 self.program(vec![change])?;
-                let cpu = CpuTime::now()?.since(begin);
-                used += cpu.user + cpu.system;
+                used += thread_time()? - begin;
             }
         }
         Ok(used / ROLLED)

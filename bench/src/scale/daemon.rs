@@ -1,11 +1,15 @@
 //! The daemon itself, against an API server double in its namespace.
 //!
-//! Per size: a first start (until everything is programmed), single endpoint changes (from the server writing the event to the
-//! kernel's notification of the commit), the daemon's memory, and a restart with nothing changed (until it says that it compared
-//! everything, and how many elements it wrote). The server and this program take CPU time on the same machine.
+//! Per size: a first start, until everything is programmed; single endpoint changes, from the server writing the event to the kernel's
+//! notification of the commit; the daemon's memory; and a restart with nothing changed. The server and this program take CPU time on
+//! the same machine: what each took of it stands beside the times of both starts.
+//!
+//! That everything is programmed is asked of the daemon's metrics, where kube-proxy says the same under the same name, so that any program
+//! with kube-proxy's flags can be measured by the same means. How many elements a restart wrote only our own log tells.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -15,98 +19,98 @@ use anyhow::{Context, bail};
 use api_double::{ApiDouble, endpoint_slice, node, service};
 use nft::Monitor;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{Pid, SysconfVar, sysconf};
 use pointsman::lab::Namespace;
 
-use super::{Options, Size};
+use super::{Metric, Size, size};
 use crate::cluster;
-use crate::report::{Csv, Report, Table};
-use crate::stats::{Spread, quantile};
+use crate::stats::quantile;
 
 /// Until something is considered broken.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Between two single changes.
-const PAUSE: Duration = Duration::from_millis(3);
+/// Between two questions whether everything is programmed.
+const ASK: Duration = Duration::from_millis(5);
 
-const WARM_UP: usize = 10;
+/// Targets from issue 6.
+pub(super) const METRICS: &[Metric] = &[
+    Metric { column: "first_s", title: "start to all programmed, s", digits: 2, targets: &[] },
+    Metric { column: "first_cpu_s", title: "CPU of it, s", digits: 2, targets: &[] },
+    Metric { column: "first_server_s", title: "server's CPU, s", digits: 2, targets: &[] },
+    Metric { column: "change_p50_us", title: "event written to kernel's notice p50, us", digits: 0, targets: &[] },
+    Metric { column: "change_p99_us", title: "p99, us", digits: 0, targets: &[] },
+    Metric {
+        column: "rss_mb",
+        title: "resident, MB",
+        digits: 0,
+        targets: &[(size(10_000, 10), 60.0), (size(50_000, 10), 220.0)],
+    },
+    Metric { column: "peak_mb", title: "at most, MB", digits: 0, targets: &[] },
+    Metric { column: "restart_s", title: "restart to all compared, s", digits: 2, targets: &[] },
+    Metric { column: "restart_cpu_s", title: "CPU of it, s", digits: 2, targets: &[] },
+    Metric { column: "restart_server_s", title: "server's CPU, s", digits: 2, targets: &[] },
+    Metric {
+        column: "rewritten",
+        title: "elements rewritten",
+        digits: 0,
+        targets: &[(size(10_000, 10), 0.0), (size(50_000, 10), 0.0)],
+    },
+];
 
-/// One round of one size.
-struct Round {
-    first: Duration,
-    /// Sorted.
-    changes: Vec<Duration>,
-    /// Resident after the changes, and at most so far.
-    memory: [u64; 2],
-    restart: Duration,
-    rewritten: u64,
+/// What any other program can be asked for.
+pub(super) const PEER_METRICS: &[Metric] = METRICS.split_at(METRICS.len() - 1).0;
+
+/// A program to be measured.
+pub(super) struct Subject<'a> {
+    binary: &'a Path,
+    /// Flags of its own.
+    flags: &'a [&'a str],
+    changes: usize,
+    warm_up: usize,
+    /// Between two single changes.
+    pause: Duration,
+    /// Whether its log tells how many elements were written.
+    tells: bool,
 }
 
 struct Daemon {
     child: Child,
     lines: mpsc::Receiver<String>,
     started: Instant,
+    /// CPU time of this process, the server's, when it was started.
+    server: Duration,
 }
 
-pub(super) fn run(report: &mut Report, options: &Options) -> anyhow::Result<()> {
-    let beside = || Ok::<_, std::io::Error>(std::env::current_exe()?.with_file_name("kube-proxy"));
-    let binary = options.kube_proxy.clone().map_or_else(beside, Ok)?;
-    anyhow::ensure!(binary.exists(), "no daemon at {}: build it, or say where it is", binary.display());
-    let mut csv = Csv::new(
-        "round,services,endpoints,first_ms,change_p50_us,change_p99_us,rss_kib,peak_kib,restart_ms,elements_rewritten",
+/// A start, until everything was programmed.
+struct Start {
+    time: Duration,
+    cpu: Duration,
+    server: Duration,
+}
+
+// === impl Subject ===
+
+impl<'a> Subject<'a> {
+    /// The daemon of this project.
+    pub(super) fn ours(binary: &'a Path, changes: usize) -> Self {
+        Self { binary, flags: &[], changes, warm_up: 10, pause: Duration::from_millis(3), tells: true }
+    }
+
+    /// Another program, in its nftables mode. kube-proxy waits for a second between two syncs.
+    pub(super) fn peer(binary: &'a Path, changes: usize) -> Self {
+        let flags = &["--proxy-mode=nftables"];
+        Self { binary, flags, changes, warm_up: 1, pause: Duration::from_millis(1500), tells: false }
+    }
+}
+
+/// One round of one size.
+pub(super) fn measure(size: Size, subject: &Subject<'_>) -> anyhow::Result<Vec<f64>> {
+    anyhow::ensure!(
+        subject.binary.exists(),
+        "{} does not exist: build it, or say where it is",
+        subject.binary.display()
     );
-    let mut rounds: Vec<Vec<Round>> = options.sizes.iter().map(|_| Vec::new()).collect();
-    for number in 0..options.rounds {
-        for (size, rounds) in options.sizes.iter().zip(&mut rounds) {
-            eprintln!("daemon: round {} of {}: {size}", number + 1, options.rounds);
-            let round = measure(*size, options.changes, &binary)?;
-            csv.row(&[
-                &number,
-                &size.services,
-                &size.endpoints,
-                &round.first.as_millis(),
-                &quantile(&round.changes, 0.5).as_micros(),
-                &quantile(&round.changes, 0.99).as_micros(),
-                &round.memory[0],
-                &round.memory[1],
-                &round.restart.as_millis(),
-                &round.rewritten,
-            ]);
-            rounds.push(round);
-        }
-    }
-    report.raw("scale-daemon", &csv)?;
-    report
-        .say(format!("\n## The daemon and an API server double: median over {} rounds [quartiles]\n", options.rounds));
-    let mut table = Table::new(&[
-        "cluster",
-        "start to all programmed, s",
-        "event written to kernel's notice p50, us",
-        "p99, us",
-        "resident, MB",
-        "at most, MB",
-        "restart to all compared, s",
-        "elements rewritten",
-    ]);
-    for (size, rounds) in options.sizes.iter().zip(&rounds) {
-        let over =
-            |digits: usize, of: &dyn Fn(&Round) -> f64| format!("{:.digits$}", Spread::of(rounds.iter().map(of)));
-        table.row(&[
-            size,
-            &over(2, &|round| round.first.as_secs_f64()),
-            &over(0, &|round| quantile(&round.changes, 0.5).as_secs_f64() * 1e6),
-            &over(0, &|round| quantile(&round.changes, 0.99).as_secs_f64() * 1e6),
-            &over(0, &|round| round.memory[0] as f64 * 1024.0 / 1e6),
-            &over(0, &|round| round.memory[1] as f64 * 1024.0 / 1e6),
-            &over(2, &|round| round.restart.as_secs_f64()),
-            &rounds.iter().map(|round| round.rewritten).max().unwrap_or(0),
-        ]);
-    }
-    report.say(table);
-    Ok(())
-}
-
-fn measure(size: Size, changes: usize, binary: &Path) -> anyhow::Result<Round> {
     let namespace = Namespace::anonymous()?;
     namespace.prepare()?;
     let double = namespace.run(ApiDouble::start);
@@ -119,31 +123,37 @@ fn measure(size: Size, changes: usize, binary: &Path) -> anyhow::Result<Round> {
     let directory = tempfile::tempdir()?;
     let kubeconfig = double.kubeconfig(directory.path());
 
-    let mut daemon = Daemon::start(&namespace, binary, &kubeconfig)?;
-    let (first, _) = daemon.programmed()?;
+    let mut daemon = Daemon::start(&namespace, subject, &kubeconfig)?;
+    let first = daemon.synced(&namespace)?;
     let mut monitor = namespace.run(Monitor::open)?;
-    let mut times = Vec::with_capacity(changes);
-    for number in 0..WARM_UP + changes {
+    let mut times = Vec::with_capacity(subject.changes);
+    for number in 0..subject.warm_up + subject.changes {
         let service = (number as u32 / 2).wrapping_mul(7919) % size.services;
         let object = slice(size, service, (number + 1) % 2);
+        std::thread::sleep(subject.pause);
         while monitor.try_next()?.is_some() {}
-        std::thread::sleep(PAUSE);
         let begin = Instant::now();
         double.apply(object);
         monitor.next_timeout(PATIENCE)?.context("a change that the kernel never heard of")?;
-        if number >= WARM_UP {
-            times.push(begin.elapsed());
+        if number >= subject.warm_up {
+            times.push(begin.elapsed().as_secs_f64() * 1e6);
         }
     }
-    times.sort();
+    times.sort_by(f64::total_cmp);
     drop(monitor);
-    let memory = daemon.memory()?;
+    let [resident, peak] = daemon.memory()?;
     daemon.stop()?;
 
-    let mut daemon = Daemon::start(&namespace, binary, &kubeconfig)?;
-    let (restart, rewritten) = daemon.programmed()?;
+    let mut daemon = Daemon::start(&namespace, subject, &kubeconfig)?;
+    let restart = daemon.synced(&namespace)?;
+    let rewritten = subject.tells.then(|| daemon.written()).transpose()?;
     daemon.stop()?;
-    Ok(Round { first, changes: times, memory, restart, rewritten })
+    let start = |start: &Start| [start.time, start.cpu, start.server].map(|time| time.as_secs_f64());
+    let mut values = start(&first).to_vec();
+    values.extend([quantile(&times, 0.5), quantile(&times, 0.99), resident, peak]);
+    values.extend(start(&restart));
+    values.extend(rewritten);
+    Ok(values)
 }
 
 /// A Service's slice as a cluster has it, without the first `missing` endpoints.
@@ -154,17 +164,22 @@ fn slice(size: Size, number: u32, missing: usize) -> serde_json::Value {
     endpoint_slice("bench", &name, &service, &pods, &[("", "TCP", cluster::TARGET_PORT)])
 }
 
+/// CPU time of this process, all threads.
+fn process_time() -> anyhow::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).context("asking for the process's CPU time")?.into())
+}
+
 // === impl Daemon ===
 
 impl Daemon {
-    fn start(namespace: &Namespace, binary: &Path, kubeconfig: &Path) -> anyhow::Result<Self> {
-        let mut command = Command::new(binary);
-        command.args(["--hostname-override=n1", "--v=2", "--kubeconfig"]).arg(kubeconfig);
+    fn start(namespace: &Namespace, subject: &Subject<'_>, kubeconfig: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new(subject.binary);
+        command.args(["--hostname-override=n1", "--v=2", "--kubeconfig"]).arg(kubeconfig).args(subject.flags);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         for variable in ["RUST_LOG", "KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"] {
             command.env_remove(variable);
         }
-        let started = Instant::now();
+        let (started, server) = (Instant::now(), process_time()?);
         let mut child = namespace.spawn(command).context("starting the daemon")?;
         let stderr = BufReader::new(child.stderr.take().context("its standard error")?);
         let (sender, lines) = mpsc::channel();
@@ -173,29 +188,52 @@ impl Daemon {
                 let _ = sender.send(line);
             });
         });
-        Ok(Self { child, lines, started })
+        Ok(Self { child, lines, started, server })
     }
 
-    /// Waits until everything known is programmed; says when, and how many elements were written.
-    fn programmed(&mut self) -> anyhow::Result<(Duration, u64)> {
-        let mut said = Vec::new();
+    /// Waits until its metrics say that everything known has been programmed.
+    fn synced(&mut self, namespace: &Namespace) -> anyhow::Result<Start> {
+        while self.started.elapsed() < PATIENCE {
+            if namespace.run(is_synced) {
+                let (time, cpu) = (self.started.elapsed(), self.cpu()?);
+                return Ok(Start { time, cpu, server: process_time()? - self.server });
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("it ended ({status}) and said {:#?}", self.lines.try_iter().collect::<Vec<_>>());
+            }
+            std::thread::sleep(ASK);
+        }
+        bail!("it programmed nothing, and said {:#?}", self.lines.try_iter().collect::<Vec<_>>())
+    }
+
+    /// How many elements were written first, by the log of our own daemon.
+    fn written(&mut self) -> anyhow::Result<f64> {
         while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
             if line.contains("\"programmed\" ") {
                 let elements = line.split("elements=").nth(1).and_then(|rest| rest.split(' ').next());
-                let elements = elements.and_then(|number| number.parse().ok()).context("a line without elements")?;
-                return Ok((self.started.elapsed(), elements));
+                return elements.and_then(|number| number.parse().ok()).context("a line without elements");
             }
-            said.push(line);
         }
-        bail!("the daemon programmed nothing; it said {said:#?}")
+        bail!("the daemon never said that it programmed anything")
     }
 
-    /// Resident now and at most, in KiB (proc_pid_status(5)).
-    fn memory(&self) -> anyhow::Result<[u64; 2]> {
+    /// CPU time so far, of all threads it has and had (proc_pid_stat(5)), in steps of a clock tick.
+    fn cpu(&self) -> anyhow::Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let fields = stat.rsplit(')').next().context("no fields")?.split_whitespace();
+        // utime and stime are the 14th and 15th; the first after the name is the third.
+        let ticks: u32 = fields.skip(11).take(2).map(str::parse::<u32>).sum::<Result<_, _>>()?;
+        let per_second = sysconf(SysconfVar::CLK_TCK)?.context("no clock ticks")?;
+        Ok(Duration::from_secs(ticks.into()) / u32::try_from(per_second)?)
+    }
+
+    /// Resident now and at most, in MB (proc_pid_status(5)).
+    fn memory(&self) -> anyhow::Result<[f64; 2]> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.trim().trim_end_matches("kB").trim().parse().ok()
+            let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+            Some(kib * 1024.0 / 1e6)
         };
         Ok([field("VmRSS:").context("no VmRSS")?, field("VmHWM:").context("no VmHWM")?])
     }
@@ -213,4 +251,20 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether the metrics server of this namespace has seen a synchronisation of IPv4. Where nobody listens yet, it has not.
+fn is_synced() -> bool {
+    const NAME: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
+    let ask = || {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 10249))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map(|_| text)
+    };
+    let text: std::io::Result<String> = ask();
+    let lines = text.unwrap_or_default();
+    let mut values = lines.lines().filter(|line| line.starts_with(NAME) && !line.contains("IPv6"));
+    values
+        .any(|line| line.rsplit(' ').next().and_then(|value| value.parse().ok()).is_some_and(|value: f64| value > 0.0))
 }
