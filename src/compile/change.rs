@@ -159,8 +159,7 @@ impl PortChange {
         let added = only_in([&exchange.cluster.came, &exchange.local.came], old);
         let removed = only_in([&exchange.cluster.gone, &exchange.local.gone], &new);
         let is_in = |list: &[SocketAddr], endpoint| list.binary_search(&endpoint).is_ok();
-        let moved =
-            moved(old, &new, |endpoint| !is_in(&removed, endpoint), |endpoint| !is_in(&added, endpoint));
+        let moved = moved(old, &new, |endpoint| !is_in(&removed, endpoint), |endpoint| !is_in(&added, endpoint));
         Self {
             port: after.key.clone(),
             family: after.family,

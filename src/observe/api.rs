@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | `/v1/health` | [`HealthView`] | |
 //! | `/v1/services?namespace=&search=&only=&page=&perPage=&connections=` | [`ServicePage`] | 400 |
-//! | `/v1/services/NAMESPACE/NAME?connections=` | [`ServiceView`](crate::status::ServiceView) | 404 |
+//! | `/v1/services/NAMESPACE/NAME?connections=` | [`ServiceView`] | 404 |
 //! | `/v1/list?namespace=&search=&only=` | [`VirtualList`] | 400 |
 //! | `/v1/connections` | [`ConnectionList`] | |
 //!

@@ -80,7 +80,7 @@ impl Desk {
     /// Asks, and waits for the answer.
     ///
     /// # Errors
-    /// There is none within [`PATIENCE`].
+    /// There is none within the time that a question waits.
     pub async fn ask<T: Send + 'static>(&self, look: impl FnOnce(Glance<'_>) -> T + Send + 'static) -> Result<T, Busy> {
         let (answer, answered) = oneshot::channel();
         let question: Question = Box::new(move |glance| {

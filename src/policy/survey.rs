@@ -1,8 +1,8 @@
-//! Why things are as [`resolve`](super::resolve) decided: each endpoint of each port with its place in either set, and who holds which
+//! Why things are as [`resolve`] decided: each endpoint of each port with its place in either set, and who holds which
 //! frontend.
 //!
 //! Asked for by people who look, never on the way to the kernel. It decides nothing by itself: the sets are judged by the rules that
-//! `select` selects with, candidates and verdicts are those of [`resolve`](super::resolve), weights those of the assessment. So what is told cannot
+//! `select` selects with, candidates and verdicts are those of [`resolve`], weights those of the assessment. So what is told cannot
 //! differ from what is done; the property below holds the two side by side.
 
 use std::net::SocketAddr;
