@@ -192,7 +192,9 @@ impl Compiler {
                 hairpins.replace(gone, came, || Hairpin, &mut table.hairpins);
                 let before = changes.has_room().then(|| port.slots());
                 let done = port.exchange(exchange, seed, table);
-                changes.note_exchange(before, port, exchange);
+                if done {
+                    changes.note_exchange(before, port, exchange);
+                }
                 done
             })
         })
