@@ -27,7 +27,7 @@ mod merge;
 mod numbers;
 mod quantity;
 mod resolve;
-mod table;
+pub(crate) mod table;
 pub mod version;
 mod watch;
 

@@ -27,6 +27,7 @@ mod chains;
 pub mod conntrack;
 mod encode;
 mod error;
+pub mod glance;
 mod image;
 mod lock;
 mod plane;

@@ -14,6 +14,7 @@ pub mod lab;
 pub mod logging;
 pub mod model;
 pub mod observe;
+pub mod operator;
 pub mod policy;
 pub mod schedule;
 pub mod source;

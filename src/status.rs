@@ -13,14 +13,17 @@
 //! | [`ServiceView`] | `/v1/services/NAMESPACE/NAME?connections=` |
 //! | [`VirtualList`] of [`VirtualView`] | `/v1/list`: every frontend with its endpoints, as `ipvsadm -ln` has them |
 //! | [`ConnectionList`] | `/v1/connections`: live connections by frontend and endpoint |
+//! | [`Explanation`](explain::Explanation) | `/v1/explain?target=&from=&protocol=&verify=`: what becomes of a connection |
 //! | [`HealthView`] | `/v1/health` |
 //!
-//! Where things are: `service` one Service from all sides; `listing` the short form for lists; `search` who is looked for; `traffic` connections by endpoint;
+//! Where things are: `service` one Service from all sides; `listing` the short form for lists; `search` who is looked for; `traffic` connections by endpoint; [`explain`] one decision,
+//! step by step;
 //! `health` the daemon itself. No I/O: who asks and who answers is in [`crate::observe`].
 //!
 //! Invariants: making a view of a Service takes some microseconds per ten endpoints, so that some hundred fit between two batches
 //! ([`CHUNK`]). Proven by the tests of each file, and by `tests/e2e/status.rs` over the socket.
 
+pub mod explain;
 mod health;
 mod listing;
 mod search;

@@ -272,6 +272,16 @@ impl Compiler {
         pool.map_or(&[], |pool| &pool.slots)
     }
 
+    /// Everything that a Service port wants in the table of a family, what others want as well included.
+    pub fn elements(&self, port: &PortKey, family: Family) -> TableImage {
+        let Some(port) = self.port(port, family) else { return TableImage::default() };
+        let mut delta = TableDelta::default();
+        difference(None, Some(port), &mut delta);
+        port.cluster_ips().into_iter().for_each(|address| delta.cluster_ips.note(address, None, Some(ClusterIp)));
+        port.local_addresses.iter().for_each(|address| delta.hairpins.note(*address, None, Some(Hairpin)));
+        delta.added()
+    }
+
     fn port(&self, port: &PortKey, family: Family) -> Option<&CompiledPort> {
         self.ports.get(&port.service)?.iter().find(|known| known.key == *port && known.family == family)
     }

@@ -133,6 +133,11 @@ macro_rules! maps {
                 })*
             }
 
+            /// What is there afterwards, of that which differs.
+            pub fn added(&self) -> TableImage {
+                TableImage { $($field: self.$field.added().map(|(key, value)| (key.clone(), value.clone())).collect(),)* }
+            }
+
             /// Moves the desired elements of `part` (every `before` empty) over, except those that a kernel already has like that;
             /// what it has otherwise is taken along. Leaves in `actual` what `part` says nothing of.
             pub(super) fn take_differing(&mut self, part: &mut TableDelta, actual: &mut TableImage) {

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::{Engine, Leaving};
+use crate::compile::TableImage;
 use crate::forward::RouteId;
 use crate::model::{Family, PortKey, Problem, Service, ServiceKey};
 use crate::policy::{self, Assessment, Claim, Context, Surveyed, Warming};
@@ -97,6 +98,11 @@ impl Engine {
     /// its listener.
     pub fn slots(&self, port: &PortKey, family: Family, local: bool) -> &[SocketAddr] {
         self.compiler.slots(port, family, local)
+    }
+
+    /// Everything that a Service port wants in the kernel: see [`Compiler::elements`](crate::compile::Compiler::elements).
+    pub fn elements(&self, port: &PortKey, family: Family) -> TableImage {
+        self.compiler.elements(port, family)
     }
 
     /// Where the forwarder takes the connections of a Service port, if it does.

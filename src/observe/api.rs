@@ -12,6 +12,7 @@
 //! | `/v1/services?namespace=&search=&only=&page=&perPage=&connections=` | [`ServicePage`] | 400 |
 //! | `/v1/services/NAMESPACE/NAME?connections=` | [`ServiceView`] | 404 |
 //! | `/v1/list?namespace=&search=&only=` | [`VirtualList`] | 400 |
+//! | `/v1/explain?target=&from=&protocol=&verify=` | [`Explanation`] | 400 |
 //! | `/v1/connections` | [`ConnectionList`] | |
 //!
 //! `connections=true` adds the live connections of each endpoint. 503 is said when the controller, or the kernel, does not answer.
@@ -32,8 +33,12 @@ use tokio::task::spawn_blocking;
 use super::desk::{Busy, Desk, Glance};
 use super::http::{Answer, Handler, answer};
 use crate::conntrack::Destination;
+use crate::kernel::KernelError;
+use crate::kernel::addresses::interface_addresses;
 use crate::kernel::conntrack::{ConntrackError, accounting, list_flows, take_census};
+use crate::kernel::glance::{self, Comparison};
 use crate::model::{Families, Family, Protocol, ServiceKey};
+use crate::status::explain::{DifferenceView, Explanation, Question, VerificationView, explain};
 use crate::status::{
     self, CHUNK, Census, ConnectionList, FamilyHealth, HealthView, Page, Search, SearchError, ServicePage, ServiceView,
     VERSION, VirtualList,
@@ -81,6 +86,8 @@ enum Refusal {
     Busy(#[from] Busy),
     #[error(transparent)]
     Conntrack(#[from] ConntrackError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
 }
 
 #[derive(Serialize)]
@@ -124,6 +131,7 @@ impl Api {
             "/v1/health" => Ok(json(&self.health().await?)),
             "/v1/services" => Ok(json(&self.services(parameters).await?)),
             "/v1/list" => Ok(json(&self.list(parameters).await?)),
+            "/v1/explain" => Ok(json(&self.explain(parameters).await?)),
             "/v1/connections" => Ok(json(&self.connections().await?)),
             _ => {
                 let name = path.strip_prefix("/v1/services/").and_then(|name| name.split_once('/'));
@@ -194,6 +202,20 @@ impl Api {
             services.extend(seen.await?);
         }
         Ok(VirtualList { version: VERSION.to_owned(), services })
+    }
+
+    async fn explain(&self, parameters: &Parameters) -> Result<Explanation, Refusal> {
+        let question = Question::of(parameters)?;
+        let verify = is_set(parameters, "verify");
+        // The host's addresses are read where the tables are: in the daemon's network namespace, and not by the controller.
+        let addresses = spawn_blocking(interface_addresses).await.map_err(|_| Busy)?;
+        let asked = self.0.desk.ask(move |glance| explain(glance.engine, &question, &addresses, verify));
+        let (mut explanation, expected) = asked.await?;
+        for (index, family, image) in expected {
+            let compared = spawn_blocking(move || glance::compare(family, &image)).await.map_err(|_| Busy)??;
+            explanation.answers[index].verification = Some(verification(compared));
+        }
+        Ok(explanation)
     }
 
     async fn connections(&self) -> Result<ConnectionList, Refusal> {
@@ -308,7 +330,20 @@ fn health(glance: Glance<'_>, about: &About, (started, wall): (Instant, Timestam
 }
 
 fn wants_connections(parameters: &Parameters) -> bool {
-    parameters.iter().any(|(name, value)| name == "connections" && matches!(value.as_str(), "" | "1" | "true"))
+    is_set(parameters, "connections")
+}
+
+fn is_set(parameters: &Parameters, flag: &str) -> bool {
+    parameters.iter().any(|(name, value)| name == flag && matches!(value.as_str(), "" | "1" | "true"))
+}
+
+fn verification(compared: Comparison) -> VerificationView {
+    let differences = compared.differences.into_iter().map(|one| DifferenceView {
+        set: one.set.to_owned(),
+        expected: one.expected,
+        found: one.found,
+    });
+    VerificationView { looked_up: compared.looked_up, differences: differences.collect() }
 }
 
 /// Cut into pieces that the controller can look at in one go.
@@ -340,7 +375,7 @@ impl Refusal {
             Refusal::NoPath | Refusal::NoService(_) => StatusCode::NOT_FOUND,
             Refusal::Query(_) => StatusCode::BAD_REQUEST,
             Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Refusal::Busy(_) | Refusal::Conntrack(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Busy(_) | Refusal::Conntrack(_) | Refusal::Kernel(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         refused(status, self.to_string())
     }

@@ -20,7 +20,7 @@ use super::support::objects::{HTTP, cluster_ips, crowd, frontends, service, shop
 use super::support::traffic::Held;
 
 /// A daemon that can be asked.
-struct Bed {
+pub struct Bed {
     directory: TempDir,
     manifests: Manifests,
 }
@@ -28,22 +28,22 @@ struct Bed {
 // === impl Bed ===
 
 impl Bed {
-    fn of(objects: &[Value]) -> Self {
+    pub fn of(objects: &[Value]) -> Self {
         Self { directory: tempfile::tempdir().expect("a directory"), manifests: Manifests::of(objects) }
     }
 
-    fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.directory.path().join("run/pointsman.sock")
     }
 
-    fn start(&self, node: &Host, more: &[&str]) -> Daemon {
+    pub fn start(&self, node: &Host, more: &[&str]) -> Daemon {
         let flag = format!("--status-socket={}", self.socket().display());
         let mut daemon = Daemon::serving(node, &self.manifests, &[&[flag.as_str()], more].concat());
         daemon.hear(&["first load programmed"]);
         daemon
     }
 
-    fn get(&self, path: &str) -> Value {
+    pub fn get(&self, path: &str) -> Value {
         let (status, body) = ask(&self.socket(), path);
         assert_eq!(status, 200, "{path}: {body}");
         body

@@ -1,0 +1,125 @@
+//! The operator's command: what the daemon does, told to people and to scripts.
+//!
+//! Every command asks the daemon over its socket ([`client`]) for the views of [`crate::status`] and shows them: as tables for people, or
+//! with `-o json` and `-o yaml` just as the daemon said it. Nothing is decided here: what a table says was decided by the daemon. Where no
+//! daemon runs, `list` reads the kernel's own tables ([`tables`]), which know frontends and endpoints, and no reasons.
+//!
+//! Where things are: [`cli`] what can be said on the command line, from which completions and the man page are made, too; `list` the shape of
+//! `ipvsadm -ln`; `get` wide tables; `explain` words for a decision; `text` columns, colours and what hostile names may not do.
+//!
+//! Invariants: what comes from objects (names, labels, annotations) reaches a terminal with control characters escaped; colours only where
+//! somebody looks; an error is one line on standard error, and the exit status is 1.
+//!
+//! Proven by the tests of each file and by `tests/e2e/operator.rs`.
+
+pub mod cli;
+pub mod client;
+mod explain;
+mod get;
+mod list;
+mod tables;
+mod text;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::CommandFactory;
+use serde::Serialize;
+
+use crate::kernel::KernelError;
+use cli::{Cli, Command, Format};
+use client::ClientError;
+
+/// Why a command could not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("{client}; and the kernel's own tables cannot be read: {kernel}")]
+    Nobody { client: ClientError, kernel: KernelError },
+    #[error("{client}; and the kernel has no table of ours in this network namespace")]
+    Nothing { client: ClientError },
+    #[error("cannot write: {0}")]
+    Write(#[from] io::Error),
+    #[error("cannot be said as JSON or YAML: {0}")]
+    Say(String),
+    #[error("{0}")]
+    Target(#[from] explain::TargetError),
+}
+
+/// Does what the command line says.
+pub fn run(cli: &Cli) -> ExitCode {
+    match perform(cli) {
+        Ok(code) => code,
+        // Who reads has heard enough.
+        Err(Failure::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("pointsman: {}", text::plain(&failure.to_string()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(cli: &Cli) -> Result<ExitCode, Failure> {
+    let socket = &cli.socket;
+    let shown = match &cli.command {
+        Command::Demo(options) => return Ok(crate::demo::run(options)),
+        Command::List(options) => list::run(socket, options),
+        Command::Get(options) => get::run(socket, options),
+        Command::Explain(options) => return explain::run(socket, options),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "pointsman", &mut io::stdout());
+            Ok(())
+        }
+        Command::Man => man(&mut io::stdout()).map_err(Failure::from),
+    };
+    shown.map(|()| ExitCode::SUCCESS)
+}
+
+/// The manual: the command and, one after the other, what it can do.
+fn man(out: &mut impl Write) -> io::Result<()> {
+    let command = Cli::command();
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command.clone()).render(&mut page)?;
+    for sub in command.get_subcommands() {
+        let name = format!("pointsman {}", sub.get_name());
+        let man = clap_mangen::Man::new(sub.clone().bin_name(name.clone()));
+        writeln!(page, ".SH \"{}\"", name.to_uppercase())?;
+        man.render_synopsis_section(&mut page)?;
+        man.render_description_section(&mut page)?;
+        man.render_options_section(&mut page)?;
+    }
+    out.write_all(&page)
+}
+
+/// Writes a value as scripts want it.
+fn say(out: &mut impl Write, format: Format, value: &impl Serialize) -> Result<(), Failure> {
+    let text = match format {
+        Format::Json => serde_json::to_string_pretty(value).map_err(|error| Failure::Say(error.to_string()))? + "\n",
+        Format::Yaml => serde_saphyr::to_string(value).map_err(|error| Failure::Say(error.to_string()))?,
+    };
+    Ok(out.write_all(text.as_bytes())?)
+}
+
+/// Shows once, or again and again until somebody stops it.
+fn repeat(watch: Option<f64>, mut show: impl FnMut(&mut Vec<u8>) -> Result<(), Failure>) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    loop {
+        let mut screen = Vec::new();
+        show(&mut screen)?;
+        if watch.is_some() && out.is_terminal() {
+            // Clears the screen and begins at its top.
+            out.write_all(b"\x1b[H\x1b[2J")?;
+        }
+        out.write_all(&screen)?;
+        out.flush()?;
+        let Some(seconds) = watch else { return Ok(()) };
+        std::thread::sleep(Duration::from_secs_f64(seconds));
+    }
+}
+
+fn ask<T: serde::de::DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Failure> {
+    Ok(client::ask(socket, path)?)
+}

@@ -1,0 +1,259 @@
+//! What can be said on the command line. Help, completions and the man page are made from this.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::table::STATUS_SOCKET;
+use crate::demo;
+
+/// Shows what Pointsman does, on this machine
+///
+/// Pointsman is a drop-in replacement for Kubernetes' kube-proxy that compiles Services into nftables maps. The daemon is the
+/// binary `kube-proxy`; this command is for the people around it.
+#[derive(Debug, Parser)]
+#[command(name = "pointsman", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// The daemon's status socket
+    #[arg(long, global = true, value_name = "PATH", default_value = STATUS_SOCKET)]
+    pub socket: PathBuf,
+
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show every frontend and its endpoints in the shape of `ipvsadm -ln`
+    ///
+    /// Active and inactive connections are counted from connection tracking. A node port stands with the unspecified address: it is on every
+    /// address that serves node ports. An endpoint that drains or weighs 0 is shown with weight 0; a frontend without endpoints refuses or drops.
+    ///
+    /// Without a daemon the kernel's own tables are read: weights are numbers of slots then.
+    #[command(visible_alias = "ls", after_help = LIST_EXAMPLES)]
+    List(ListOptions),
+    /// Show Services or endpoints with all that was decided about them
+    #[command(after_help = GET_EXAMPLES)]
+    Get(GetOptions),
+    /// Tell what becomes of a connection, and why
+    ///
+    /// Which frontend it meets, which policy applies to its client, which endpoints qualify and why the others do not, who chooses, whether
+    /// the source is hidden, and where in the ruleset all this is.
+    ///
+    /// Exits with 0 if a new connection would reach an endpoint, with 2 if it would not, and with 3 if --verify found a difference.
+    #[command(after_help = EXPLAIN_EXAMPLES)]
+    Explain(ExplainOptions),
+    /// Run a small shop on this machine and connect to it: a node, a client and pods as network namespaces
+    ///
+    /// Starts the real daemon on the example shop's manifests, connects through the ClusterIPs all the while, scales a Service up and
+    /// down, and reports what arrived where and how fast. Needs root, and nothing else: no cluster, no container runtime, no
+    /// other program. The machine's own network is not touched, and everything is cleared up at the end.
+    ///
+    /// Exits with 0 if everything worked as it should.
+    #[command(after_help = DEMO_EXAMPLES)]
+    Demo(demo::Options),
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// How `list` shows.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ListOptions {
+    /// Only Services of this namespace
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+
+    /// Only Services with this in their name, address, port, pod or scheduler
+    pub search: Option<String>,
+
+    /// Packets and bytes of the connections that are still remembered (needs net.netfilter.nf_conntrack_acct=1)
+    #[arg(long, conflicts_with_all = ["rate", "connections"])]
+    pub stats: bool,
+
+    /// Connections, packets and bytes per second, over one second
+    #[arg(long, conflicts_with = "connections")]
+    pub rate: bool,
+
+    /// Live connections, summed up by frontend and endpoint
+    #[arg(short, long)]
+    pub connections: bool,
+
+    /// Write this instead of a table
+    #[arg(short, long, value_enum)]
+    pub output: Option<Format>,
+
+    /// Show again every so many seconds
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = interval)]
+    pub watch: Option<f64>,
+}
+
+/// What `get` shows.
+#[derive(Clone, Debug, Args)]
+pub struct GetOptions {
+    /// What to show
+    #[arg(value_enum)]
+    pub what: What,
+
+    /// Only Services with this in their name, address, port, pod or scheduler; NAMESPACE/NAME is one Service
+    pub search: Option<String>,
+
+    /// Only Services of this namespace
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+
+    /// Only Services in this state
+    #[arg(long, value_enum)]
+    pub only: Option<State>,
+
+    /// Write this instead of a table
+    #[arg(short, long, value_enum)]
+    pub output: Option<Format>,
+
+    /// Show again every so many seconds
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = interval)]
+    pub watch: Option<f64>,
+}
+
+/// What `explain` explains.
+#[derive(Clone, Debug, Args)]
+pub struct ExplainOptions {
+    /// ADDRESS:PORT, a node port's number, or NAMESPACE/NAME[:PORT] with the port's name or number
+    pub target: String,
+
+    /// The client's address; without it, somebody from outside
+    #[arg(long, value_name = "ADDRESS")]
+    pub from: Option<IpAddr>,
+
+    /// The protocol: tcp, udp or sctp
+    #[arg(long, value_name = "PROTOCOL", value_parser = ["tcp", "udp", "sctp"], ignore_case = true)]
+    pub proto: Option<String>,
+
+    /// Look the elements up in the kernel, and say what differs
+    #[arg(long)]
+    pub verify: bool,
+
+    /// Write this instead of words
+    #[arg(short, long, value_enum)]
+    pub output: Option<Format>,
+}
+
+/// For scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+}
+
+/// What there is to get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum What {
+    /// One row per Service port
+    #[value(alias = "service", alias = "svc")]
+    Services,
+    /// One row per endpoint of each Service port
+    #[value(alias = "endpoint", alias = "ep")]
+    Endpoints,
+}
+
+/// A state to look for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum State {
+    /// Something is wrong with it
+    Problems,
+    /// The forwarder carries it
+    Userspace,
+    /// Nobody is ready
+    Unready,
+}
+
+// === impl State ===
+
+impl State {
+    /// As the daemon calls it.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Problems => "problems",
+            State::Userspace => "userspace",
+            State::Unready => "unready",
+        }
+    }
+}
+
+fn interval(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if (0.1..=86_400.0).contains(&seconds) { Ok(seconds) } else { Err("not within 0.1 and 86400 seconds".to_owned()) }
+}
+
+const EXAMPLES: &str = "Examples:
+  sudo pointsman list                        as ipvsadm -ln
+  sudo pointsman get endpoints shop/web      who gets connections, and why the others do not
+  sudo pointsman explain 10.96.0.50:80       what becomes of a connection
+  sudo pointsman demo                        a quarter of a minute of real traffic";
+
+const LIST_EXAMPLES: &str = "Examples:
+  sudo pointsman list                     frontends, endpoints, weights, connections
+  sudo pointsman list --stats web         packets and bytes of what is called web
+  sudo pointsman list --rate --watch      what happens now
+  sudo pointsman list -o json             for scripts";
+
+const GET_EXAMPLES: &str = "Examples:
+  sudo pointsman get services                   one row per Service port
+  sudo pointsman get services --only problems   those with something wrong
+  sudo pointsman get endpoints shop/web -w      one Service's endpoints, again and again";
+
+const EXPLAIN_EXAMPLES: &str = "Examples:
+  sudo pointsman explain 10.96.0.50:80                    a ClusterIP
+  sudo pointsman explain 30080 --from 192.0.2.7           a node port, for one client
+  sudo pointsman explain shop/web:http --verify           every frontend, compared with the kernel
+  sudo pointsman explain 10.96.0.10:53 --proto udp -o json";
+
+const DEMO_EXAMPLES: &str = "Examples:
+  sudo pointsman demo                           as it comes
+  sudo pointsman demo --keep                    and look around afterwards
+  sudo pointsman demo --seconds 60 --rounds 20  scale up and down every 1.5 s
+  sudo pointsman demo --clear                   after kill -9";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_fit_together() {
+        Cli::command().debug_assert();
+        let cli =
+            Cli::try_parse_from(["pointsman", "list", "-n", "shop", "--watch", "--socket", "/x"]).expect("parses");
+        let Command::List(options) = cli.command else { panic!("list") };
+        assert_eq!((options.watch, cli.socket), (Some(2.0), "/x".into()));
+        assert!(Cli::try_parse_from(["pointsman", "list", "--watch=0"]).is_err());
+        assert!(Cli::try_parse_from(["pointsman", "list", "--stats", "--rate"]).is_err());
+    }
+
+    #[test]
+    fn completions_and_the_manual_know_every_command() {
+        let mut page = Vec::new();
+        super::super::man(&mut page).expect("a page");
+        let page = String::from_utf8(page).expect("text");
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "pointsman", &mut script);
+            let script = String::from_utf8(script).expect("text");
+            for command in Cli::command().get_subcommands() {
+                assert!(script.contains(command.get_name()), "{shell}: {}", command.get_name());
+                assert!(page.contains(&format!("POINTSMAN {}", command.get_name().to_uppercase())), "{page}");
+            }
+        }
+        assert!(page.contains("verify") && page.contains("socket"), "{page}");
+    }
+}

@@ -1,0 +1,128 @@
+//! Asking the daemon: one request per connection over its Unix socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::runtime;
+
+/// How long an answer may take; the daemon itself gives up after 10 s.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no daemon runs here: nobody listens on {} (--socket names another)", .0.display())]
+    NoDaemon(PathBuf),
+    /// We may not ask.
+    #[error("only root may ask the daemon on {}: try sudo", .0.display())]
+    Forbidden(PathBuf),
+    /// The conversation failed.
+    #[error("asking the daemon on {} for {path}: {error}", .socket.display())]
+    Failed {
+        /// Whom we asked.
+        socket: PathBuf,
+        /// For what.
+        path: String,
+        /// What went wrong.
+        error: String,
+    },
+    /// It would not answer that.
+    #[error("the daemon says: {0}")]
+    Refused(String),
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    error: String,
+}
+
+/// The answer to a question.
+///
+/// # Errors
+/// Nobody listens, we may not ask, or the answer is not one.
+pub fn ask<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ClientError> {
+    let failed = |error: String| ClientError::Failed { socket: socket.to_owned(), path: path.to_owned(), error };
+    let runtime =
+        runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(error.to_string()))?;
+    let talk = async { tokio::time::timeout(PATIENCE, get(socket, path)).await };
+    let answer = runtime.block_on(talk);
+    let (status, body) = match answer {
+        Err(_) => return Err(failed(format!("no answer within {} s", PATIENCE.as_secs()))),
+        Ok(Err(Talk::Connect(error))) => {
+            return Err(match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoDaemon(socket.to_owned()),
+                io::ErrorKind::PermissionDenied => ClientError::Forbidden(socket.to_owned()),
+                _ => failed(error.to_string()),
+            });
+        }
+        Ok(Err(Talk::Http(error))) => return Err(failed(error.to_string())),
+        Ok(Ok(answer)) => answer,
+    };
+    match status {
+        200 => serde_json::from_slice(&body).map_err(|error| failed(format!("an answer that is none: {error}"))),
+        403 => Err(ClientError::Forbidden(socket.to_owned())),
+        status => Err(match serde_json::from_slice::<ErrorBody>(&body) {
+            Ok(body) => ClientError::Refused(body.error),
+            Err(_) => failed(format!("status {status}")),
+        }),
+    }
+}
+
+enum Talk {
+    Connect(io::Error),
+    Http(hyper::Error),
+}
+
+async fn get(socket: &Path, path: &str) -> Result<(u16, Bytes), Talk> {
+    let stream = UnixStream::connect(socket).await.map_err(Talk::Connect)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Talk::Http)?;
+    let driver = tokio::spawn(connection);
+    let request = hyper::Request::get(path).header("host", "pointsman").body(Empty::<Bytes>::new());
+    let request = request.map_err(|error| Talk::Connect(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+    let answer = sender.send_request(request).await.map_err(Talk::Http)?;
+    let status = answer.status().as_u16();
+    let body = answer.into_body().collect().await.map_err(Talk::Http)?.to_bytes();
+    driver.abort();
+    Ok((status, body))
+}
+
+/// A query of these parameters, those without a value left out.
+pub(super) fn query(path: &str, parameters: &[(&str, Option<&str>)]) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    for (name, value) in parameters {
+        if let Some(value) = value {
+            query.append_pair(name, value);
+        }
+    }
+    let query = query.finish();
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_there_is_named() {
+        let error = ask::<serde_json::Value>(Path::new("/nowhere/at/all.sock"), "/v1/health").expect_err("nobody");
+        assert_eq!(
+            error.to_string(),
+            "no daemon runs here: nobody listens on /nowhere/at/all.sock (--socket names another)"
+        );
+    }
+
+    #[test]
+    fn parameters_are_escaped() {
+        assert_eq!(query("/v1/list", &[("search", Some("a b&c=\n")), ("only", None)]), "/v1/list?search=a+b%26c%3D%0A");
+        assert_eq!(query("/v1/list", &[("search", None)]), "/v1/list");
+    }
+}

@@ -1,0 +1,396 @@
+//! Frontends and endpoints in the very shape of `ipvsadm -ln`: people and scripts know it.
+//!
+//! Widths, headings and the abbreviation of large numbers are those of ipvsadm 1.31. `Masq` is what IPVS calls the way we forward, too: the
+//! destination is translated. A frontend that refuses or drops says so behind its scheduler, where IPVS has flags.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::cli::ListOptions;
+use super::client::{self, ClientError};
+use super::text::{self, Table};
+use super::{Failure, ask, repeat, say, tables};
+use crate::kernel::conntrack::take_census;
+use crate::kernel::glance;
+use crate::status::{
+    ConnectionList, ConnectionRow, Counters, DestinationView, Traffic, VERSION, VirtualList, VirtualView,
+};
+
+/// How long rates are measured.
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// Lists with connections, as scripts get it.
+#[derive(Debug, Serialize)]
+struct Listed {
+    version: &'static str,
+    /// `daemon` or `kernel`: who was asked.
+    source: &'static str,
+    services: Vec<Value>,
+}
+
+/// A frontend, with connections.
+#[derive(Debug)]
+struct ListedService<'a> {
+    service: &'a VirtualView,
+    destinations: Vec<Destination>,
+}
+
+#[derive(Debug, Serialize)]
+struct Destination {
+    #[serde(flatten)]
+    destination: DestinationView,
+    connections: Counters,
+}
+
+/// Connections by what they were made to and who answers.
+#[derive(Debug, Default)]
+struct Live {
+    pairs: HashMap<(String, SocketAddr, SocketAddr), Counters>,
+    ports: HashMap<(String, u16, SocketAddr), Counters>,
+}
+
+/// What was found, and where.
+struct Found {
+    list: VirtualList,
+    rows: Vec<ConnectionRow>,
+    source: &'static str,
+}
+
+pub(super) fn run(socket: &Path, options: &ListOptions) -> Result<(), Failure> {
+    repeat(options.watch, |out| {
+        let begin = Instant::now();
+        let found = find(socket, options)?;
+        if options.connections {
+            return connections(out, options, &found);
+        }
+        let mut live = Live::of(&found.list, &found.rows);
+        let mut seconds = 1.0;
+        if options.rate {
+            std::thread::sleep(WINDOW);
+            let later = find(socket, options)?;
+            let before = live;
+            live = Live::of(&later.list, &later.rows);
+            live.subtract(&before);
+            seconds = begin.elapsed().as_secs_f64();
+        }
+        let services: Vec<_> = found.list.services.iter().map(|service| live.about(service)).collect();
+        match options.output {
+            Some(format) => {
+                let services = services.iter().map(ListedService::value).collect();
+                say(out, format, &Listed { version: VERSION, source: found.source, services })
+            }
+            None => Ok(write(out, &services, options, seconds)?),
+        }
+    })
+}
+
+fn find(socket: &Path, options: &ListOptions) -> Result<Found, Failure> {
+    let parameters = [("namespace", options.namespace.as_deref()), ("search", options.search.as_deref())];
+    match client::ask::<VirtualList>(socket, &client::query("/v1/list", &parameters)) {
+        Ok(list) => {
+            let rows = ask::<ConnectionList>(socket, "/v1/connections")?.connections;
+            Ok(Found { list, rows, source: "daemon" })
+        }
+        Err(client @ ClientError::NoDaemon(_)) => {
+            let tables = match glance::tables() {
+                Ok(tables) if tables.is_empty() => return Err(Failure::Nothing { client }),
+                Ok(tables) => tables,
+                Err(kernel) => return Err(Failure::Nobody { client, kernel }),
+            };
+            eprintln!("pointsman: {}; this is what the kernel's tables say", text::plain(&client.to_string()));
+            let mut list = tables::list(&tables);
+            list.services.retain(|service| is_wanted(service, options));
+            // Without connection tracking there are no connections to count.
+            let rows = take_census(&[]).map(|census| census.rows()).unwrap_or_default();
+            Ok(Found { list, rows, source: "kernel" })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// As far as tables know: by the name of the Service port, an address, or a port.
+fn is_wanted(service: &VirtualView, options: &ListOptions) -> bool {
+    let namespace = service.service.split('/').next().unwrap_or_default();
+    let frontend = SocketAddr::new(service.address, service.port).to_string();
+    options.namespace.as_deref().is_none_or(|wanted| wanted == namespace)
+        && options.search.as_deref().is_none_or(|text| {
+            let endpoint = |one: &DestinationView| one.address.to_string().contains(text);
+            service.service.contains(&text.to_lowercase())
+                || frontend.contains(text)
+                || service.endpoints.iter().any(endpoint)
+        })
+}
+
+fn connections(out: &mut Vec<u8>, options: &ListOptions, found: &Found) -> Result<(), Failure> {
+    let live = Live::of(&found.list, &found.rows);
+    let known = found.list.services.iter().flat_map(|service| {
+        let about = live.about(service);
+        let frontend = frontend(service);
+        about.destinations.into_iter().map(move |one| (service, frontend.clone(), one))
+    });
+    let known: Vec<_> = known.filter(|(_, _, one)| one.connections != Counters::default()).collect();
+    if let Some(format) = options.output {
+        return say(out, format, &found.rows);
+    }
+    let mut table = Table::new(["SERVICE", "PROTO", "FRONTEND", "ENDPOINT", "ACTIVE", "INACTIVE"]);
+    for (service, frontend, one) in known {
+        table.push([
+            (&service.service).into(),
+            (&service.protocol).into(),
+            frontend.into(),
+            one.destination.address.to_string().into(),
+            one.connections.active.to_string().into(),
+            one.connections.inactive.to_string().into(),
+        ]);
+    }
+    Ok(table.write(out, text::colours())?)
+}
+
+fn write(out: &mut impl Write, services: &[ListedService<'_>], options: &ListOptions, seconds: f64) -> io::Result<()> {
+    writeln!(out, "IP Virtual Server version {} (pointsman)", env!("CARGO_PKG_VERSION"))?;
+    let heads = |names: [&str; 5]| names.iter().map(|name| format!(" {name:>8}")).collect::<String>();
+    let counted = options.stats || options.rate;
+    if counted {
+        let names = if options.stats {
+            ["Conns", "InPkts", "OutPkts", "InBytes", "OutBytes"]
+        } else {
+            ["CPS", "InPPS", "OutPPS", "InBPS", "OutBPS"]
+        };
+        writeln!(out, "{:<33}{}\n  -> RemoteAddress:Port", "Prot LocalAddress:Port", heads(names))?;
+    } else {
+        writeln!(out, "Prot LocalAddress:Port Scheduler Flags")?;
+        writeln!(out, "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn")?;
+    }
+    let numbers = |counters: &Counters| {
+        let traffic = counters.traffic.unwrap_or_default();
+        let all = [
+            counters.active + counters.inactive,
+            traffic.packets_in,
+            traffic.packets_out,
+            traffic.bytes_in,
+            traffic.bytes_out,
+        ];
+        let shown = all.map(|number| if options.rate { (number as f64 / seconds).round() as u64 } else { number });
+        shown.map(large).concat()
+    };
+    for ListedService { service, destinations } in services {
+        let name = format!("{:<4} {}", service.protocol, frontend(service));
+        if counted {
+            let mut sum = Counters::default();
+            destinations.iter().for_each(|one| sum += one.connections);
+            writeln!(out, "{name:<33}{}", numbers(&sum))?;
+        } else {
+            let persistent = service.persistent.map(|seconds| format!(" persistent {seconds}")).unwrap_or_default();
+            let verdict = service.verdict.as_deref().map(|verdict| format!(" {verdict}")).unwrap_or_default();
+            writeln!(out, "{name} {}{}{}", text::plain(&service.scheduler), persistent, text::plain(&verdict))?;
+        }
+        for Destination { destination, connections } in destinations {
+            let address = destination.address.to_string();
+            if counted {
+                writeln!(out, "  -> {address:<28}{}", numbers(connections))?;
+            } else {
+                let (active, inactive) = (connections.active, connections.inactive);
+                writeln!(
+                    out,
+                    "  -> {address:<28} {:<7} {:<6} {active:<10} {inactive:<10}",
+                    "Masq", destination.weight
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn frontend(service: &VirtualView) -> String {
+    SocketAddr::new(service.address, service.port).to_string()
+}
+
+/// As ipvsadm writes large numbers: in thousands, millions, thousand millions from nine digits on.
+fn large(number: u64) -> String {
+    match number {
+        0..=99_999_999 => format!(" {number:>8}"),
+        100_000_000..=999_999_999 => format!(" {:>7}K", number / 1_000),
+        1_000_000_000..=99_999_999_999 => format!(" {:>7}M", number / 1_000_000),
+        100_000_000_000..=99_999_999_999_999 => format!(" {:>7}G", number / 1_000_000_000),
+        _ => format!(" {:>7}T", number / 1_000_000_000_000),
+    }
+}
+
+// === impl ListedService ===
+
+impl ListedService<'_> {
+    /// The view, its endpoints with their connections.
+    fn value(&self) -> Value {
+        let mut value = json!(self.service);
+        value["endpoints"] = json!(self.destinations);
+        value
+    }
+}
+
+// === impl Live ===
+
+impl Live {
+    fn of(list: &VirtualList, rows: &[ConnectionRow]) -> Self {
+        let frontends: std::collections::HashSet<_> = list
+            .services
+            .iter()
+            .filter(|service| !service.node_port)
+            .map(|service| (service.protocol.as_str(), SocketAddr::new(service.address, service.port)))
+            .collect();
+        let mut live = Self::default();
+        for row in rows {
+            *live.pairs.entry((row.protocol.clone(), row.destination, row.endpoint)).or_default() += row.counters;
+            // Of node ports the address does not matter, as long as it is not another frontend's.
+            if !frontends.contains(&(row.protocol.as_str(), row.destination)) {
+                *live.ports.entry((row.protocol.clone(), row.destination.port(), row.endpoint)).or_default() +=
+                    row.counters;
+            }
+        }
+        live
+    }
+
+    fn about<'a>(&self, service: &'a VirtualView) -> ListedService<'a> {
+        let destinations = service.endpoints.iter().map(|one| {
+            let found = if service.node_port {
+                self.ports.get(&(service.protocol.clone(), service.port, one.address))
+            } else {
+                let frontend = SocketAddr::new(service.address, service.port);
+                self.pairs.get(&(service.protocol.clone(), frontend, one.address))
+            };
+            Destination { destination: *one, connections: found.copied().unwrap_or_default() }
+        });
+        ListedService { service, destinations: destinations.collect() }
+    }
+
+    /// What has come since then; of connections that have ended meanwhile, nothing.
+    fn subtract(&mut self, before: &Self) {
+        let now = self.pairs.iter_mut().map(|(key, now)| (now, before.pairs.get(key)));
+        let ports = self.ports.iter_mut().map(|(key, now)| (now, before.ports.get(key)));
+        for (now, before) in now.chain(ports) {
+            let before = before.copied().unwrap_or_default();
+            // What was open and is over is not new.
+            let more = (now.active + now.inactive).saturating_sub(before.active + before.inactive);
+            let traffic = now.traffic.map(|now| {
+                let before = before.traffic.unwrap_or_default();
+                Traffic {
+                    packets_in: now.packets_in.saturating_sub(before.packets_in),
+                    packets_out: now.packets_out.saturating_sub(before.packets_out),
+                    bytes_in: now.bytes_in.saturating_sub(before.bytes_in),
+                    bytes_out: now.bytes_out.saturating_sub(before.bytes_out),
+                }
+            });
+            *now = Counters { active: more, inactive: 0, traffic };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Protocol;
+
+    fn services() -> VirtualList {
+        let at = |text: &str| text.parse().expect("an address");
+        let service = |service: &str, protocol: &str, frontend: &str, scheduler: &str, endpoints: &[(&str, u16)]| {
+            let frontend: SocketAddr = at(frontend);
+            VirtualView {
+                service: service.into(),
+                protocol: protocol.into(),
+                address: frontend.ip(),
+                port: frontend.port(),
+                node_port: frontend.ip().is_unspecified(),
+                scheduler: scheduler.into(),
+                persistent: None,
+                verdict: endpoints.is_empty().then(|| "refuse".to_owned()),
+                endpoints: endpoints
+                    .iter()
+                    .map(|(a, weight)| DestinationView { address: at(a), weight: *weight })
+                    .collect(),
+            }
+        };
+        let mut sticky = service("kube-system/dns", "UDP", "[fd00::a]:53", "sh", &[("[fd00:1::1]:53", 1)]);
+        sticky.persistent = Some(10800);
+        let services = vec![
+            service("shop/web", "TCP", "10.96.0.50:80", "wrr", &[("10.244.0.10:8080", 3), ("10.244.0.11:8080", 0)]),
+            service("shop/web", "TCP", "0.0.0.0:30080", "wrr", &[("10.244.0.10:8080", 3)]),
+            sticky,
+            service("shop/none", "TCP", "10.96.0.51:80", "rr", &[]),
+        ];
+        VirtualList { version: VERSION.into(), services }
+    }
+
+    fn rows() -> Vec<ConnectionRow> {
+        let row = |destination: &str, counters| ConnectionRow {
+            protocol: Protocol::Tcp.to_string(),
+            destination: destination.parse().expect("an address"),
+            endpoint: "10.244.0.10:8080".parse().expect("an address"),
+            counters,
+        };
+        let traffic = Traffic { packets_in: 12, packets_out: 9, bytes_in: 1_000, bytes_out: 123_456_789 };
+        vec![
+            row("10.96.0.50:80", Counters { active: 2, inactive: 1, traffic: Some(traffic) }),
+            row("192.168.0.1:30080", Counters { active: 1, inactive: 0, traffic: None }),
+            row("192.168.0.2:30080", Counters { active: 1, inactive: 4, traffic: None }),
+        ]
+    }
+
+    fn shown(options: &ListOptions) -> String {
+        let (list, rows) = (services(), rows());
+        let live = Live::of(&list, &rows);
+        let services: Vec<_> = list.services.iter().map(|service| live.about(service)).collect();
+        let mut out = Vec::new();
+        write(&mut out, &services, options, 1.0).expect("memory");
+        // Ends of lines are as ipvsadm has them, and not to be seen in a snapshot.
+        String::from_utf8(out).expect("text").lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+    }
+
+    #[test]
+    fn the_shape_of_ipvsadm() {
+        insta::assert_snapshot!(shown(&ListOptions::default()), @r"
+        IP Virtual Server version 0.1.0 (pointsman)
+        Prot LocalAddress:Port Scheduler Flags
+          -> RemoteAddress:Port           Forward Weight ActiveConn InActConn
+        TCP  10.96.0.50:80 wrr
+          -> 10.244.0.10:8080             Masq    3      2          1
+          -> 10.244.0.11:8080             Masq    0      0          0
+        TCP  0.0.0.0:30080 wrr
+          -> 10.244.0.10:8080             Masq    3      2          4
+        UDP  [fd00::a]:53 sh persistent 10800
+          -> [fd00:1::1]:53               Masq    1      0          0
+        TCP  10.96.0.51:80 rr refuse
+        ");
+        insta::assert_snapshot!(shown(&ListOptions { stats: true, ..ListOptions::default() }), @r"
+        IP Virtual Server version 0.1.0 (pointsman)
+        Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes
+          -> RemoteAddress:Port
+        TCP  10.96.0.50:80                       3       12        9     1000  123456K
+          -> 10.244.0.10:8080                    3       12        9     1000  123456K
+          -> 10.244.0.11:8080                    0        0        0        0        0
+        TCP  0.0.0.0:30080                       6        0        0        0        0
+          -> 10.244.0.10:8080                    6        0        0        0        0
+        UDP  [fd00::a]:53                        0        0        0        0        0
+          -> [fd00:1::1]:53                      0        0        0        0        0
+        TCP  10.96.0.51:80                       0        0        0        0        0
+        ");
+    }
+
+    #[test]
+    fn rates_are_what_has_come_since() {
+        let list = services();
+        let mut later = rows();
+        later[0].counters = Counters { active: 1, inactive: 5, ..later[0].counters };
+        later[1].counters = Counters::default();
+        let mut live = Live::of(&list, &later);
+        live.subtract(&Live::of(&list, &rows()));
+        let about = live.about(&list.services[0]);
+        assert_eq!(about.destinations[0].connections.active, 3);
+        assert_eq!(about.destinations[0].connections.traffic, Some(Traffic::default()));
+        assert_eq!(live.about(&list.services[1]).destinations[0].connections.active, 0);
+    }
+}

@@ -1,0 +1,199 @@
+//! The operator's command against a running daemon, and without one.
+
+use std::process::{Command, Output};
+
+use nix::sys::signal::Signal;
+use pointsman::kernel::glance;
+use pointsman::lab::Host;
+use serde_json::{Value, json};
+
+use super::status::Bed;
+use super::support::beds::{TCP, bed, pods};
+use super::support::objects::{cluster_ips, crowd, frontends, shop};
+use super::support::oracle::nft;
+use super::support::traffic::Held;
+
+/// Runs `pointsman` in the node, and says how it ended and what it said.
+fn pointsman(node: &Host, bed: &Bed, args: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pointsman"));
+    command.args(args).arg("--socket").arg(bed.socket());
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let child = node.spawn(command).expect("the binary runs");
+    let Output { status, stdout, stderr } = child.wait_with_output().expect("its end");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (status.code(), text(stdout), text(stderr))
+}
+
+fn said(node: &Host, bed: &Bed, args: &[&str]) -> String {
+    let (code, out, error) = pointsman(node, bed, args);
+    assert_eq!((code, &*error), (Some(0), ""), "{args:?}: {out}");
+    out
+}
+
+fn json_of(node: &Host, bed: &Bed, args: &[&str]) -> Value {
+    let out = said(node, bed, &[args, &["-o", "json"]].concat());
+    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{args:?}: {error}: {out}"))
+}
+
+/// A script as people have them for `ipvsadm -ln`: `FRONTEND ENDPOINT WEIGHT ACTIVE` per line.
+fn as_scripts_read_it(listing: &str) -> Vec<String> {
+    let script = r#"$1 ~ /^(TCP|UDP|SCTP)$/ { service = $1 " " $2 " " $3 }
+        $1 == "->" && $2 != "RemoteAddress:Port" { print service, $2, $3, $4, $5, $6 }"#;
+    let mut awk = Command::new("awk");
+    awk.arg(script).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = awk.spawn().expect("awk is there");
+    std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), listing.as_bytes()).expect("it reads");
+    let output = child.wait_with_output().expect("its end");
+    String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn list_is_read_by_scripts_with_and_without_a_daemon() {
+    let lab = bed(2);
+    lab.node().namespace().sysctls(&[("netfilter/nf_conntrack_acct", "1")]).expect("a parameter");
+    let mut objects = shop("web", 1, &pods([1, 2]));
+    objects[0]["spec"]["type"] = json!("NodePort");
+    objects[0]["spec"]["ports"][0]["nodePort"] = json!(30080);
+    objects[0]["metadata"]["annotations"] = json!({"pointsman.dev/weights": "web-1=3"});
+    objects[1]["endpoints"][0]["targetRef"] = json!({"kind": "Pod", "name": "web-1"});
+    let bed = Bed::of(&objects);
+    let daemon = bed.start(lab.node(), &["--ipvs-scheduler=rr"]);
+    bed.get("/v1/health");
+    let [v4, v6] = frontends(1, 80);
+    let mut held: Vec<Held> = (0..4).map(|_| Held::open(lab.client(0), v4)).collect();
+    held.push(Held::open(lab.client(0), (lab.node().addresses().v4, 30080).into()));
+    let [first, second] =
+        [1, 2].map(|index: usize| objects[1]["endpoints"][index - 1]["addresses"][0].as_str().expect("one").to_owned());
+    let find = |rows: &[String], start: &str| {
+        let row = rows.iter().find(|row| row.starts_with(start));
+        row.unwrap_or_else(|| panic!("{start}: {rows:#?}")).clone()
+    };
+    let listing = said(lab.node(), &bed, &["list"]);
+    assert!(listing.contains("\nProt LocalAddress:Port Scheduler Flags\n") && !listing.contains('\u{1b}'), "{listing}");
+    let rows = as_scripts_read_it(&listing);
+    let port = TCP;
+    assert_eq!(find(&rows, &format!("TCP {v4} wrr {first}")), format!("TCP {v4} wrr {first}:{port} Masq 3 3 0"));
+    assert_eq!(find(&rows, &format!("TCP {v4} wrr {second}")), format!("TCP {v4} wrr {second}:{port} Masq 1 1 0"));
+    find(&rows, &format!("TCP {v6} wrr ["));
+    let by_port = rows.iter().filter(|row| row.starts_with("TCP 0.0.0.0:30080 wrr") && row.ends_with(" 1 0")).count();
+    assert_eq!(by_port, 1, "{rows:#?}");
+    let stats = said(lab.node(), &bed, &["list", "--stats"]);
+    let total = stats.lines().find(|line| line.starts_with(&format!("TCP  {v4} "))).expect("the Service");
+    let numbers: Vec<u64> = total.split_whitespace().skip(2).map(|word| word.parse().expect("a number")).collect();
+    assert!(numbers[0] == 4 && numbers[1..].iter().all(|number| *number >= 8), "{stats}");
+    let value = json_of(lab.node(), &bed, &["list"]);
+    assert_eq!((&value["source"], &value["services"][0]["service"]), (&json!("daemon"), &json!("shop/web:http")));
+    assert_eq!(value["services"][0]["endpoints"][0]["connections"]["active"], 3);
+    let yaml = said(lab.node(), &bed, &["list", "-o", "yaml"]);
+    assert_eq!(serde_saphyr::from_str::<Value>(&yaml).expect("YAML")["version"], "v1");
+    assert!(said(lab.node(), &bed, &["list", "--connections"]).contains("shop/web:http"));
+    assert_eq!(as_scripts_read_it(&said(lab.node(), &bed, &["list", "nobody"])), [""; 0]);
+    assert!(said(lab.node(), &bed, &["list", "--rate"]).contains("CPS"));
+
+    // Without a daemon the tables say the same of frontends and endpoints.
+    daemon.end(Signal::SIGKILL);
+    let (code, listing, error) = pointsman(lab.node(), &bed, &["list"]);
+    assert!(code == Some(0) && error.contains("no daemon runs here"), "{error}");
+    assert_eq!(as_scripts_read_it(&listing).len(), rows.len(), "{listing}");
+    let rows = as_scripts_read_it(&listing);
+    assert_eq!(find(&rows, &format!("TCP {v4} rr {first}")), format!("TCP {v4} rr {first}:{port} Masq 3 3 0"));
+    for args in [&["get", "services"][..], &["explain", "10.96.0.1:80"]] {
+        let (code, out, error) = pointsman(lab.node(), &bed, args);
+        assert_eq!((code, &*out), (Some(1), ""), "{args:?}");
+        assert!(error.starts_with("pointsman: no daemon runs here") && error.lines().count() == 1, "{error}");
+    }
+}
+
+#[test]
+fn get_shows_what_was_decided() {
+    let lab = bed(2);
+    let mut objects = [shop("web", 1, &pods([1, 2])), crowd(1100)].concat();
+    objects[1]["endpoints"][1]["conditions"] = json!({"ready": false});
+    objects[0]["metadata"]["annotations"] = json!({"pointsman.dev/scheduler": "nonsense\u{1b}[31m"});
+    let bed = Bed::of(&objects);
+    let _daemon = bed.start(lab.node(), &[]);
+    bed.get("/v1/health");
+    let services = said(lab.node(), &bed, &["get", "services", "shop/web"]);
+    assert!(services.lines().next().expect("a heading").starts_with("SERVICE"), "{services}");
+    assert!(
+        services.contains("shop/web:http") && services.contains("1/2") && services.contains("kernel"),
+        "{services}"
+    );
+    let endpoints = said(lab.node(), &bed, &["get", "endpoints", "shop/web"]);
+    assert!(
+        endpoints.contains("not ready") && endpoints.contains("in use") && endpoints.contains("100.0%"),
+        "{endpoints}"
+    );
+    let hostile = [services, endpoints, said(lab.node(), &bed, &["get", "services", "--only", "problems"])].concat();
+    assert!(hostile.contains("pointsman.dev/scheduler") && !hostile.contains('\u{1b}'), "{hostile}");
+    // More than a page.
+    let all = json_of(lab.node(), &bed, &["get", "services"]);
+    assert_eq!(all["services"].as_array().expect("a list").len(), 1101);
+    let (code, _, error) = pointsman(lab.node(), &bed, &["get", "services", "shop/nobody"]);
+    assert_eq!((code, &*error), (Some(1), "pointsman: the daemon says: no Service shop/nobody is served here\n"));
+}
+
+#[test]
+fn explain_says_what_packets_meet_and_compares_with_the_kernel() {
+    let lab = bed(2);
+    let mut objects = shop("web", 1, &pods([1, 2]));
+    objects[0]["spec"]["type"] = json!("NodePort");
+    objects[0]["spec"]["externalTrafficPolicy"] = json!("Local");
+    objects[0]["spec"]["ports"][0]["nodePort"] = json!(30080);
+    let mut none = shop("none", 2, &[]);
+    none.truncate(1);
+    objects.extend(none);
+    let bed = Bed::of(&objects);
+    let _daemon = bed.start(lab.node(), &[]);
+    bed.get("/v1/health");
+    let [v4, _] = frontends(1, 80);
+    let client = lab.client(0).addresses().v4.to_string();
+    let reason = |args: &[&str]| {
+        let (code, out, error) = pointsman(lab.node(), &bed, &[&["explain", "-o", "json"], args].concat());
+        let value: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{args:?}: {out}{error}"));
+        (code, value["answers"][0]["reason"].as_str().expect("a reason").to_owned(), value)
+    };
+    // What is said, and what a connection meets.
+    let (code, why, value) = reason(&[&v4.to_string(), "--from", &client, "--verify"]);
+    assert_eq!((code, &*why), (Some(0), "clusterPolicy"));
+    drop(Held::open(lab.client(0), v4));
+    let seen = &value["answers"][0]["verification"];
+    assert_eq!(seen["differences"], json!([]));
+    assert!(seen["lookedUp"].as_u64() >= Some(5), "{seen}");
+    let node_port = format!("{}:30080", lab.node().addresses().v4);
+    let (code, why, value) = reason(&[&node_port, "--from", &client]);
+    assert_eq!((code, &*why), (Some(2), "noLocalEndpoints"), "nobody is on this node: {value:#}");
+    let own = lab.node().addresses().v4.to_string();
+    assert_eq!(reason(&[&node_port, "--from", &own]).1, "shortCircuit");
+    let [nobody, _] = cluster_ips(2);
+    assert_eq!(reason(&[&format!("{nobody}:80")]).1, "noEndpoints");
+    assert_eq!(reason(&[&format!("{nobody}:81")]).1, "noSuchPort");
+    let words = said(lab.node(), &bed, &["explain", "shop/web:dns"]);
+    assert!(words.contains("reaches an endpoint") && words.contains("ruleset    services {"), "{words}");
+    let (code, _, error) = pointsman(lab.node(), &bed, &["explain", "web"]);
+    assert!(code == Some(1) && error.contains("\"web\" is neither"), "{error}");
+}
+
+/// The kernel is asked, not believed: an element that is not there is told.
+#[test]
+fn what_the_kernel_lacks_is_told() {
+    let lab = bed(2);
+    let bed = Bed::of(&shop("web", 1, &pods([1, 2])));
+    let daemon = bed.start(lab.node(), &[]);
+    let node = lab.node().namespace();
+    // While the daemon owns the tables, others may read them, and nothing else.
+    let tables = node.run(glance::tables).expect("the tables can be read");
+    assert_eq!(tables.len(), 2);
+    daemon.end(Signal::SIGKILL);
+    let compare = |index: usize| {
+        let (family, image) = &tables[index];
+        node.run(|| glance::compare(*family, image)).expect("elements can be looked up")
+    };
+    let seen = compare(0);
+    assert!(seen.differences.is_empty() && seen.looked_up > 6, "{seen:?}");
+    nft(node, &["flush", "map", "ip", "pointsman", "endpoints"]);
+    let seen = compare(0);
+    assert_eq!(seen.differences.len(), tables[0].1.endpoints.len(), "{seen:?}");
+    assert!(seen.differences.iter().all(|one| one.set == "endpoints" && one.found.is_none()), "{seen:?}");
+    assert!(compare(1).differences.is_empty());
+}
