@@ -34,6 +34,8 @@ mod manifests;
 mod node;
 #[path = "e2e/observe.rs"]
 mod observe;
+#[path = "e2e/operator.rs"]
+mod operator;
 #[path = "e2e/page.rs"]
 mod page;
 #[path = "e2e/settings.rs"]
