@@ -9,7 +9,7 @@ use super::change::Changes;
 use super::delta::{Delta, Image};
 use super::elements::{
     ClusterIp, Hairpin, Hop, Label, Masquerade, NodePortAddress, ServiceNetwork, SlotKey, SourceRange, Stage,
-    TableDelta, Target,
+    TableDelta, TableImage, Target,
 };
 use super::layout::{self, Decision, DedicatedChain, MAX_MEMBERS, Plan, PoolId};
 use super::pool::{self, Members, Pool};
