@@ -7,6 +7,8 @@ mod census;
 mod counts;
 #[path = "conntrack/drain.rs"]
 mod drain;
+#[path = "support/flush.rs"]
+mod flush;
 #[path = "conntrack/support.rs"]
 mod support;
 

@@ -17,6 +17,7 @@ use pointsman::schedule::Scheduler;
 use pointsman::source::{Change, Object};
 use serde_json::json;
 
+use super::flush::flush_conntrack;
 use super::support::PATIENCE;
 use super::{OTHER_VIP, VIP, families, lab, slices, vip};
 
@@ -152,22 +153,6 @@ fn a_connection_counts_until_it_ends_in_whatever_way() {
     assert_eq!(rig.tally.losses(), 0);
 }
 
-/// What `conntrack -F` sends: a deletion that names no entry (`IPCTNL_MSG_CT_DELETE` without a tuple). Ours cannot be made to.
-fn flush() {
-    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
-    let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)
-        .expect("a socket");
-    let mut writer = nft::netlink::Writer::new();
-    // CT_DELETE of subsystem 1; REQUEST and ACK; AF_UNSPEC.
-    let message = writer.begin(0x102, 0x5, 1, &[0, 0, 0, 0]);
-    writer.end(message);
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&fd);
-    send(fd, writer.as_bytes(), MsgFlags::empty()).expect("sent");
-    let mut answer = [0; 256];
-    recv(fd, &mut answer, MsgFlags::empty()).expect("an answer");
-    assert_eq!(answer[16..20], [0; 4], "the kernel flushes");
-}
-
 #[test]
 fn a_flush_of_the_whole_table_brings_counts_to_zero() {
     let mut rig = Rig::new(BUFFER);
@@ -177,7 +162,7 @@ fn a_flush_of_the_whole_table_brings_counts_to_zero() {
         clients.extend((0..20).map(|_| rig.tcp(vip(VIP, family, 80))));
         rig.until(Protocol::Tcp, family, (20, 0), "twenty are open", |_| {});
     }
-    rig.lab.node().run(flush);
+    rig.lab.node().run(flush_conntrack);
     for family in families() {
         rig.until(Protocol::Tcp, family, (0, 0), "flushed", |_| {});
     }

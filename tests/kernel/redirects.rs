@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::proxy::Proxy;
 use super::support::beds::{TCP, UDP, bed, pods};
+use super::support::flush::flush_conntrack;
 use super::support::objects::{frontends, shop};
 use super::support::oracle::{json, nft};
 use super::support::traffic::{assert_refused, names, tally, tally_by};
@@ -55,6 +56,8 @@ fn lead(lab: &Lab, proxy: &Proxy) -> Redirects {
 
 fn assert_reached(lab: &Lab, pods: &[&str], when: &str) {
     for host in [lab.client(0), lab.node()] {
+        // A client's port may come again, and would lead to whom it led before.
+        lab.node().run(flush_conntrack);
         for family in [0, 1] {
             assert_eq!(names(&tally(host, frontends(1, 80)[family], 30)), pods, "{when}: TCP from {}", host.role());
             assert_eq!(names(&tally_by(ask, host, frontends(1, 53)[family], 30)), pods, "{when}: UDP");

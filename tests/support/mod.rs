@@ -10,6 +10,7 @@
 use std::time::{Duration, Instant};
 
 pub mod beds;
+pub mod flush;
 pub mod objects;
 pub mod oracle;
 pub mod traffic;
