@@ -156,7 +156,8 @@ impl PortChange {
             only.dedup();
             only
         };
-        let added = only_in([&exchange.cluster.came, &exchange.local.came], old);
+        let mut added = only_in([&exchange.cluster.came, &exchange.local.came], old);
+        added.retain(|endpoint| new.iter().any(|slots| slots.contains(endpoint)));
         let removed = only_in([&exchange.cluster.gone, &exchange.local.gone], &new);
         let is_in = |list: &[SocketAddr], endpoint| list.binary_search(&endpoint).is_ok();
         let moved = moved(old, &new, |endpoint| !is_in(&removed, endpoint), |endpoint| !is_in(&added, endpoint));

@@ -194,6 +194,9 @@ impl Compiler {
                 let done = port.exchange(exchange, seed, table);
                 if done {
                     changes.note_exchange(before, port, exchange);
+                } else if let Some(before) = before.filter(|before| *before != port.slots()) {
+                    // One of two sets was done; the rest is noted by who updates the whole.
+                    changes.note_exchange(Some(before), port, exchange);
                 }
                 done
             })
