@@ -125,7 +125,7 @@ pub struct GetOptions {
 /// What `explain` explains.
 #[derive(Clone, Debug, Args)]
 pub struct ExplainOptions {
-    /// ADDRESS:PORT, a node port's number, or NAMESPACE/NAME[:PORT] with the port's name or number
+    /// ADDRESS:PORT, a node port's number, NAMESPACE/NAME, or NAMESPACE/NAME:PORT with the port's name or number
     pub target: String,
 
     /// The client's address; without it, somebody from outside
