@@ -2,7 +2,7 @@
 //!
 //! Every command asks the daemon over its socket ([`client`]) for the views of [`crate::status`] and shows them: as tables for people, or
 //! with `-o json` and `-o yaml` just as the daemon said it. Nothing is decided here: what a table says was decided by the daemon. Where no
-//! daemon runs, `list` reads the kernel's own tables ([`tables`]), which know frontends and endpoints, and no reasons.
+//! daemon runs, `list` reads the kernel's own tables (`tables`), which know frontends and endpoints, and no reasons.
 //!
 //! Where things are: [`cli`] what can be said on the command line, from which completions and the man page are made, too; `list` the shape of
 //! `ipvsadm -ln`; `get` wide tables; `explain` words for a decision; `text` columns, colours and what hostile names may not do.
