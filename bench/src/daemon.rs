@@ -36,8 +36,18 @@ pub fn binary(asked: Option<&Path>) -> anyhow::Result<PathBuf> {
 impl Daemon {
     /// Starts as node `n1` of the cluster that the kubeconfig leads to, with the settings that an engine has by itself.
     pub fn start(namespace: &Namespace, binary: &Path, kubeconfig: &Path) -> anyhow::Result<Self> {
+        Self::start_with(namespace, binary, kubeconfig, &["--proxy-mode=nftables".to_owned()])
+    }
+
+    /// Starts as node `n1` with these settings.
+    pub fn start_with(
+        namespace: &Namespace,
+        binary: &Path,
+        kubeconfig: &Path,
+        settings: &[String],
+    ) -> anyhow::Result<Self> {
         let mut command = Command::new(binary);
-        command.args(["--hostname-override=n1", "--proxy-mode=nftables", "--kubeconfig"]).arg(kubeconfig);
+        command.args(["--hostname-override=n1", "--kubeconfig"]).arg(kubeconfig).args(settings);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         for variable in ["RUST_LOG", "KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"] {
             command.env_remove(variable);
@@ -73,6 +83,23 @@ impl Daemon {
                 Err(TryRecvError::Disconnected) => bail!("the daemon ended: {}", self.child.wait()?),
             }
         }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// When it was started.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Why it ended, if it has: its last words.
+    pub fn obituary(&mut self) -> anyhow::Result<Option<String>> {
+        let Some(status) = self.child.try_wait()? else { return Ok(None) };
+        let said: Vec<_> = self.lines.try_iter().map(|(_, line)| line).collect();
+        Ok(Some(format!("{status}: {}", said[said.len().saturating_sub(3)..].join("; "))))
     }
 
     /// Resident now and at most, in KiB (proc_pid_status(5)).

@@ -8,7 +8,7 @@
 //!
 //! What is compared are medians over rounds of ratios within a round.
 
-mod connect;
+pub mod connect;
 mod rig;
 
 use std::path::PathBuf;

@@ -4,7 +4,7 @@
 //! behind a dnat rule of the same kind (ours must be: it refuses what was not translated). In every round each of them is measured
 //! in turn, in an order that moves on, with the direct path as the floor; compared are medians of ratios within a round.
 
-mod load;
+pub mod load;
 mod peer;
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -4,8 +4,10 @@
 //! is a fraction of a second of one *load* through one variant; a *round* is one block of each, in an order that moves on from round
 //! to round. What is compared are medians over rounds of ratios within a round.
 
-mod load;
+pub mod load;
 mod rig;
+
+pub use self::rig::serve;
 
 use std::path::PathBuf;
 use std::time::Duration;

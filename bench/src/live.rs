@@ -19,13 +19,12 @@ use clap::Args;
 pub use nodes::{Options as NodesOptions, run as run_nodes};
 
 use self::kernel::Rig;
+use crate::arrivals::{SAMPLES, Visit};
 use crate::report::{Csv, Report, Table};
+use crate::stats::Evenness;
 
 /// Endpoints of the Service.
 pub const ENDPOINTS: usize = 10;
-
-/// Samples per second.
-pub const SAMPLES: f64 = 50.0;
 
 /// Options of `least-connections`.
 #[derive(Debug, Args)]
@@ -42,13 +41,6 @@ pub struct Options {
     /// Runs per kind
     #[arg(long, default_value_t = 1)]
     rounds: u32,
-}
-
-/// A connection of a schedule: when it begins, in seconds, and how long it lasts.
-#[derive(Clone, Copy, Debug)]
-pub struct Visit {
-    pub at: f64,
-    pub holding: f64,
 }
 
 /// How long connections last.
@@ -89,13 +81,6 @@ pub fn schedule(random: &mut fastrand::Rng, rate: f64, seconds: f64, holding: Ho
     .collect()
 }
 
-/// The coefficient of variation; `None` when nothing is open.
-pub fn variation(open: &[u32]) -> Option<f64> {
-    let mean = open.iter().map(|count| f64::from(*count)).sum::<f64>() / open.len() as f64;
-    let variance = open.iter().map(|count| (f64::from(*count) - mean).powi(2)).sum::<f64>() / open.len() as f64;
-    (mean > 0.0).then(|| variance.sqrt() / mean)
-}
-
 /// Serves visits by a chooser that knows how many are open where; the mean variation from `warm` on.
 pub fn simulate(visits: &[Visit], warm: f64, seconds: f64, mut choose: impl FnMut(&[u32]) -> usize) -> f64 {
     let mut open = [0u32; ENDPOINTS];
@@ -117,8 +102,8 @@ pub fn simulate(visits: &[Visit], warm: f64, seconds: f64, mut choose: impl FnMu
             open[endpoint] += 1;
             ends.push(std::cmp::Reverse((nanos(visit.at + visit.holding), endpoint)));
         } else {
-            if let Some(variation) = variation(&open) {
-                sum += variation;
+            if let Some(even) = Evenness::of(&open) {
+                sum += even.cv;
                 samples += 1;
             }
             next += 1.0 / SAMPLES;

@@ -4,14 +4,17 @@
 //! whatever else the machine does meets all of them alike, prints a table and a verdict, and leaves raw data behind ([`report`]).
 //! What each one measures, and how to read it, is in `bench/README.md`.
 //!
-//! Where things are: [`cluster`] makes Kubernetes objects, [`stats`] makes few numbers of many, [`usage`] asks the kernel what
-//! something cost, [`daemon`] is the program as a child process, [`report`] writes tables and files; [`churn`], [`counting`], [`first_packet`], [`forward`], [`forward_udp`], [`hitless`], [`load`], [`scale`], [`schedulers`],
+//! Where things are: [`cluster`] makes Kubernetes objects, [`arrivals`] carries schedules of connections out, [`stats`] makes few numbers of many,
+//! [`usage`] asks the kernel what something cost, [`daemon`] is the program as a child process, [`report`] writes tables and files; [`churn`],
+//! [`compare`], [`counting`], [`first_packet`], [`forward`], [`forward_udp`], [`hitless`], [`load`], [`scale`], [`schedulers`],
 //! [`split`] and [`live`] are the measurements.
 //!
 //! Invariant: speed is printed, never asserted. A run fails only when something could not be measured.
 
+mod arrivals;
 mod churn;
 mod cluster;
+mod compare;
 mod counting;
 mod daemon;
 mod first_packet;
@@ -52,6 +55,8 @@ struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Measurement {
+    /// Everybody side by side: us, the shapes of kube-proxy's modes, userspace proxies, no proxy; an HTML report with charts
+    Compare(Box<compare::Options>),
     /// What it costs to know how many connections each Service has: counters, events, walks; needs nft
     Counting(counting::Options),
     /// Latency of opening a connection through a ClusterIP, against a bare path and one hard-coded dnat rule
@@ -87,6 +92,7 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "measurements make network namespaces: run as root");
     match cli.measurement {
+        Measurement::Compare(options) => compare::run(&options, cli.common.out),
         Measurement::Counting(options) => counting::run(&options, cli.common.out),
         Measurement::FirstPacket(options) => first_packet::run(&options, cli.common.out),
         Measurement::Forward(options) => forward::run(&options, cli.common.out),

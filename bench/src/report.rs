@@ -35,9 +35,7 @@ impl Report {
     /// Begins the report of a measurement.
     pub fn begin(name: &str, directory: Option<PathBuf>) -> anyhow::Result<Self> {
         let now = jiff::Timestamp::now();
-        let default = || PathBuf::from(format!("bench/results/{}-{}", now.strftime("%Y-%m-%d"), kernel_release()));
-        let directory = directory.unwrap_or_else(default);
-        fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+        let directory = results(directory)?;
         let mut report = Self { directory, name: name.to_owned(), text: String::new() };
         let command: Vec<_> = std::env::args().skip(1).collect();
         report.say(format!("# {name}\n"));
@@ -128,23 +126,36 @@ impl Display for Table {
 
 // === asking ===
 
+/// Where results go: this directory, or `bench/results/<date>-<kernel>`; made if it is not there.
+pub fn results(directory: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    let today = || jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
+    let default = || PathBuf::from(format!("bench/results/{}-{}", today(), kernel_release()));
+    let directory = directory.unwrap_or_else(default);
+    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    Ok(directory)
+}
+
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
-fn first_line(path: &str) -> String {
+/// The first line of a file of the kernel's; `unknown` if there is none.
+pub fn first_line(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().lines().next().unwrap_or("unknown").to_owned()
 }
 
-fn kernel_release() -> String {
+/// As `uname -r` has it.
+pub fn kernel_release() -> String {
     first_line("/proc/sys/kernel/osrelease")
 }
 
-fn load_average() -> String {
+/// As the kernel tells it.
+pub fn load_average() -> String {
     first_line("/proc/loadavg")
 }
 
-fn machine() -> String {
+/// Cores, model and memory.
+pub fn machine() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let model = model.map_or("unknown CPU", |(_, model)| model);
@@ -154,7 +165,7 @@ fn machine() -> String {
 }
 
 /// The commit that is checked out, marked if files differ from it.
-fn commit() -> String {
+pub fn commit() -> String {
     let git = |arguments: &[&str]| {
         let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())

@@ -16,6 +16,19 @@ pub struct Spread {
     pub high: f64,
 }
 
+/// How even a distribution over endpoints is.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Evenness {
+    /// The coefficient of variation: standard deviation to the mean.
+    pub cv: f64,
+    /// The largest to the mean.
+    pub most: f64,
+    /// The smallest to the mean.
+    pub least: f64,
+    /// Jain's index: 1 if all are equal, 1/n if one has everything.
+    pub jain: f64,
+}
+
 /// The value at `share` (0 to 1) of sorted values.
 ///
 /// # Panics
@@ -42,6 +55,30 @@ impl Spread {
     }
 }
 
+// === impl Evenness ===
+
+impl Evenness {
+    /// Of these counts; `None` if there is nothing.
+    pub fn of<T: Copy + TryInto<u32, Error: std::fmt::Debug>>(counts: &[T]) -> Option<Self> {
+        let counts: Vec<f64> = counts.iter().map(|count| f64::from((*count).try_into().expect("a count"))).collect();
+        let (sum, squares) = (counts.iter().sum::<f64>(), counts.iter().map(|count| count * count).sum::<f64>());
+        let mean = sum / counts.len() as f64;
+        let variance = counts.iter().map(|count| (count - mean).powi(2)).sum::<f64>() / counts.len() as f64;
+        let most = counts.iter().copied().fold(0.0, f64::max) / mean;
+        let least = counts.iter().copied().fold(f64::INFINITY, f64::min) / mean;
+        let jain = sum * sum / (counts.len() as f64 * squares);
+        (sum > 0.0).then(|| Self { cv: variance.sqrt() / mean, most, least, jain })
+    }
+
+    /// Adds a part of another, to make a mean of many.
+    pub fn add(&mut self, other: Self, part: f64) {
+        self.cv += other.cv * part;
+        self.most += other.most * part;
+        self.least += other.least * part;
+        self.jain += other.jain * part;
+    }
+}
+
 /// Median, and the quartiles behind it: `25.31 [25.10, 25.84]`.
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -53,6 +90,16 @@ impl fmt::Display for Spread {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn evenness_is_what_textbooks_say() {
+        let even = Evenness::of(&[5u32, 5, 5, 5]).expect("something");
+        assert_eq!((even.cv, even.most, even.least, even.jain), (0.0, 1.0, 1.0, 1.0));
+        let one = Evenness::of(&[8u32, 0, 0, 0]).expect("something");
+        assert_eq!((one.most, one.least, one.jain), (4.0, 0.0, 0.25));
+        assert!((one.cv - 3f64.sqrt()).abs() < 1e-12);
+        assert_eq!(Evenness::of(&[0u32, 0]), None);
+    }
 
     #[test]
     fn quantiles_are_values_that_were_measured() {

@@ -1,9 +1,10 @@
 //! What something cost, as the kernel counts it.
 //!
-//! CPU time is that of the calling thread alone (`RUSAGE_THREAD`); work that the kernel does for a netlink message happens in the
+//! [`CpuTime`] is that of the calling thread alone (`RUSAGE_THREAD`); work that the kernel does for a netlink message happens in the
 //! sender's own context and is its system time. Memory is the whole machine's unreclaimable slab, where set elements live: other
 //! processes move it too, so only medians over rounds mean anything.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
@@ -51,9 +52,48 @@ pub fn thread_time() -> anyhow::Result<Duration> {
 
 /// Bytes of unreclaimable slab in use on this machine.
 pub fn slab_bytes() -> anyhow::Result<i64> {
+    memory_bytes(&["SUnreclaim:"])
+}
+
+/// Bytes of memory of the kernel's own: unreclaimable slab, vmalloc and per-CPU.
+pub fn kernel_bytes() -> anyhow::Result<i64> {
+    memory_bytes(&["SUnreclaim:", "VmallocUsed:", "Percpu:"])
+}
+
+fn memory_bytes(fields: &[&str]) -> anyhow::Result<i64> {
     let text = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
-    let line =
-        text.lines().find_map(|line| line.strip_prefix("SUnreclaim:")).context("no SUnreclaim in /proc/meminfo")?;
-    let kib: i64 = line.trim().trim_end_matches("kB").trim().parse().context("SUnreclaim is no number")?;
-    Ok(kib * 1024)
+    let field = |name: &&str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let line = line.with_context(|| format!("no {name} in /proc/meminfo"))?;
+        let kib: i64 =
+            line.trim().trim_end_matches("kB").trim().parse().with_context(|| format!("{name} no number"))?;
+        anyhow::Ok(kib * 1024)
+    };
+    fields.iter().map(field).sum()
+}
+
+/// CPU time of all threads of a process that are still there, in seconds (`Documentation/scheduler/sched-stats.rst`).
+pub fn scheduled(process: u32) -> anyhow::Result<f64> {
+    let mut nanos = 0_u64;
+    for task in fs::read_dir(format!("/proc/{process}/task"))?.flatten() {
+        let Ok(text) = fs::read_to_string(task.path().join("schedstat")) else { continue };
+        nanos += text.split_whitespace().next().context("no time")?.parse::<u64>()?;
+    }
+    Ok(nanos as f64 / 1e9)
+}
+
+/// A process and its children.
+pub fn family(process: u32) -> anyhow::Result<Vec<u32>> {
+    let mut parents = BTreeMap::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Ok(child) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+        parents.insert(child, parent.unwrap_or(0_u32));
+    }
+    Ok(parents
+        .into_iter()
+        .filter(|(child, parent)| *child == process || *parent == process)
+        .map(|(id, _)| id)
+        .collect())
 }

@@ -7,10 +7,11 @@
 #   tests/vm/run.sh kernel e2e                    these test binaries of package pointsman (nft/kernel is crate nft's)
 #   tests/vm/run.sh 'e2e flags:: --nocapture'     one of them, with arguments of its own
 #   tests/vm/run.sh --kernel jammy services       another kernel; tests/vm/kernel.sh knows which
-#   tests/vm/run.sh --program FILE [ARGUMENT]...  anything else
+#   tests/vm/run.sh --program FILE [ARGUMENT]...  anything else; `bench compare --vm` does that
 #
 # The end of the report names every test that failed; the exit status is 0 if there is none. Environment: VM_TIMEOUT (seconds for all of it,
-# default 5400), VM_CPUS (2), VM_MEMORY (MiB, 3072), VM_LOG (a file that keeps all that was printed).
+# default 5400), VM_CPUS (2), VM_MEMORY (MiB, 3072), VM_LOG (a file that keeps all that was printed), VM_FILES (FROM:TO FROM:TO..., more files
+# for the VM), VM_RECORD (a file for what is written to /dev/ttyS1 in there), VM_ICOUNT (1: one CPU whose clock counts instructions).
 #
 # Needs Debian packages, installed if missing (see below). No KVM is needed, so it is some ten times slower than the machine itself.
 set -euo pipefail
@@ -103,11 +104,14 @@ else
     for program in kube-proxy pointsman; do take "target/debug/$program" "$repository/target/debug/$program"; done
 fi
 
+for file in ${VM_FILES:-}; do take "${file%%:*}" "${file#*:}"; done
+
 {
     printf '#!/bin/busybox sh\n'
     printf 'mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs run /run\n'
     printf 'mkdir -p /dev/pts; mount -t devpts pts /dev/pts; ulimit -n 65536\n'
     printf 'export PATH=/bin:/sbin:/usr/sbin HOME=/root INSTA_UPDATE=no INSTA_WORKSPACE_ROOT=%s RUST_BACKTRACE=0\n' "$repository"
+    [ -z "${VM_RECORD:-}" ] || printf 'stty -F /dev/ttyS1 raw -echo\n'
     printf 'ip link set lo up; cd %s 2>/dev/null; echo "vm kernel $(uname -r)"\n' "$repository"
     for line in "${plan[@]}"; do
         read -r name command <<<"$line"
@@ -118,7 +122,14 @@ fi
 chmod +x "$root/init"
 
 (cd "$root" && find . | cpio --quiet -o -H newc | gzip -1) >"$root.img"
-timeout "${VM_TIMEOUT:-5400}" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp "${VM_CPUS:-2}" -m "${VM_MEMORY:-3072}" -nographic \
+if [ -n "${VM_ICOUNT:-}" ]; then
+    clock=(-accel tcg,thread=single -icount shift=0,sleep=off -smp 1 -seed 1)
+else
+    clock=(-accel tcg,thread=multi -smp "${VM_CPUS:-2}")
+fi
+record=(-serial mon:stdio)
+[ -z "${VM_RECORD:-}" ] || record+=(-serial "file:$VM_RECORD")
+timeout "${VM_TIMEOUT:-5400}" qemu-system-x86_64 "${clock[@]}" -cpu max -m "${VM_MEMORY:-3072}" -nographic "${record[@]}" \
     -no-reboot -kernel "$kernel" -initrd "$root.img" \
     -append "console=ttyS0 quiet loglevel=3 panic=-1 random.trust_cpu=on mitigations=off" </dev/null | stdbuf -oL tr -d '\r' | tee "$log" || true
 

@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Server(Option<tokio::runtime::Runtime>);
 
 impl Server {
-    /// In this pod.
+    /// In this pod, at [`PORT`].
     pub fn start(pod: &Host) -> anyhow::Result<Self> {
         pod.run(|| {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

@@ -3,7 +3,6 @@
 //! Each runs in the node's namespace with two threads (or workers) and forwards to one endpoint. Ours and tokio's are this program
 //! again, by hidden subcommands; they print where they listen and end with their input.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +17,8 @@ use pointsman::forward::{Forwarder, Options, Route, RouteId, Settings};
 use pointsman::lab::{Host, NODE};
 use pointsman::model::{Family, PortKey, Protocol, ServiceKey};
 use pointsman::schedule::Candidate;
+
+use crate::usage::{family, scheduled};
 
 /// Threads or workers of each.
 const WORKERS: usize = 2;
@@ -202,30 +203,4 @@ fn is_pipe(target: &Path) -> bool {
 /// CPU time of this program so far, in seconds: clients and server.
 pub fn own_cpu() -> anyhow::Result<f64> {
     scheduled(std::process::id())
-}
-
-/// CPU time of all threads of a process that are still there, in seconds (`Documentation/scheduler/sched-stats.rst`).
-fn scheduled(process: u32) -> anyhow::Result<f64> {
-    let mut nanos = 0_u64;
-    for task in fs::read_dir(format!("/proc/{process}/task"))?.flatten() {
-        let Ok(text) = fs::read_to_string(task.path().join("schedstat")) else { continue };
-        nanos += text.split_whitespace().next().context("no time")?.parse::<u64>()?;
-    }
-    Ok(nanos as f64 / 1e9)
-}
-
-/// A process and its children.
-fn family(process: u32) -> anyhow::Result<Vec<u32>> {
-    let mut parents = BTreeMap::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Ok(child) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
-        parents.insert(child, parent.unwrap_or(0_u32));
-    }
-    Ok(parents
-        .into_iter()
-        .filter(|(child, parent)| *child == process || *parent == process)
-        .map(|(id, _)| id)
-        .collect())
 }

@@ -224,7 +224,8 @@ fn start_nginx(lab: &Lab, pod: Ipv4Addr, workers: usize) -> anyhow::Result<(temp
     Ok((directory, child))
 }
 
-fn serve(socket: &UdpSocket, echoes: bool, stop: &AtomicBool, sunk: &AtomicU64) {
+/// Echoes or counts what comes, until it shall stop.
+pub fn serve(socket: &UdpSocket, echoes: bool, stop: &AtomicBool, sunk: &AtomicU64) {
     let mut buffer = vec![0; 65_536];
     while !stop.load(Ordering::Relaxed) {
         let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };

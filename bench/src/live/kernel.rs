@@ -1,10 +1,7 @@
 //! A lab with a daemon, a Service, and one thread that is client and servers.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::fs;
-use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pointsman::lab::Lab;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Socket;
 
-use super::{SAMPLES, Visit, variation};
+use crate::arrivals::{self, Carried, Door, Open, Visit};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 const PORT: u16 = 80;
@@ -55,13 +52,6 @@ pub struct Step {
     pub most: u32,
 }
 
-/// An open connection: both ends. Reset when it is dropped.
-struct Open {
-    _client: Socket,
-    _server: Socket,
-    endpoint: usize,
-}
-
 // === impl Rig ===
 
 impl Rig {
@@ -71,7 +61,10 @@ impl Rig {
         setrlimit(Resource::RLIMIT_NOFILE, most.min(200_000), most)?;
         let names: Vec<_> = (0..pods).map(|number| format!("pod-{number}")).collect();
         let lab = Lab::builder().prefix("pmlive").pods(names.clone()).build()?;
-        let listeners = names.iter().map(|name| lab.pod(name).run(listen)).collect::<anyhow::Result<Vec<_>>>()?;
+        let listeners = names
+            .iter()
+            .map(|name| lab.pod(name).run(|| arrivals::listen(TARGET)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let directory = std::env::temp_dir().join(format!("{}-manifests", lab.name()));
         fs::create_dir_all(&directory)?;
         let binary = std::env::current_exe()?.with_file_name("kube-proxy");
@@ -101,77 +94,22 @@ impl Rig {
 
     /// Opens a connection and finds out whose it is.
     fn open(&self) -> anyhow::Result<Open> {
-        let client = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-        client.set_linger(Some(Duration::ZERO))?;
-        client.connect_timeout(&SocketAddr::from((VIP, PORT)).into(), Duration::from_secs(2))?;
-        let begin = Instant::now();
-        while begin.elapsed() < PATIENCE {
-            for (endpoint, listener) in self.listeners.iter().enumerate() {
-                match listener.accept() {
-                    Ok((server, _)) => return Ok(Open { _client: client, _server: server, endpoint }),
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        }
-        anyhow::bail!("nobody accepted a connection")
+        self.door().open()
+    }
+
+    fn door(&self) -> Door<'_> {
+        Door { listeners: &self.listeners, to: (VIP, PORT).into(), endpoint: |listener, _| listener }
     }
 
     /// Carries a schedule out.
     pub fn run(&self, visits: &[Visit], warm: f64, seconds: f64) -> anyhow::Result<Run> {
         std::thread::sleep(Duration::from_millis(200));
         let before = self.usage();
-        let (variation, visits, failures, late) = self.lab.client(0).run(|| self.carry_out(visits, warm, seconds));
+        let carried = self.lab.client(0).run(|| self.door().carry_out(visits, warm, seconds, super::ENDPOINTS));
         let after = self.usage();
         let cpu = [0, 1].map(|thread: usize| after[thread].0.saturating_sub(before[thread].0));
-        Ok(Run { variation, visits, failures, late, cpu, wakeups: after[0].1 - before[0].1 })
-    }
-
-    fn carry_out(&self, visits: &[Visit], warm: f64, seconds: f64) -> (f64, Vec<Visit>, usize, Duration) {
-        let begin = Instant::now();
-        let at = |seconds: f64| begin + Duration::from_secs_f64(seconds);
-        let mut open = vec![0u32; self.listeners.len()];
-        let mut held: Vec<Option<Open>> = Vec::new();
-        let mut ends: BinaryHeap<Reverse<(Instant, usize)>> = BinaryHeap::new();
-        let (mut real, mut late, mut failures) = (Vec::new(), Vec::new(), 0);
-        let (mut sum, mut samples, mut next) = (0.0, 0u32, warm);
-        let mut coming = visits.iter().peekable();
-        while next < seconds {
-            let arrival = coming.peek().map(|visit| at(visit.at));
-            let end = ends.peek().map(|Reverse((end, _))| *end);
-            let soonest = [arrival, end, Some(at(next))].into_iter().flatten().min().expect("a sample");
-            if let Some(wait) = soonest.checked_duration_since(Instant::now()) {
-                std::thread::sleep(wait);
-            }
-            if end == Some(soonest) {
-                let Some(Reverse((_, number))) = ends.pop() else { continue };
-                if let Some(closed) = held[number].take() {
-                    open[closed.endpoint] -= 1;
-                }
-            } else if arrival == Some(soonest) {
-                let visit = coming.next().expect("peeked");
-                let now = begin.elapsed();
-                late.push(now.saturating_sub(Duration::from_secs_f64(visit.at)));
-                match self.open() {
-                    Ok(opened) => {
-                        open[opened.endpoint] += 1;
-                        ends.push(Reverse((begin + now + Duration::from_secs_f64(visit.holding.min(1e6)), held.len())));
-                        held.push(Some(opened));
-                        real.push(Visit { at: now.as_secs_f64(), holding: visit.holding });
-                    }
-                    Err(_) => failures += 1,
-                }
-            } else {
-                if let Some(variation) = variation(&open[..super::ENDPOINTS]) {
-                    sum += variation;
-                    samples += 1;
-                }
-                next += 1.0 / SAMPLES;
-            }
-        }
-        late.sort();
-        let late = late.get(late.len() * 99 / 100).copied().unwrap_or_default();
-        (sum / f64::from(samples.max(1)), real, failures, late)
+        let Carried { even, visits, failures, late } = carried;
+        Ok(Run { variation: even.cv, visits, failures, late, cpu, wakeups: after[0].1 - before[0].1 })
     }
 
     /// Holds so many connections, lets an endpoint join, and opens some more.
@@ -224,16 +162,6 @@ impl Drop for Rig {
         let _ = self.daemon.wait();
         let _ = fs::remove_dir_all(&self.directory);
     }
-}
-
-fn listen() -> anyhow::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, TARGET)).into())?;
-    socket.listen(1024)?;
-    socket.set_nonblocking(true)?;
-    // Their connections are reset as well.
-    socket.set_linger(Some(Duration::ZERO))?;
-    Ok(socket)
 }
 
 /// Writes the manifests beside, then renames them over: the daemon sees all or nothing.

@@ -10,9 +10,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ENDPOINTS, Holding, SAMPLES, schedule, variation};
+use super::{ENDPOINTS, Holding, schedule};
+use crate::arrivals::SAMPLES;
 use crate::report::{Csv, Report, Table};
-use crate::stats::Spread;
+use crate::stats::{Evenness, Spread};
 
 /// Options of `node-local`.
 #[derive(Debug, Args)]
@@ -117,7 +118,7 @@ fn simulate(visits: &[super::Visit], places: &[usize], nodes: usize, chooser: Ch
             ends.pop();
         }
         if arrival > next {
-            sum += variation(&all).unwrap_or_default();
+            sum += Evenness::of(&all).map_or(0.0, |even| even.cv);
             samples += 1;
             next += 1.0 / SAMPLES;
             continue;

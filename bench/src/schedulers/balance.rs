@@ -11,6 +11,7 @@ use pointsman::schedule::{Buckets, Candidate, Hand, Scheduler, TableSizes};
 use super::stage::{Stage, ports};
 use super::{Options, verdict};
 use crate::report::{Csv, Report, Table};
+use crate::stats::Evenness;
 
 const ENDPOINTS: u16 = 10;
 
@@ -55,7 +56,8 @@ pub fn run(_: &Options, report: &mut Report) -> anyhow::Result<()> {
         for (endpoint, (of_table, of_connections)) in buckets.iter().zip(&connections).enumerate() {
             csv.row(&[&scheduler, &count, &endpoint, of_table, of_connections]);
         }
-        let (of_table, of_connections) = (Evenness::of(&buckets), Evenness::of(&connections));
+        let (of_table, of_connections) =
+            (Evenness::of(&buckets).expect("dealt"), Evenness::of(&connections).expect("answered"));
         if count == 65537 {
             skew = of_table.most - 1.0;
         }
@@ -87,24 +89,4 @@ fn dealt(scheduler: Scheduler, tables: TableSizes) -> Vec<usize> {
     let candidates: Vec<Candidate> = (0..ENDPOINTS).map(|port| Candidate::equal(endpoint(port))).collect();
     let deal = scheduler.deal(Hand { candidates: &candidates, previous: &[], seed: 0, changes: 0, tables });
     candidates.iter().map(|one| deal.slots.iter().filter(|slot| **slot == one.endpoint).count()).collect()
-}
-
-/// How much counts differ.
-struct Evenness {
-    cv: f64,
-    /// To the mean.
-    most: f64,
-    /// To the mean.
-    least: f64,
-}
-
-impl Evenness {
-    fn of(counts: &[usize]) -> Self {
-        let counts: Vec<f64> = counts.iter().map(|count| *count as f64).collect();
-        let mean = counts.iter().sum::<f64>() / counts.len() as f64;
-        let variance = counts.iter().map(|count| (count - mean).powi(2)).sum::<f64>() / counts.len() as f64;
-        let most = counts.iter().copied().fold(0.0, f64::max) / mean;
-        let least = counts.iter().copied().fold(f64::INFINITY, f64::min) / mean;
-        Self { cv: variance.sqrt() / mean, most, least }
-    }
 }
