@@ -36,7 +36,7 @@ use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use self::measure::Pace;
-use self::model::Service;
+use self::model::{Measurement, Service};
 use self::plan::Plan;
 use self::record::{Journal, Manifest, Participant, Place};
 use crate::report;
@@ -74,6 +74,9 @@ pub struct Options {
     /// Only these contenders
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Only these measurements
+    #[arg(long, value_delimiter = ',', value_parser = parse_measurement)]
+    measure: Vec<Measurement>,
     /// Break off after so many minutes; `--resume` goes on
     #[arg(long)]
     minutes: Option<f64>,
@@ -128,6 +131,7 @@ fn measure_here(options: &Options, directory: &std::path::Path) -> anyhow::Resul
         endpoints: options.endpoints,
         pace: options.pace(),
         contenders: &contenders,
+        only: options.measure.clone(),
         until: options.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0)),
     };
     let mut journal = Journal::open(&path, options.mirror.as_deref())?;
@@ -200,6 +204,11 @@ impl Options {
         }
         pace
     }
+}
+
+fn parse_measurement(name: &str) -> Result<Measurement, String> {
+    let known = || Measurement::ALL.map(Measurement::name).join(", ");
+    Measurement::of(name).ok_or_else(|| format!("none of {}", known()))
 }
 
 /// FNV-1a of a text, for names of chains: as long as those that kube-proxy makes of SHA-256.

@@ -42,6 +42,8 @@ pub struct Plan<'a> {
     pub endpoints: u16,
     pub pace: Pace,
     pub contenders: &'a [Box<dyn Contender>],
+    /// Only these measurements, if there are any.
+    pub only: Vec<Measurement>,
     /// When to break off.
     pub until: Option<Instant>,
 }
@@ -141,7 +143,8 @@ impl Session<'_> {
 
     fn missing(&self, journal: &Journal, plan: &Plan) -> Vec<Measurement> {
         let wanted = |measurement: &Measurement| measurement.by_size() || self.services == plan.base;
-        let all = Measurement::ALL.into_iter().filter(wanted);
+        let asked = |measurement: &Measurement| plan.only.is_empty() || plan.only.contains(measurement);
+        let all = Measurement::ALL.into_iter().filter(wanted).filter(asked);
         all.filter(|measurement| !journal.has(&self.key(*measurement))).collect()
     }
 

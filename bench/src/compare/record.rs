@@ -220,12 +220,13 @@ pub fn path(directory: &Path, place: &str) -> PathBuf {
 fn whole(records: Vec<Record>) -> Vec<Record> {
     let mut places: BTreeMap<&Key, Vec<usize>> = BTreeMap::new();
     records.iter().enumerate().for_each(|(place, record)| places.entry(&record.key).or_default().push(place));
-    let last = |found: &Vec<usize>| {
-        let parts = records[*found.last().expect("an entry")].parts;
-        found[found.len().saturating_sub(parts)..].to_vec().into_iter().filter(move |_| parts > 0)
-    };
-    let complete = |found: &&Vec<usize>| found.len() >= records[*found.last().expect("an entry")].parts;
-    let kept: BTreeSet<usize> = places.values().filter(complete).flat_map(last).collect();
+    let mut kept: BTreeSet<usize> = BTreeSet::new();
+    for found in places.values() {
+        let parts = found.last().map_or(0, |last| records[*last].parts);
+        if found.len() >= parts {
+            kept.extend(&found[found.len() - parts..]);
+        }
+    }
     records.iter().enumerate().filter(|(place, _)| kept.contains(place)).map(|(_, record)| record.clone()).collect()
 }
 

@@ -57,6 +57,7 @@ pub fn run(options: &Options, directory: &Path) -> anyhow::Result<()> {
         ("--base", Some(options.base.to_string())),
         ("--endpoints", Some(options.endpoints.to_string())),
         ("--only", (!options.only.is_empty()).then(|| options.only.join(","))),
+        ("--measure", (!options.measure.is_empty()).then(|| measured(options))),
         ("--minutes", options.minutes.map(|minutes| minutes.to_string())),
         ("--limit", options.limit.map(|limit| limit.to_string())),
     ];
@@ -75,6 +76,10 @@ pub fn run(options: &Options, directory: &Path) -> anyhow::Result<()> {
     collect(&part, &journal)?;
     anyhow::ensure!(journal.exists(), "the VM ({status}) recorded nothing");
     Ok(())
+}
+
+fn measured(options: &Options) -> String {
+    options.measure.iter().map(|measurement| measurement.name()).collect::<Vec<_>>().join(",")
 }
 
 /// Appends what a VM said to the journal, whole lines only.
