@@ -80,6 +80,9 @@ pub struct Options {
     /// Break off after so many minutes; `--resume` goes on
     #[arg(long)]
     minutes: Option<f64>,
+    /// How often a measurement is taken at most, while the floor moves
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    attempts: u32,
     /// Seconds that a program may take to load [default: 120; quick: 30]
     #[arg(long)]
     limit: Option<u64>,
@@ -132,6 +135,7 @@ fn measure_here(options: &Options, directory: &std::path::Path) -> anyhow::Resul
         pace: options.pace(),
         contenders: &contenders,
         only: options.measure.clone(),
+        attempts: options.attempts,
         until: options.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0)),
     };
     let mut journal = Journal::open(&path, options.mirror.as_deref())?;

@@ -40,7 +40,8 @@ fn kube_proxy() -> PathBuf {
 /// Our own program stands in for a real kube-proxy.
 fn compare(out: &Path, more: &[&str]) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
-    command.args(["compare", "--quick", "--rounds", "1", "--base", &BASE.to_string(), "--sizes", &OTHER.to_string()]);
+    command.args(["compare", "--quick", "--rounds", "1", "--attempts", "1"]);
+    command.args(["--base", &BASE.to_string(), "--sizes", &OTHER.to_string()]);
     command.arg("--kube-proxy").arg(kube_proxy()).arg("--out").arg(out).args(more);
     let output = command.output().expect("the program starts");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

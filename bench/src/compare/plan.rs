@@ -3,7 +3,7 @@
 //! A *session* is one contender on a stage of its own with one number of Services: it is set up, measured, and goes. A *round* has a
 //! session for each contender and size; who begins moves on from session to session, so that whatever else the machine does meets all of
 //! them alike. Around each measurement the floor is taken, on a stage of its own that stays: if it moved by more than [`DRIFT`], the
-//! measurement is repeated, at most [`ATTEMPTS`] times; the last one counts, and how much the floor moved stays in the record. What cannot be
+//! measurement is repeated, as often as the plan allows; the last one counts, and how much the floor moved stays in the record. What cannot be
 //! repeated in a session (first sync) is repeated with a new one if that is quick. Failures are records like others.
 
 use std::time::{Duration, Instant};
@@ -20,9 +20,6 @@ use crate::usage::kernel_bytes;
 
 /// How far the floor may move during a measurement.
 pub const DRIFT: f64 = 0.10;
-
-/// How often a measurement is taken at most.
-const ATTEMPTS: u32 = 3;
 
 /// Connections of the floor's blocks.
 const FLOOR_SAMPLES: usize = 400;
@@ -42,6 +39,8 @@ pub struct Plan<'a> {
     pub endpoints: u16,
     pub pace: Pace,
     pub contenders: &'a [Box<dyn Contender>],
+    /// How often a measurement is taken at most, while the floor moves.
+    pub attempts: u32,
     /// Only these measurements, if there are any.
     pub only: Vec<Measurement>,
     /// When to break off.
@@ -163,14 +162,14 @@ impl Session<'_> {
             }
             return Ok(());
         }
-        for attempt in 1..=ATTEMPTS {
+        for attempt in 1..=plan.attempts {
             let stage = Stage::new()?;
             let cluster = model::cluster(self.services, plan.endpoints, stage.pod());
             let before = measure::floor(floor, FLOOR_SAMPLES)?;
             let begun = self.begin(&stage, &cluster, plan);
             let around = [before, measure::floor(floor, FLOOR_SAMPLES)?];
             let quick = begun.as_ref().is_ok_and(|begun| begun.took < QUICK);
-            if drifted(around) && quick && attempt < ATTEMPTS {
+            if drifted(around) && quick && attempt < plan.attempts {
                 continue;
             }
             let mut begun = match begun {
@@ -202,7 +201,7 @@ impl Session<'_> {
                 let taken = match measurement {
                     Measurement::FirstSync => at_start([("ms".to_owned(), begun.took.as_secs_f64() * 1e3)].into()),
                     Measurement::Cost => at_start(begun.cost.clone()),
-                    _ => self.repeat(*measurement, &scene, floor, &mut *begun.running)?,
+                    _ => self.repeat(*measurement, &scene, floor, &mut *begun.running, plan.attempts)?,
                 };
                 if let Err(reason) = &taken.outcome {
                     let (what, name) = (measurement.name(), self.contender.name());
@@ -253,6 +252,7 @@ impl Session<'_> {
         scene: &Scene,
         stage: &Stage,
         running: &mut dyn Running,
+        most: u32,
     ) -> anyhow::Result<Taken> {
         let mut attempts = 0;
         loop {
@@ -260,7 +260,7 @@ impl Session<'_> {
             let before = measure::floor(stage, FLOOR_SAMPLES)?;
             let outcome = scene.measure(measurement, running).map_err(|error| format!("{error:#}"));
             let floor = [before, measure::floor(stage, FLOOR_SAMPLES)?];
-            let again = outcome.is_ok() && measurement.repeatable() && drifted(floor) && attempts < ATTEMPTS;
+            let again = outcome.is_ok() && measurement.repeatable() && drifted(floor) && attempts < most;
             if !again {
                 return Ok(Taken { outcome, floor, attempts });
             }

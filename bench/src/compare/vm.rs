@@ -54,6 +54,7 @@ pub fn run(options: &Options, directory: &Path) -> anyhow::Result<()> {
     let given = [
         ("--sizes", options.sizes.as_ref().map(list)),
         ("--rounds", options.rounds.map(|rounds| rounds.to_string())),
+        ("--attempts", Some(options.attempts.to_string())),
         ("--base", Some(options.base.to_string())),
         ("--endpoints", Some(options.endpoints.to_string())),
         ("--only", (!options.only.is_empty()).then(|| options.only.join(","))),
