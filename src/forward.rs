@@ -1,7 +1,7 @@
 //! The userspace forwarder: Services that the kernel's tables cannot express.
 //!
-//! The kernel sends the connections of such a Service to a listener of ours by an ordinary dnat, as if the listener were its only
-//! endpoint. So all that decides whether a connection may be made (source ranges, traffic policies, refusal without endpoints)
+//! The kernel sends the connections of such a Service to a listener of ours by an ordinary dnat, behind everything else that it
+//! decides about them. So all that decides whether a connection may be made (source ranges, traffic policies, refusal without endpoints)
 //! stays where it is, and here is only: to which endpoint, and moving the bytes. Knows nothing of the tables that lead
 //! here, nor of the API; a small table of its own has connections come from the client's address (`client_ip`).
 //!
@@ -225,15 +225,20 @@ impl Forwarder {
         self.shared.gate.active()
     }
 
+    /// Removes all routes, as [`Self::remove`] does.
+    pub fn close(&mut self) {
+        let ids: Vec<_> = self.routes.keys().cloned().collect();
+        for id in &ids {
+            self.remove(id);
+        }
+    }
+
     /// Closes all listeners, waits until the last connection has ended or this time is over, and ends the others. Returns how many
     /// those were. Blocks meanwhile.
     pub fn shutdown(mut self, drain: Duration) -> usize {
         /// How often the connections are counted.
         const STEP: Duration = Duration::from_millis(10);
-        let ids: Vec<_> = self.routes.keys().cloned().collect();
-        for id in &ids {
-            self.remove(id);
-        }
+        self.close();
         let begin = Instant::now();
         while self.connections() > 0 && begin.elapsed() < drain {
             thread::sleep(STEP.min(drain));

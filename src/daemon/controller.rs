@@ -553,13 +553,15 @@ impl Controller {
     fn stop_forwarding(mut self) -> anyhow::Result<()> {
         self.forwarding.hand_over();
         self.engine.leave_forwarder();
-        if self.forwarding.is_in_use() && self.loading_since.is_none() {
-            self.program(Instant::now(), 0)?;
-        }
+        // Connections that go through here are waited for whatever the kernel says to this.
+        let programmed = match self.forwarding.is_in_use() && self.loading_since.is_none() {
+            true => self.program(Instant::now(), 0).map(drop),
+            false => Ok(()),
+        };
         // What it still has to remove are UDP flows to listeners that will be closed.
         self.cleaner = Cleaner::disabled();
         self.forwarding.shutdown();
-        Ok(())
+        Ok(programmed?)
     }
 
     /// Deals the rings of those Services again whose connections were counted.

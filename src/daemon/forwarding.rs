@@ -193,8 +193,11 @@ impl Forwarding {
         }
         // UDP has nobody to say goodbye to: its flows are at their endpoints already, by way of the kernel.
         drop(self.udp.take());
+        let mut forwarders: Vec<_> = [self.tcp.take(), self.loopback.take()].into_iter().flatten().collect();
+        // Before the first one is waited for: who came meanwhile would be ended soon.
+        forwarders.iter_mut().for_each(Forwarder::close);
         let mut ended = 0;
-        for forwarder in [self.tcp.take(), self.loopback.take()].into_iter().flatten() {
+        for forwarder in forwarders {
             ended += forwarder.shutdown(drain.saturating_sub(begin.elapsed()));
         }
         if ended > 0 {

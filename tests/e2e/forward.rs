@@ -446,10 +446,12 @@ fn timeouts_and_limits_are_the_services_or_the_operators() {
 #[test]
 fn a_stop_hands_over_to_the_kernel_and_drains() {
     let lab = bed(2);
-    let manifests = Manifests::of(&userspace("web", 1, &[1, 2]));
+    let manifests = Manifests::of(&with_node_ports(userspace("web", 1, &[1, 2])));
     let mut daemon = Daemon::serving(lab.node(), &manifests, &["--forward-drain=60s"]);
     daemon.hear(&["\"first load programmed\""]);
     let to = frontends(1, 80);
+    let loopback = (Ipv4Addr::LOCALHOST, NODE_PORTS[0]).into();
+    assert_eq!(tally_by(connect, lab.node(), loopback, 30).len(), 2);
     let mut held = Held::open(lab.client(0), to[0]);
     assert_eq!(tally_by(ask, lab.client(0), frontends(1, 53)[0], 30).len(), 2);
     let client = Restless::start(lab.client(0), &to);
@@ -458,6 +460,7 @@ fn a_stop_hands_over_to_the_kernel_and_drains() {
     daemon.hear(&["draining what the forwarder carries"]);
     client.wait_for(50);
     held.assert_alive("while it drains");
+    assert_refused(connect, lab.node(), loopback, "nobody new is let in who would be ended soon");
     daemon.assert_alive();
     assert_eq!(tally_by(ask, lab.client(0), frontends(1, 53)[0], 30).len(), 2, "UDP by the kernel");
     drop(held);
