@@ -11,8 +11,11 @@
 //!
 //! The first row that fits decides. What is asked for and does not come is said by [`problems`].
 
-use crate::model::tuning::{CLIENT_IP_ANNOTATION, ClientIp, DATAPATH_ANNOTATION, Datapath, PROXY_PROTOCOL_ANNOTATION};
-use crate::model::{Problem, Protocol, Service};
+use crate::model::tuning::{
+    CLIENT_IP_ANNOTATION, CONNECT_TIMEOUT_ANNOTATION, ClientIp, DATAPATH_ANNOTATION, Datapath, Forwarding,
+    IDLE_TIMEOUT_ANNOTATION, MAX_CONNECTIONS_ANNOTATION, PROXY_PROTOCOL_ANNOTATION,
+};
+use crate::model::{Problem, Protocol, Service, ServicePort};
 use crate::source::Kind;
 
 use super::Settings;
@@ -102,6 +105,15 @@ pub(super) fn problems(service: &Service, settings: &Settings) -> Vec<Problem> {
     };
     let annotation = |name: &str| format!("metadata.annotations[{name}]");
     let mut problems = Vec::new();
+    let is_kernel = |port: &ServicePort| Path::of(service, port.protocol, settings) == Path::Kernel;
+    if forwarding.datapath != Some(Datapath::Userspace) && service.ports.iter().all(is_kernel) {
+        let unheeded = for_the_forwarder(forwarding).into_iter();
+        problems.extend(unheeded.filter_map(|(name, value)| {
+            let reason = "only the userspace forwarder heeds it, and the kernel carries this Service but for NodePorts on loopback \
+                          addresses; pointsman.dev/datapath: userspace changes that";
+            Some(problem(annotation(name), &value?, reason.to_owned()))
+        }));
+    }
     if forwarding.datapath == Some(Datapath::Kernel) {
         let asked = [
             (forwarding.proxy_protocol.is_some(), "a PROXY protocol header"),
@@ -136,6 +148,17 @@ pub(super) fn problems(service: &Service, settings: &Settings) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// What annotations say that does not choose the path, and matters only to the forwarder.
+fn for_the_forwarder(forwarding: &Forwarding) -> [(&'static str, Option<String>); 4] {
+    let preserves = forwarding.client_ip == ClientIp::Preserve;
+    [
+        (CLIENT_IP_ANNOTATION, preserves.then(|| "preserve".to_owned())),
+        (CONNECT_TIMEOUT_ANNOTATION, forwarding.connect_timeout.map(|timeout| format!("{timeout:?}"))),
+        (IDLE_TIMEOUT_ANNOTATION, forwarding.idle_timeout.map(|timeout| format!("{timeout:?}"))),
+        (MAX_CONNECTIONS_ANNOTATION, forwarding.max_connections.map(|limit| limit.to_string())),
+    ]
 }
 
 #[cfg(test)]
@@ -179,6 +202,15 @@ mod tests {
                 [Userspace(ProxyProtocol), Userspace(Scheduler)],
                 2,
             ),
+            (
+                json!({"pointsman.dev/max-connections": "9", "pointsman.dev/client-ip": "preserve",
+                    "pointsman.dev/idle-timeout": "1h", "pointsman.dev/connect-timeout": "2s"}),
+                false,
+                [Kernel, Kernel],
+                4,
+            ),
+            (json!({"pointsman.dev/max-connections": "9", "pointsman.dev/datapath": "kernel"}), true, [Kernel; 2], 1),
+            (json!({"pointsman.dev/max-connections": "9"}), true, [Userspace(Mode); 2], 1),
         ];
         for (annotations, userspace, [tcp, udp], said) in table {
             let (service, settings) = (service(annotations.clone()), Settings { userspace, ..Settings::default() });

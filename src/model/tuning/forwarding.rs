@@ -87,7 +87,7 @@ impl ClientIp {
         if text == "preserve" {
             return ClientIp::Preserve;
         }
-        remarks.add(text, "not preserve; endpoints see an address of the node");
+        remarks.add(text, "not preserve; ignored");
         ClientIp::Masked
     }
 }
@@ -144,7 +144,7 @@ mod tests {
         let table = [
             (DATAPATH_ANNOTATION, "user", "neither kernel nor userspace; ignored"),
             (PROXY_PROTOCOL_ANNOTATION, "2", "neither v1 nor v2; endpoints are told nothing"),
-            (CLIENT_IP_ANNOTATION, "keep", "not preserve; endpoints see an address of the node"),
+            (CLIENT_IP_ANNOTATION, "keep", "not preserve; ignored"),
             (CONNECT_TIMEOUT_ANNOTATION, "0s", "no time at all; the default is used"),
             (IDLE_TIMEOUT_ANNOTATION, "long", "not a time such as 30s or 1m30s; the default is used"),
             (MAX_CONNECTIONS_ANNOTATION, "0", "not a number in 1..4294967295; no limit"),
