@@ -177,6 +177,9 @@ pub struct PathView {
     /// Where the forwarder listens for it. While it should and does not, the kernel carries what it can.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<SocketAddr>,
+    /// Connections to those listeners, if they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Counters>,
 }
 
 /// Somebody behind a port.
@@ -222,7 +225,8 @@ pub struct EndpointView {
     pub cluster: MembershipView,
     /// What it is in the local set.
     pub local: MembershipView,
-    /// Its connections by this port, if they were asked for.
+    /// Its connections by this port, if they were asked for. Left out where the forwarder has a listener and the kernel led none to this
+    /// endpoint: which endpoint a connection through the forwarder goes to is not known here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Counters>,
 }
@@ -355,6 +359,7 @@ fn port_view(
             carrier: if path == Path::Kernel { CarrierView::Kernel } else { CarrierView::Userspace },
             reason: path.reason().map(|reason| reason.label().to_owned()),
             listeners: listeners.into_iter().flatten().collect(),
+            connections: None,
         },
         topology: match surveyed.topology {
             Topology::Anywhere => "anywhere",

@@ -13,7 +13,7 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
-use super::{EndpointView, PortView, ServiceView};
+use super::{PortView, ServiceView};
 use crate::conntrack::Flow;
 use crate::model::Protocol;
 
@@ -117,19 +117,25 @@ impl Census {
         self.ports.get(&(protocol, port, endpoint)).copied().unwrap_or_default()
     }
 
-    /// Fills in the connections of all endpoints of a Service.
+    /// Fills in the connections of all endpoints and listeners of a Service.
     pub fn fill(&self, service: &mut ServiceView) {
         for port in &mut service.ports {
             let mut endpoints = std::mem::take(&mut port.endpoints);
             for endpoint in &mut endpoints {
-                endpoint.connections = self.of(port, endpoint);
+                let known = |counters: &Counters| port.path.listeners.is_empty() || *counters != Counters::default();
+                endpoint.connections = self.of(port, endpoint.socket()).filter(known);
             }
             port.endpoints = endpoints;
+            let to_listeners = port.path.listeners.iter().filter_map(|listener| self.of(port, *listener));
+            port.path.connections = to_listeners.reduce(|mut sum, more| {
+                sum += more;
+                sum
+            });
         }
     }
 
-    fn of(&self, port: &PortView, endpoint: &EndpointView) -> Option<Counters> {
-        let (protocol, endpoint) = (port.transport()?, endpoint.socket());
+    fn of(&self, port: &PortView, endpoint: SocketAddr) -> Option<Counters> {
+        let protocol = port.transport()?;
         let mut sum = Counters::default();
         for frontend in port.frontends.iter().filter(|frontend| frontend.held_by.is_none()) {
             sum += match frontend.address {

@@ -210,6 +210,26 @@ fn connections_are_told_by_endpoint() {
 }
 
 #[test]
+fn connections_through_the_forwarder_are_told_in_sum() {
+    let lab = bed(2);
+    let mut objects = shop("web", 1, &pods([1, 2]));
+    objects[0]["metadata"]["annotations"] = json!({"pointsman.dev/datapath": "userspace"});
+    let bed = Bed::of(&objects);
+    let _daemon = bed.start(lab.node(), &[]);
+    let [v4, v6] = frontends(1, 80);
+    let held: Vec<Held> = [v4, v4, v4, v6].map(|to| Held::open(lab.client(0), to)).into();
+    let web = bed.get("/v1/services/shop/web?connections=true");
+    for (family, count) in [("IPv4", 3), ("IPv6", 1)] {
+        let port = port(&web, "http", family);
+        assert_eq!(port["path"]["connections"]["active"], count, "{port:#}");
+        // Which of the two has how many is not known, so nothing is said: not that there are none.
+        assert!(port["endpoints"].as_array().expect("two").iter().all(|one| one["connections"].is_null()), "{port:#}");
+    }
+    assert!(port(&bed.get("/v1/services/shop/web"), "http", "IPv4")["path"]["connections"].is_null(), "nobody asked");
+    drop(held);
+}
+
+#[test]
 fn pages_searches_and_mistakes() {
     let lab = bed(1);
     let hostile = "<script>\u{1b}[2J\"\n";
