@@ -369,8 +369,7 @@ impl Shard {
 
     // === from endpoints ===
 
-    /// Receives what an endpoint sent, to be sent on with the others' replies.
-    /// Takes what an endpoint has sent to a flow, up to a limit. Whether there may be more.
+    /// Takes what an endpoint has sent to a flow, up to a limit, to be sent on with the others' replies. Whether there may be more.
     fn receive(&mut self, key: usize, arena: &mut Arena, now: Instant) -> bool {
         if self.replies.len() == SLOTS {
             self.reply(arena);
