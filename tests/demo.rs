@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -19,15 +20,21 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A directory with the command, and beside it this script as `kube-proxy`, if any.
 fn installed(daemon: Option<&str>) -> TempDir {
     let directory = tempfile::tempdir().expect("a directory");
-    let executable = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(directory.path(), executable.clone()).expect("permissions");
-    fs::copy(env!("CARGO_BIN_EXE_pointsman"), directory.path().join("pointsman")).expect("a copy");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
+    install(Path::new(env!("CARGO_BIN_EXE_pointsman")), &directory.path().join("pointsman"));
     if let Some(script) = daemon {
-        let path = directory.path().join("kube-proxy");
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a script");
-        fs::set_permissions(path, executable).expect("permissions");
+        let text = directory.path().join("script");
+        fs::write(&text, format!("#!/bin/sh\n{script}\n")).expect("a script");
+        install(&text, &directory.path().join("kube-proxy"));
     }
     directory
+}
+
+/// An executable copy. Another process writes it: a program that is open for writing cannot be started, and what is open here is open in each
+/// child of the other tests, too, until it has become another program.
+fn install(from: &Path, to: &Path) {
+    let status = Command::new("install").args(["-m", "755"]).args([from, to]).status();
+    assert!(status.expect("coreutils").success(), "{} to {}", from.display(), to.display());
 }
 
 fn demo(directory: &TempDir) -> Command {
