@@ -220,6 +220,7 @@ impl ConntrackTable {
             self.send(&request, "read")?;
             let read = &mut dump.read;
             let complete = self.take_dump(|message| {
+                let Some(message) = message else { return };
                 *read += 1;
                 if let Some(sighting) = wire::sighting(message) {
                     each(&sighting);
@@ -233,8 +234,8 @@ impl ConntrackTable {
         Ok(dump)
     }
 
-    /// Takes the answer to a request for entries. Whether it is complete.
-    fn take_dump(&mut self, mut each: impl FnMut(&Message<'_>)) -> Result<bool, ConntrackError> {
+    /// Takes the answer to a request for entries; with nothing, `each` hears of the end of a portion. Whether it is complete.
+    fn take_dump(&mut self, mut each: impl FnMut(Option<&Message<'_>>)) -> Result<bool, ConntrackError> {
         let mut complete = true;
         loop {
             // The kernel prepares the next datagram while this one is taken, so one is always there until the end.
@@ -247,9 +248,10 @@ impl ConntrackTable {
                 if let Some(errno) = status(&message) {
                     end = Some(errno);
                 } else if wire::is_entry(&message) {
-                    each(&message);
+                    each(Some(&message));
                 }
             }
+            each(None);
             match end {
                 None => {}
                 Some(0) => return Ok(complete),
@@ -265,36 +267,18 @@ impl ConntrackTable {
         let mut request = Writer::new();
         wire::dump(&mut request, self.seq, filter, self.filters);
         self.send(&request, "read")?;
-        let mut complete = true;
-        loop {
-            // The kernel prepares the next datagram while this one is taken, so one is always there until the end.
-            let Some(len) = self.receive("read")? else {
-                return Err(ConntrackError { action: "read", errno: Errno::EAGAIN });
-            };
-            let mut end = None;
-            for message in messages(&self.receive[..len]).filter(|message| message.seq == self.seq) {
-                complete &= message.flags & NLM_F_DUMP_INTR == 0;
-                if let Some(errno) = status(&message) {
-                    end = Some(errno);
-                } else if wire::is_entry(&message) {
-                    dump.read += 1;
-                    let flow = wire::read(&message);
-                    if self.filters && !flow.is_some_and(|flow| filter.matches(&flow)) {
-                        self.filters = false;
-                    }
-                    if let Some(flow) = flow {
-                        sink.entry(&message, flow);
-                    }
-                }
+        let mut filters = self.filters;
+        let complete = self.take_dump(|message| {
+            let Some(message) = message else { return sink.end_of_portion() };
+            dump.read += 1;
+            let flow = wire::read(message);
+            filters &= flow.is_some_and(|flow| filter.matches(&flow));
+            if let Some(flow) = flow {
+                sink.entry(message, flow);
             }
-            sink.end_of_portion();
-            match end {
-                None => {}
-                Some(0) => return Ok(complete),
-                Some(errno) if errno == Errno::EINTR as i32 => return Ok(false),
-                Some(errno) => return Err(ConntrackError { action: "read", errno: Errno::from_raw(errno) }),
-            }
-        }
+        });
+        self.filters = filters;
+        complete
     }
 
     fn send(&self, writer: &Writer, action: &'static str) -> Result<(), ConntrackError> {
