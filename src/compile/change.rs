@@ -102,7 +102,7 @@ impl Changes {
         exchange: &PortExchange,
     ) {
         match before {
-            Some(before) => self.ports.push(PortChange::exchanged(&before, after, exchange)),
+            Some([cluster, local]) => self.ports.push(PortChange::exchanged([&cluster, &local], after, exchange)),
             None => self.more += 1,
         }
     }
@@ -117,16 +117,18 @@ impl Changes {
 
 impl PortChange {
     fn between(before: Option<&CompiledPort>, after: Option<&CompiledPort>) -> Option<Self> {
+        fn slots(port: Option<&CompiledPort>) -> [&[SocketAddr]; 2] {
+            port.map(CompiledPort::slots).unwrap_or_default()
+        }
         let known = after.or(before)?;
         let entrances = |port: Option<&CompiledPort>| -> BTreeSet<Entrance> {
             let frontends = port.into_iter().flat_map(|port| &port.frontends);
             let node_port = port.and_then(|port| port.node_port).map(Entrance::NodePort);
             frontends.map(|(frontend, _)| Entrance::Address(*frontend)).chain(node_port).collect()
         };
-        let slots = |port: Option<&CompiledPort>| port.map(CompiledPort::slots).unwrap_or_default();
         let (old, new) = (slots(before), slots(after));
-        let endpoints = |slots: &[Vec<SocketAddr>; 2]| slots.iter().flatten().copied().collect::<BTreeSet<_>>();
-        let (had, has) = (endpoints(&old), endpoints(&new));
+        let endpoints = |slots: [&[SocketAddr]; 2]| slots.into_iter().flatten().copied().collect::<BTreeSet<_>>();
+        let (had, has) = (endpoints(old), endpoints(new));
         let (was, is) = (entrances(before), entrances(after));
         Some(Self {
             port: known.key.clone(),
@@ -135,7 +137,7 @@ impl PortChange {
             gone: after.is_none(),
             added: has.difference(&had).copied().collect(),
             removed: had.difference(&has).copied().collect(),
-            moved: moved(&old, &new, |endpoint| has.contains(&endpoint), |endpoint| had.contains(&endpoint)),
+            moved: moved(old, new, |endpoint| has.contains(&endpoint), |endpoint| had.contains(&endpoint)),
             opened: is.difference(&was).copied().collect(),
             closed: was.difference(&is).copied().collect(),
             scheduler: before
@@ -147,9 +149,9 @@ impl PortChange {
     }
 
     /// The same without looking for whom a change of this kind cannot concern.
-    fn exchanged(old: &[Vec<SocketAddr>; 2], after: &CompiledPort, exchange: &PortExchange) -> Self {
+    fn exchanged(old: [&[SocketAddr]; 2], after: &CompiledPort, exchange: &PortExchange) -> Self {
         let new = after.slots();
-        let only_in = |list: [&[SocketAddr]; 2], others: &[Vec<SocketAddr>; 2]| {
+        let only_in = |list: [&[SocketAddr]; 2], others: [&[SocketAddr]; 2]| {
             let is_other = |endpoint: &SocketAddr| others.iter().any(|slots| slots.contains(endpoint));
             let mut only: Vec<_> = list.concat().into_iter().filter(|endpoint| !is_other(endpoint)).collect();
             only.sort_unstable();
@@ -158,9 +160,9 @@ impl PortChange {
         };
         let mut added = only_in([&exchange.cluster.came, &exchange.local.came], old);
         added.retain(|endpoint| new.iter().any(|slots| slots.contains(endpoint)));
-        let removed = only_in([&exchange.cluster.gone, &exchange.local.gone], &new);
+        let removed = only_in([&exchange.cluster.gone, &exchange.local.gone], new);
         let is_in = |list: &[SocketAddr], endpoint| list.binary_search(&endpoint).is_ok();
-        let moved = moved(old, &new, |endpoint| !is_in(&removed, endpoint), |endpoint| !is_in(&added, endpoint));
+        let moved = moved(old, new, |endpoint| !is_in(&removed, endpoint), |endpoint| !is_in(&added, endpoint));
         Self {
             port: after.key.clone(),
             family: after.family,
@@ -179,12 +181,12 @@ impl PortChange {
 
 /// Slots that went from one endpoint that stays to another that was there.
 fn moved(
-    old: &[Vec<SocketAddr>; 2],
-    new: &[Vec<SocketAddr>; 2],
+    old: [&[SocketAddr]; 2],
+    new: [&[SocketAddr]; 2],
     stays: impl Fn(SocketAddr) -> bool,
     was_there: impl Fn(SocketAddr) -> bool,
 ) -> usize {
-    let slots = old.iter().zip(new).flat_map(|(old, new)| old.iter().zip(new));
+    let slots = old.into_iter().zip(new).flat_map(|(old, new)| old.iter().zip(new));
     slots.filter(|(old, new)| old != new && stays(**old) && was_there(**new)).count()
 }
 

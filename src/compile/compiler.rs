@@ -190,13 +190,11 @@ impl Compiler {
             port.is_some_and(|port| {
                 let Exchange { gone, came } = &exchange.local_addresses;
                 hairpins.replace(gone, came, || Hairpin, &mut table.hairpins);
-                let before = changes.has_room().then(|| port.slots());
+                let before = changes.has_room().then(|| port.slots().map(<[_]>::to_vec));
                 let done = port.exchange(exchange, seed, table);
-                if done {
+                // Of two sets one may have been done; the rest is noted by who updates the whole.
+                if done || before.as_ref().is_some_and(|before| *before != port.slots()) {
                     changes.note_exchange(before, port, exchange);
-                } else if let Some(before) = before.filter(|before| *before != port.slots()) {
-                    // One of two sets was done; the rest is noted by who updates the whole.
-                    changes.note_exchange(Some(before), port, exchange);
                 }
                 done
             })
@@ -545,8 +543,8 @@ impl CompiledPort {
     }
 
     /// Who stands in the slots, pool by pool.
-    pub(super) fn slots(&self) -> [Vec<SocketAddr>; 2] {
-        self.pools().map(|pool| pool.slots.to_vec())
+    pub(super) fn slots(&self) -> [&[SocketAddr]; 2] {
+        self.pools().map(|pool| &*pool.slots)
     }
 
     /// Whether clients connect to the same addresses.
