@@ -85,6 +85,11 @@ impl Daemon {
         }
     }
 
+    /// The next line of its log; none if it says nothing for so long, or has ended.
+    pub fn hear(&self, patience: Duration) -> Option<String> {
+        self.lines.recv_timeout(patience).ok().map(|(_, line)| line)
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()

@@ -8,23 +8,22 @@
 //! with kube-proxy's flags can be measured by the same means. How many elements a restart wrote only our own log tells.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use api_double::{ApiDouble, endpoint_slice, node, service};
 use nft::Monitor;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::unistd::{SysconfVar, sysconf};
 use pointsman::lab::Namespace;
 
 use super::{Metric, Size, size};
 use crate::cluster;
+use crate::daemon::Daemon;
 use crate::stats::quantile;
 
 /// Until something is considered broken.
@@ -74,10 +73,8 @@ pub(super) struct Subject<'a> {
     tells: bool,
 }
 
-struct Daemon {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-    started: Instant,
+struct Started {
+    daemon: Daemon,
     /// CPU time of this process, the server's, when it was started.
     server: Duration,
 }
@@ -123,7 +120,7 @@ pub(super) fn measure(size: Size, subject: &Subject<'_>) -> anyhow::Result<Vec<f
     let directory = tempfile::tempdir()?;
     let kubeconfig = double.kubeconfig(directory.path());
 
-    let mut daemon = Daemon::start(&namespace, subject, &kubeconfig)?;
+    let mut daemon = Started::begin(&namespace, subject, &kubeconfig)?;
     let first = daemon.synced(&namespace)?;
     let mut monitor = namespace.run(Monitor::open)?;
     let mut times = Vec::with_capacity(subject.changes);
@@ -141,13 +138,13 @@ pub(super) fn measure(size: Size, subject: &Subject<'_>) -> anyhow::Result<Vec<f
     }
     times.sort_by(f64::total_cmp);
     drop(monitor);
-    let [resident, peak] = daemon.memory()?;
-    daemon.stop()?;
+    let [resident, peak] = daemon.daemon.memory()?.map(|kib| kib as f64 * 1024.0 / 1e6);
+    daemon.daemon.end(Signal::SIGTERM)?;
 
-    let mut daemon = Daemon::start(&namespace, subject, &kubeconfig)?;
+    let mut daemon = Started::begin(&namespace, subject, &kubeconfig)?;
     let restart = daemon.synced(&namespace)?;
     let rewritten = subject.tells.then(|| daemon.written()).transpose()?;
-    daemon.stop()?;
+    daemon.daemon.end(Signal::SIGTERM)?;
     let start = |start: &Start| [start.time, start.cpu, start.server].map(|time| time.as_secs_f64());
     let mut values = start(&first).to_vec();
     values.extend([quantile(&times, 0.5), quantile(&times, 0.99), resident, peak]);
@@ -169,46 +166,36 @@ fn process_time() -> anyhow::Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).context("asking for the process's CPU time")?.into())
 }
 
-// === impl Daemon ===
+// === impl Started ===
 
-impl Daemon {
-    fn start(namespace: &Namespace, subject: &Subject<'_>, kubeconfig: &Path) -> anyhow::Result<Self> {
-        let mut command = Command::new(subject.binary);
-        command.args(["--hostname-override=n1", "--v=2", "--kubeconfig"]).arg(kubeconfig).args(subject.flags);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        for variable in ["RUST_LOG", "KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"] {
-            command.env_remove(variable);
-        }
-        let (started, server) = (Instant::now(), process_time()?);
-        let mut child = namespace.spawn(command).context("starting the daemon")?;
-        let stderr = BufReader::new(child.stderr.take().context("its standard error")?);
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            stderr.lines().map_while(Result::ok).for_each(|line| {
-                let _ = sender.send(line);
-            });
-        });
-        Ok(Self { child, lines, started, server })
+impl Started {
+    fn begin(namespace: &Namespace, subject: &Subject<'_>, kubeconfig: &Path) -> anyhow::Result<Self> {
+        let settings: Vec<_> =
+            std::iter::once("--v=2").chain(subject.flags.iter().copied()).map(str::to_owned).collect();
+        let server = process_time()?;
+        Ok(Self { daemon: Daemon::start_with(namespace, subject.binary, kubeconfig, &settings)?, server })
     }
 
     /// Waits until its metrics say that everything known has been programmed.
     fn synced(&mut self, namespace: &Namespace) -> anyhow::Result<Start> {
-        while self.started.elapsed() < PATIENCE {
+        let started = self.daemon.started();
+        while started.elapsed() < PATIENCE {
             if namespace.run(is_synced) {
-                let (time, cpu) = (self.started.elapsed(), self.cpu()?);
+                let (time, cpu) = (started.elapsed(), self.cpu()?);
                 return Ok(Start { time, cpu, server: process_time()? - self.server });
             }
-            if let Some(status) = self.child.try_wait()? {
-                bail!("it ended ({status}) and said {:#?}", self.lines.try_iter().collect::<Vec<_>>());
+            if let Some(words) = self.daemon.obituary()? {
+                bail!("it ended: {words}");
             }
             std::thread::sleep(ASK);
         }
-        bail!("it programmed nothing, and said {:#?}", self.lines.try_iter().collect::<Vec<_>>())
+        let said: Vec<_> = std::iter::from_fn(|| self.daemon.hear(Duration::ZERO)).collect();
+        bail!("it programmed nothing, and said {said:#?}")
     }
 
     /// How many elements were written first, by the log of our own daemon.
     fn written(&mut self) -> anyhow::Result<f64> {
-        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
+        while let Some(line) = self.daemon.hear(PATIENCE) {
             if line.contains("\"programmed\" ") {
                 let elements = line.split("elements=").nth(1).and_then(|rest| rest.split(' ').next());
                 return elements.and_then(|number| number.parse().ok()).context("a line without elements");
@@ -219,37 +206,12 @@ impl Daemon {
 
     /// CPU time so far, of all threads it has and had (proc_pid_stat(5)), in steps of a clock tick.
     fn cpu(&self) -> anyhow::Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.daemon.id()))?;
         let fields = stat.rsplit(')').next().context("no fields")?.split_whitespace();
         // utime and stime are the 14th and 15th; the first after the name is the third.
         let ticks: u32 = fields.skip(11).take(2).map(str::parse::<u32>).sum::<Result<_, _>>()?;
         let per_second = sysconf(SysconfVar::CLK_TCK)?.context("no clock ticks")?;
         Ok(Duration::from_secs(ticks.into()) / u32::try_from(per_second)?)
-    }
-
-    /// Resident now and at most, in MB (proc_pid_status(5)).
-    fn memory(&self) -> anyhow::Result<[f64; 2]> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-            Some(kib * 1024.0 / 1e6)
-        };
-        Ok([field("VmRSS:").context("no VmRSS")?, field("VmHWM:").context("no VmHWM")?])
-    }
-
-    fn stop(&mut self) -> anyhow::Result<()> {
-        let pid = Pid::from_raw(self.child.id().try_into()?);
-        kill(pid, Signal::SIGTERM)?;
-        self.child.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
