@@ -8,9 +8,10 @@
 //!
 //! A change too large for one transaction has its new slots [`Phases::ahead`], which nobody refers to yet, and all that vanishes behind.
 //!
-//! Invariant: whenever a packet asks, it is led to an endpoint that was its frontend's before the change or is after it, and never
-//! to nothing as long as the frontend is served. Proven by `engine/passage_tests.rs`, which asks every map before and after each
-//! phase, and with real packets by `tests/kernel/change.rs`.
+//! Invariant: whenever a packet asks, it is led to an endpoint that was its frontend's before the change or is after it, and never to
+//! nothing as long as the frontend is served. What it may meet is the Service it was led to as that is by now: one that gives its frontend
+//! away and has nobody left in the same batch refuses the packets that were on their way to it. Proven by `engine/passage_tests.rs`, which
+//! asks every map before and after each phase, and with real packets by `tests/kernel/change.rs`.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

@@ -1,14 +1,15 @@
 //! Packets that are on their way while a change is committed.
 //!
-//! A packet asks map after map, and each answer may be from before a transaction or from after it, but never from before an earlier
-//! answer. Here every frontend is followed through all such ways, over the phases in which the data plane commits a batch
-//! ([`Phases`]). Wherever it comes out, that is an endpoint of the Service that had the frontend before the batch or has it after: never
-//! anybody else's. And it is never nowhere, or refused, unless it would have been so before or after.
+//! A packet asks map after map, and each answer may be from before a transaction or from after it, but never from before an earlier answer.
+//! Here every frontend is followed through all such ways, over the phases in which the data plane commits a batch ([`Phases`]). Wherever it
+//! comes out, that is an endpoint of the Service that had the frontend before the batch or has it after: never anybody else's. And it is
+//! never nowhere, or refused, unless it would have been so before or after, or is so by now at the Service that it was led to: one that
+//! gives a frontend away and loses its endpoints in the same batch refuses, and so does, without a forwarder, one that only a forwarder can
+//! serve by now.
 
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 
 use super::tests::{any_change, apply, rich_service, slice, small_engine};
 use super::*;
@@ -126,15 +127,19 @@ impl Passage<'_> {
         missed
     }
 
-    /// All endpoints, by slot or as members, of the pools that this decision leads to.
+    /// All endpoints, by slot or as members, of the pools that this decision leads to; and the refusal, if that is what a forwarder's
+    /// absence means in the end.
     fn owned(&self, decision: Decision) -> BTreeSet<End> {
         let mut pools: BTreeSet<_> = decision.pool.into_iter().collect();
         let hops = self.0.iter().flat_map(|table| &table.hops);
         pools.extend(hops.filter(|(hop, _)| decision.pool == Some(hop.pool)).filter_map(|(_, to)| to.decision.pool));
+        let last = self.0.last().expect("one");
+        let instead = pools.iter().filter_map(|pool| last.hops.get(&Hop { stage: Stage::Instead, pool: *pool }));
+        let refused = instead.filter(|to| to.decision.plan == Plan::Refuse).map(|_| End::Refused);
         let slots = self.0.iter().flat_map(|table| &table.endpoints).map(|(key, slot)| (key.pool, slot));
         let members = self.0.iter().flat_map(|table| &table.members).map(|(member, slot)| (member.pool, slot));
         let own = slots.chain(members).filter(|(pool, _)| pools.contains(pool));
-        own.map(|(_, slot)| End::Endpoint(slot.endpoint)).collect()
+        own.map(|(_, slot)| End::Endpoint(slot.endpoint)).chain(refused).collect()
     }
 }
 
@@ -161,7 +166,13 @@ fn check(states: &[Image], what: &str) -> Result<(), TestCaseError> {
             // A frontend that passes from one Service to another may still reach endpoints that the first gets in the same batch.
             let owned =
                 [first, last].into_iter().filter_map(decide).flat_map(|decision| Passage(&tables).owned(decision));
-            let allowed: BTreeSet<End> = one(first, decide).into_iter().chain(one(last, decide)).chain(owned).collect();
+            let mut by_now = BTreeSet::new();
+            if let Some(decision) = decide(first) {
+                Passage(std::slice::from_ref(last)).decided(decision, 0, &mut by_now);
+                by_now.retain(|end| matches!(end, End::Refused | End::Dropped));
+            }
+            let allowed: BTreeSet<End> =
+                (one(first, decide).into_iter()).chain(one(last, decide)).chain(owned).chain(by_now).collect();
             let ends = Passage(&tables).ends(decide);
             let wrong: Vec<_> = ends.difference(&allowed).collect();
             prop_assert!(wrong.is_empty(), "{}: {}: {:?}, but may {:?}", what, name, wrong, allowed);
@@ -199,9 +210,7 @@ fn program(engine: &mut Engine, kernel: &mut Image) -> Result<(), TestCaseError>
 }
 
 proptest! {
-    // The same histories each time: one history in some thousands is known (none of these) in which a packet for a node port that passes
-    // between Services in the batch is refused in between, which is not mended yet.
-    #![proptest_config(ProptestConfig { cases: 300, rng_seed: RngSeed::Fixed(2), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     /// Random histories in random batches: Services that are deleted and come again with another address, that swap addresses, claim
     /// what another one has, change scheduler, affinity and policies; slices that come, go and pass to another Service.
