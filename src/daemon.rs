@@ -46,7 +46,7 @@ use crate::kernel::conntrack::{CensusTaker, apply_sysctls, online_cpus};
 use crate::kernel::{DataPlane, KernelError, Ownership};
 use crate::logging::Verbosity;
 use crate::model::{Families, Family};
-use crate::observe::{self, desk};
+use crate::observe::{self, desk, kept};
 use crate::source::Change;
 use crate::source::api::{ApiConfig, ApiSource, Clients, Rate};
 use crate::source::manifests::ManifestSource;
@@ -82,6 +82,7 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     let census = start_census(&config);
     let counted = census.clone();
     let (forwards, stop) = (forwarding.in_use(), forwarding.stop());
+    let kept = config.status_socket.as_deref().map(|socket| kept::read(&kept::beside(socket))).unwrap_or_default();
     let node_wait = match config.source {
         SourceConfig::Api { .. } => NodeWait::new(config.detect_local == DetectLocal::NodeCidr),
         SourceConfig::Manifests(_) => NodeWait::none(),
@@ -101,6 +102,9 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
             };
             let mut engine = Engine::with_settings(policy, scheduler);
             engine.measure_since(start);
+            for (service, one) in kept {
+                engine.restore_override(&service, one);
+            }
             if opened.send(Ok(plane.families().collect())).is_err() {
                 return;
             }

@@ -13,6 +13,9 @@ mod deadlines;
 mod drains;
 mod exchange;
 mod look;
+mod overrides;
+#[cfg(test)]
+mod override_tests;
 #[cfg(test)]
 mod passage_tests;
 #[cfg(test)]
@@ -42,6 +45,7 @@ use crate::source::{Change, Kind, Object};
 use deadlines::Deadlines;
 use drains::Drains;
 use look::Changes;
+use overrides::Overrides;
 use routes::Routes;
 use touched::{Slices, Touch, Touched};
 use triggers::Triggers;
@@ -49,6 +53,7 @@ use warmth::Warmth;
 
 pub use drains::Leaving;
 pub use look::Seen;
+pub use overrides::{MOST_OVERRIDES, Order, OrderError, ServiceName, Who};
 pub use routes::{Fallback, ListenerKey, Wish};
 
 /// Model, policy, schedule and compile under one roof.
@@ -90,6 +95,8 @@ pub struct Engine {
     deadlines: Deadlines,
     cuts: Vec<Cut>,
     changes: Changes,
+    /// What was said by hand.
+    overrides: Overrides,
     /// Where clients of Services connect to, where that changed; `None`: nobody wants to know.
     directory: Option<Directory>,
 }
@@ -103,6 +110,8 @@ pub struct Outcome {
     pub changes: compile::Changes,
     /// The Services looked at.
     pub services: Vec<ServiceKey>,
+    /// What was said by hand, taken back or has ended, in words; safe to print.
+    pub overridden: Vec<String>,
     /// Problems not reported before.
     pub problems: Vec<Problem>,
     /// The families that the changes concern, whether the data plane differs or not.
@@ -121,6 +130,7 @@ macro_rules! context {
             scheduler: $engine.scheduler,
             warming: None,
             assessment: None,
+            overrides: &[],
         }
     };
 }
@@ -195,6 +205,7 @@ impl Engine {
             deadlines: Deadlines::default(),
             cuts: Vec::new(),
             changes: Changes::default(),
+            overrides: Overrides::default(),
             directory: None,
         }
     }
@@ -392,6 +403,7 @@ impl Engine {
             outcome.services.push(key);
         }
         outcome.changes.append(self.compiler.take_changes());
+        outcome.overridden.append(&mut self.overrides.take_notes());
         outcome.services.sort();
         outcome.services.dedup();
     }
@@ -407,13 +419,18 @@ impl Engine {
         };
         self.health_changed |= before != health;
         let progress = self.warmth.update(key, service, slices.clone(), self.now);
-        let assessment = service.map(|service| policy::Assessment::new(service, slices.clone()));
-        let context = Context { warming: Some(&progress.warming), assessment: assessment.as_ref(), ..context!(self) };
+        self.overrides.expire(key, self.now);
+        let to_cut = self.overrides.take_cuts(key);
+        let overrides = self.overrides.of(key);
+        let assessment = service.map(|service| policy::Assessment::new(service, slices.clone(), overrides));
+        let context =
+            Context { warming: Some(&progress.warming), assessment: assessment.as_ref(), overrides, ..context!(self) };
         let mut resolved = service.map(|service| policy::resolve(service, slices.clone(), context)).unwrap_or_default();
         let tuning = service.map(|service| policy::tuning_problems(service, slices.clone(), &resolved, context));
         let due = self.drains.update(key, service, slices.clone(), &resolved, self.now);
         let ranges = self.flows.node_port_ranges();
-        let cuts = due.cuts.into_iter().map(|mut cut| {
+        let by_hand = overrides::cuts(&to_cut, slices.clone(), &resolved);
+        let cuts = due.cuts.into_iter().chain(by_hand).map(|mut cut| {
             let protocol = cut.protocol;
             cut.destinations.retain(|to| {
                 let holder = self.claims.holder(&claim_on(*to, protocol));
@@ -422,7 +439,7 @@ impl Engine {
             Cut { node_port_ranges: ranges.clone(), ..cut }
         });
         self.cuts.extend(cuts.filter(|cut| !cut.destinations.is_empty()));
-        self.deadlines.set(key, [progress.next, due.next].into_iter().flatten().min());
+        self.deadlines.set(key, [progress.next, due.next, self.overrides.next(key)].into_iter().flatten().min());
         let lacking = NoLocalEndpoints::of(&resolved);
         let before = match lacking == NoLocalEndpoints::default() {
             true => self.lacking.remove(key),

@@ -26,6 +26,7 @@
 
 mod api;
 pub mod desk;
+pub mod kept;
 pub mod events;
 pub mod health;
 mod http;
@@ -165,7 +166,8 @@ pub fn start(settings: Settings, clients: Option<Clients>) -> Result<(Observer, 
         version: settings.surface.version.clone(),
         families: settings.families,
     };
-    let api = settings.desk.map(|desk| Api::new(desk, about));
+    let keep = settings.status_socket.as_deref().map(kept::beside);
+    let api = settings.desk.map(|desk| Api::new(desk, about, keep));
     let timeline = Timeline::default();
     let page = settings.page.then(|| {
         let census = settings.connections.as_ref().map(ConnectionSeries::census);

@@ -19,6 +19,7 @@
 
 mod assess;
 mod claims;
+mod overrides;
 mod path;
 mod proportion;
 mod remarks;
@@ -35,6 +36,7 @@ use std::net::{IpAddr, SocketAddr};
 
 pub use assess::Assessment;
 pub use claims::Claims;
+pub use overrides::{Override, Subject};
 pub use path::{Path, Reason};
 pub use remarks::tuning_problems;
 pub use roster::{Exchange, PortExchange, Roster, SliceChange};
@@ -168,6 +170,8 @@ pub struct Context<'a> {
     pub warming: Option<&'a Warming>,
     /// What this Service's annotations say about its endpoints; `None`: to be found out.
     pub assessment: Option<&'a Assessment<'a>>,
+    /// What was said by hand about this Service's endpoints, and is in force.
+    pub overrides: &'a [Override],
 }
 
 // === impl Frontend ===
@@ -272,7 +276,7 @@ pub fn resolve<'a>(
     context: Context<'_>,
 ) -> Vec<ResolvedPort> {
     let mut resolved = Vec::new();
-    let own = context.assessment.is_none().then(|| Assessment::new(service, slices.clone()));
+    let own = context.assessment.is_none().then(|| Assessment::new(service, slices.clone(), context.overrides));
     let Some(assessment) = context.assessment.or(own.as_ref()) else { return resolved };
     for family in Family::ALL.into_iter().filter(|family| service.serves(*family)) {
         let source_ranges = source_ranges(service, family, context);
@@ -322,7 +326,7 @@ fn resolve_port<'a>(
     let leads_to = |verdict: Verdict| {
         (internally && internal == verdict) || (externally && (outside == verdict || inside == verdict))
     };
-    let scheduler = weigh::scheduler(service, context.scheduler, assessment.is_weighted());
+    let scheduler = weigh::scheduler(service, context.scheduler, assessment.asks_for_weights());
     let weigh = |endpoints: Vec<SocketAddr>| -> Vec<Candidate> {
         if !assessment.is_weighted() {
             return endpoints.into_iter().map(Candidate::equal).collect();

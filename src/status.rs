@@ -14,9 +14,10 @@
 //! | [`VirtualList`] of [`VirtualView`] | `/v1/list`: every frontend with its endpoints, as `ipvsadm -ln` has them |
 //! | [`ConnectionList`] | `/v1/connections`: live connections by frontend and endpoint |
 //! | [`Explanation`](explain::Explanation) | `/v1/explain?target=&from=&protocol=&verify=`: what becomes of a connection |
+//! | [`OverrideList`] of [`OverrideView`] | `/v1/overrides`: what was said by hand; POST and DELETE say more and take back |
 //! | [`HealthView`] | `/v1/health` |
 //!
-//! Where things are: `service` one Service from all sides; `listing` the short form for lists; `search` who is looked for; `traffic` connections by endpoint; [`explain`] one decision,
+//! Where things are: `service` one Service from all sides; `listing` the short form for lists; `search` who is looked for; `traffic` connections by endpoint; `overrides` what was said by hand; [`explain`] one decision,
 //! step by step;
 //! `health` the daemon itself. No I/O: who asks and who answers is in [`crate::observe`].
 //!
@@ -26,12 +27,14 @@
 pub mod explain;
 mod health;
 mod listing;
+mod overrides;
 mod search;
 mod service;
 mod traffic;
 
 pub use health::{FamilyHealth, HealthView, LastError, LastSync};
 pub use listing::{DestinationView, VirtualList, VirtualView, list};
+pub use overrides::{ByHandView, LONGEST, Lift, OverrideList, OverrideView, USUAL, lasting, order_of, override_on, overrides};
 pub use search::{Only, Page, Search, SearchError};
 pub use service::{
     CarrierView, EndpointView, FrontendView, MembershipView, PathView, PortView, ProblemView, SchedulerView,

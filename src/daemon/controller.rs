@@ -17,7 +17,7 @@ use crate::engine::{Engine, Outcome};
 use crate::kernel::conntrack::{CensusTaker, Cleaner, Pass};
 use crate::kernel::{Applied, DataPlane, Found, KernelError, PART, SHARE};
 use crate::model::{AddressRange, Families, Family, Problem, plain};
-use crate::observe::desk::{Asked, Glance, KernelSide, Questions};
+use crate::observe::desk::{Asked, Glance, KernelSide, Question, Questions};
 use crate::observe::metrics::{self, SyncKind};
 use crate::observe::timeline::{Entry, Occasion};
 use crate::observe::{self, HealthPort, HealthPorts, Observer, Pending};
@@ -267,12 +267,17 @@ impl Controller {
                 Some(at) => tokio::time::timeout_at(at.into(), wait).await.ok().flatten(),
                 None => wait.await,
             };
-            if asked.is_some() {
-                self.answer(asked.take());
-                // Questions may come all the time, and must not keep what is due from being done.
-                if wake.is_none_or(|at| at > Instant::now()) {
-                    continue;
+            match asked.take() {
+                Some(Asked::Question(question)) => {
+                    self.answer(Some(question));
+                    // Questions may come all the time, and must not keep what is due from being done.
+                    if wake.is_none_or(|at| at > Instant::now()) {
+                        continue;
+                    }
                 }
+                // What it changed is due now.
+                Some(Asked::Order(order)) => drop(self.questions.carry_out(order, &mut self.engine)),
+                None => {}
             }
             if let Some(at) = disturbed.take().and_then(|disturbance| self.guard.take(disturbance)) {
                 self.trust = Trust::Unknown { retry_at: at, pause: FIRST_PAUSE };
@@ -319,11 +324,11 @@ impl Controller {
     }
 
     /// Answers those who want to know something, for some milliseconds at most.
-    fn answer(&mut self, asked: Option<Asked>) {
+    fn answer(&mut self, question: Option<Question>) {
         self.kernel.loaded = self.loading_since.is_none();
         self.kernel.trusted = matches!(self.trust, Trust::Known);
         self.kernel.elements = self.plane.elements();
-        self.questions.answer(asked, Glance { engine: &self.engine, kernel: &self.kernel });
+        self.questions.answer(question, Glance { engine: &self.engine, kernel: &self.kernel });
     }
 
     /// When something is due though nothing changes.
@@ -412,6 +417,7 @@ impl Controller {
         }
         let outcome = self.engine.compile_timed(now);
         self.tell(&outcome.problems);
+        self.tell_overridden(&outcome, now, Applied::default());
         self.cleaner.announce(self.engine.take_flow_changes());
         match self.plane.apply(&outcome.delta) {
             Ok(_) => {
@@ -452,6 +458,7 @@ impl Controller {
             Trust::Known if stale => (SyncKind::Full, self.plane.replace(&self.engine.everything())),
             Trust::Known if outcome.delta.is_empty() => {
                 self.clean();
+                self.tell_overridden(&outcome, begin, Applied::default());
                 self.synced(SyncKind::Partial, begin, true);
                 return Ok(false);
             }
@@ -489,7 +496,9 @@ impl Controller {
                 Ok(applied.transactions > 0)
             }
             Err(error) => {
-                let what = vec![plain(&error.to_string()).into_owned()];
+                self.say_overridden(&outcome);
+                let mut what = vec![plain(&error.to_string()).into_owned()];
+                what.extend(outcome.overridden.iter().cloned());
                 self.note(Occasion::Refused, &outcome, what, Applied::default(), begin, changes);
                 self.refused(error).map(|()| false)
             }
@@ -507,6 +516,7 @@ impl Controller {
             self.cleaner.announce(self.engine.take_flow_changes());
             applied.followed_by(self.plane.apply(&part.delta)?);
             outcome.services.extend(part.services);
+            outcome.overridden.extend(part.overridden);
             outcome.changes.append(part.changes);
         }
         Ok(applied)
@@ -655,7 +665,9 @@ impl Controller {
             (SyncKind::Full, None) => Occasion::Repair,
             (SyncKind::Partial, None) => Occasion::Change,
         };
-        let what: Vec<_> = outcome.changes.ports.iter().map(ToString::to_string).collect();
+        self.say_overridden(outcome);
+        let ports = outcome.changes.ports.iter().map(ToString::to_string);
+        let what: Vec<_> = outcome.overridden.iter().cloned().chain(ports).collect();
         let services = some(outcome.services.iter().map(ToString::to_string), ", ", outcome.services.len());
         let said = some(what.iter().cloned(), "; ", what.len() + outcome.changes.more);
         info!(
@@ -670,6 +682,26 @@ impl Controller {
             "programmed"
         );
         self.note(occasion, outcome, what, applied, begin, changes);
+    }
+
+    /// What was said by hand, taken back or has ended: a log line each, and how many endpoints that leaves.
+    fn say_overridden(&self, outcome: &Outcome) {
+        if outcome.overridden.is_empty() {
+            return;
+        }
+        for line in &outcome.overridden {
+            info!("{line}");
+        }
+        let (drained, weighted): (Vec<_>, Vec<_>) = self.engine.overrides().partition(|(_, one)| one.is_drain());
+        metrics::overrides(drained.len(), weighted.len());
+    }
+
+    /// The same where the kernel need not be told, with an entry in the timeline.
+    fn tell_overridden(&self, outcome: &Outcome, begin: Instant, applied: Applied) {
+        self.say_overridden(outcome);
+        if !outcome.overridden.is_empty() {
+            self.note(Occasion::Change, outcome, outcome.overridden.clone(), applied, begin, 0);
+        }
     }
 
     fn note(

@@ -171,7 +171,8 @@ fn is_behind((name, protocol, endpoint): &Identity, port: &Port) -> bool {
     *port.0 == **name && port.1 == *protocol && port.2 == Family::of(endpoint.ip())
 }
 
-fn destinations(port: &ResolvedPort) -> Vec<Destination> {
+/// Where connections to a Service port come from.
+pub(super) fn destinations(port: &ResolvedPort) -> Vec<Destination> {
     let addresses = port.frontends.iter().map(|(frontend, _)| SocketAddr::new(frontend.address, frontend.port));
     let node_port = port.node_port.map(|node_port| Destination::NodePort(port.family, node_port.port));
     addresses.map(Destination::Address).chain(node_port).collect()

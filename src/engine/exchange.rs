@@ -40,12 +40,13 @@ impl Engine {
         let endpoints = || slices.clone().map(|slice| slice.endpoints.len()).sum::<usize>();
         let service = self.store.service(key).filter(|_| slices_changed && endpoints() >= self.roster_from);
         let roster = service.filter(|_| self.routes.listeners(key).next().is_none()).and_then(|service| {
-            let assessment = Assessment::new(service, slices.clone());
+            let overrides = self.overrides.of(key);
+            let assessment = Assessment::new(service, slices.clone(), overrides);
             Roster::of(
                 service,
                 slices.clone(),
                 resolved,
-                Context { assessment: Some(&assessment), ..super::context!(self) },
+                Context { assessment: Some(&assessment), overrides, ..super::context!(self) },
             )
         });
         match roster {

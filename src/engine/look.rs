@@ -11,7 +11,7 @@ use super::{Engine, Leaving};
 use crate::compile::TableImage;
 use crate::forward::RouteId;
 use crate::model::{Family, PortKey, Problem, Service, ServiceKey};
-use crate::policy::{self, Assessment, Claim, Context, Surveyed, Warming};
+use crate::policy::{self, Assessment, Claim, Context, Override, Surveyed, Warming};
 use crate::schedule::Scheduler;
 use crate::source::{Kind, ObjectKey};
 
@@ -28,6 +28,8 @@ pub struct Seen<'a> {
     pub leaving: Vec<Leaving>,
     /// Who serves Services that choose nobody.
     pub default_scheduler: Scheduler,
+    /// What was said by hand.
+    pub overrides: &'a [Override],
     /// When its data plane last changed; `None` before everything was compiled once.
     pub changed: Option<Instant>,
 }
@@ -69,7 +71,8 @@ impl Engine {
         let service = self.store.service(key)?;
         let slices = self.store.slices(key);
         let warming = self.warmth.warming(key, service, self.now);
-        let assessment = Assessment::new(service, slices.clone());
+        let overrides = self.overrides.of(key);
+        let assessment = Assessment::new(service, slices.clone(), overrides);
         let context = Context {
             settings: &self.settings,
             node: self.store.node(),
@@ -77,6 +80,7 @@ impl Engine {
             scheduler: self.scheduler,
             warming: Some(&warming),
             assessment: Some(&assessment),
+            overrides,
         };
         let ports = policy::survey(service, slices, context);
         Some(Seen {
@@ -86,6 +90,7 @@ impl Engine {
             default_scheduler: self.scheduler,
             changed: self.changes.of(key),
             warming,
+            overrides,
         })
     }
 

@@ -66,6 +66,7 @@ impl Watch {
             scheduler: self.engine.scheduler,
             warming: Some(&progress.warming),
             assessment: None,
+            overrides: self.engine.overrides.of(&key),
         };
         let resolved = policy::resolve(&service, slices.iter(), context);
         let last = |address: std::net::IpAddr| address.to_string().rsplit('.').next().unwrap_or_default().to_owned();

@@ -4,7 +4,8 @@
 //! the names that are asked for, has the controller look at some of them at a time, and does the rest (sorting, JSON) where nobody waits
 //! for it. Connections are counted on a thread of their own, by one walk at a time; who asks meanwhile, and shortly after, shares what it found.
 //!
-//! Every answer is JSON; of a mistake, `{"error": "..."}`. Only GET and HEAD are answered.
+//! Every answer is JSON; of a mistake, `{"error": "..."}`. Only GET and HEAD are answered, but at `/v1/overrides` on the socket, where endpoints are drained and
+//! weighted by hand.
 //!
 //! | path | answer | refused with |
 //! |---|---|---|
@@ -14,11 +15,15 @@
 //! | `/v1/list?namespace=&search=&only=` | [`VirtualList`] | 400 |
 //! | `/v1/explain?target=&from=&protocol=&verify=` | [`Explanation`] | 400 |
 //! | `/v1/connections` | [`ConnectionList`] | |
+//! | `/v1/overrides` | [`OverrideList`] | |
+//! | POST `/v1/overrides?endpoint=&service=&weight=&for=&cut=` | [`OverrideList`]: what was said | 400, 404, 409 |
+//! | DELETE `/v1/overrides?endpoint=&service=` (or `all=true`) | [`OverrideList`]: what still stands | 400, 404 |
 //!
 //! `connections=true` adds the live connections of each endpoint. 503 is said when the controller, or the kernel, does not answer.
 //!
 //! Proven by `tests/e2e/status.rs`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,10 +34,13 @@ use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
+use tracing::warn;
 
 use super::desk::{Busy, Desk, Glance};
 use super::http::{Answer, Handler, answer};
+use super::kept;
 use crate::conntrack::Destination;
+use crate::engine::{Engine, Order, OrderError};
 use crate::kernel::KernelError;
 use crate::kernel::addresses::interface_addresses;
 use crate::kernel::conntrack::{ConntrackError, accounting, list_flows, take_census};
@@ -40,8 +48,8 @@ use crate::kernel::glance::{self, Comparison};
 use crate::model::{Families, Family, Protocol, ServiceKey};
 use crate::status::explain::{DifferenceView, Explanation, Question, VerificationView, explain};
 use crate::status::{
-    self, CHUNK, Census, ConnectionList, FamilyHealth, HealthView, Page, Search, SearchError, ServicePage, ServiceView,
-    VERSION, VirtualList,
+    self, CHUNK, Census, ConnectionList, FamilyHealth, HealthView, Lift, OverrideList, OverrideView, Page, Search,
+    SearchError, ServicePage, ServiceView, VERSION, VirtualList,
 };
 
 /// How long what a walk through connection tracking found is good enough.
@@ -58,6 +66,8 @@ struct Inner {
     started: (Instant, Timestamp),
     /// What the last walk through all of connection tracking found. Locked while one is under way.
     census: Mutex<Option<(Instant, Arc<Census>)>>,
+    /// Where what was said by hand is kept for a successor. Locked while somebody says something.
+    keep: Mutex<Option<PathBuf>>,
 }
 
 /// What is known without asking.
@@ -80,6 +90,10 @@ enum Refusal {
     NoService(String),
     #[error(transparent)]
     Query(#[from] SearchError),
+    #[error(transparent)]
+    Order(#[from] OrderError),
+    #[error("the daemon has not programmed everything known at its start yet: try again")]
+    Loading,
     #[error("only GET and HEAD are answered here")]
     Method,
     #[error(transparent)]
@@ -101,24 +115,28 @@ type Parameters = Vec<(String, String)>;
 
 impl Api {
     /// An API before a desk.
-    pub(super) fn new(desk: Desk, about: About) -> Self {
+    pub(super) fn new(desk: Desk, about: About, keep: Option<PathBuf>) -> Self {
         let started = (Instant::now(), Timestamp::now());
-        Self(Arc::new(Inner { desk, about, started, census: Mutex::new(None) }))
+        Self(Arc::new(Inner { desk, about, started, census: Mutex::new(None), keep: Mutex::new(keep) }))
     }
 
-    /// As a handler of all that is asked on a server.
+    /// As a handler of all that is asked, and ordered, on a socket for root.
     pub(super) fn handler(&self) -> Handler {
         let api = self.clone();
         Arc::new(move |request| {
             let api = api.clone();
-            Box::pin(async move { api.answer(&request, request.uri().path()).await })
+            Box::pin(async move {
+                match (request.method(), request.uri().path()) {
+                    (&Method::POST | &Method::DELETE, "/v1/overrides") => api.say(&request).await,
+                    (_, path) => api.answer(&request, path).await,
+                }
+            })
         })
     }
 
-    /// Answers a request as if it were for this path, which begins with `/v1/`.
+    /// Answers a request as if it were for this path, which begins with `/v1/`. Nothing is changed by this.
     pub(super) async fn answer(&self, request: &Request<Bytes>, path: &str) -> Answer {
-        let query = request.uri().query().unwrap_or_default();
-        let parameters: Parameters = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+        let parameters = parameters_of(request);
         let answered = match *request.method() {
             Method::GET | Method::HEAD => self.get(path, &parameters).await,
             _ => Err(Refusal::Method),
@@ -133,6 +151,7 @@ impl Api {
             "/v1/list" => Ok(json(&self.list(parameters).await?)),
             "/v1/explain" => Ok(json(&self.explain(parameters).await?)),
             "/v1/connections" => Ok(json(&self.connections().await?)),
+            "/v1/overrides" => Ok(json(&self.overrides().await?)),
             _ => {
                 let name = path.strip_prefix("/v1/services/").and_then(|name| name.split_once('/'));
                 let (namespace, name) = name.ok_or(Refusal::NoPath)?;
@@ -227,6 +246,60 @@ impl Api {
             partial: census.partial,
             connections: census.rows(),
         })
+    }
+
+    /// What was said by hand.
+    async fn overrides(&self) -> Result<OverrideList, Refusal> {
+        let standing = |glance: Glance<'_>| status::overrides(glance.engine, Instant::now(), Timestamp::now());
+        let overrides = self.0.desk.ask(standing).await?;
+        Ok(OverrideList { version: VERSION.to_owned(), overrides, warnings: Vec::new() })
+    }
+
+    /// Carries out what somebody says by hand, and keeps it for a successor.
+    async fn say(&self, request: &Request<Bytes>) -> Answer {
+        let parameters = parameters_of(request);
+        let said = async {
+            let keep = self.0.keep.lock().await;
+            if !self.0.desk.ask(|glance| glance.kernel.loaded).await? {
+                return Err(Refusal::Loading);
+            }
+            let (answer, all) = match *request.method() {
+                Method::DELETE => self.lift(Lift::of(&parameters)?).await?,
+                _ => self.place(status::order_of(&parameters)?).await?,
+            };
+            let mut answer = answer;
+            if let Some(path) = keep.clone() {
+                let name = path.display().to_string();
+                let written = spawn_blocking(move || kept::write(&path, all)).await.map_err(|_| Busy)?;
+                if let Err(error) = written {
+                    warn!(path = name, %error, "what was said by hand cannot be kept: it ends with this process");
+                    answer.warnings.push(format!("it ends with this process, because {name} cannot be written: {error}"));
+                }
+            }
+            Ok(json(&answer))
+        };
+        said.await.unwrap_or_else(Refusal::into_answer)
+    }
+
+    async fn place(&self, order: Order) -> Result<(OverrideList, Vec<OverrideView>), Refusal> {
+        let act = move |engine: &mut Engine| engine.place_override(&order, Instant::now());
+        let tell = |placed: Result<Vec<_>, OrderError>, glance: Glance<'_>| {
+            let (now, wall) = (Instant::now(), Timestamp::now());
+            let placed = placed?;
+            let said = placed.iter().filter_map(|one| status::override_on(glance.engine, one, now, wall)).collect();
+            Ok((list_of(said, &glance), status::overrides(glance.engine, now, wall)))
+        };
+        self.0.desk.order(act, tell).await?.map_err(Refusal::Order)
+    }
+
+    async fn lift(&self, Lift { who, service }: Lift) -> Result<(OverrideList, Vec<OverrideView>), Refusal> {
+        let act = move |engine: &mut Engine| engine.lift_overrides(who.as_ref(), service.as_ref(), Instant::now());
+        let tell = |lifted: Result<Vec<_>, OrderError>, glance: Glance<'_>| {
+            lifted?;
+            let left = status::overrides(glance.engine, Instant::now(), Timestamp::now());
+            Ok((list_of(left.clone(), &glance), left))
+        };
+        self.0.desk.order(act, tell).await?.map_err(Refusal::Order)
     }
 
     /// The Services that are wanted, sorted.
@@ -329,6 +402,19 @@ fn health(glance: Glance<'_>, about: &About, (started, wall): (Instant, Timestam
     }
 }
 
+fn parameters_of(request: &Request<Bytes>) -> Parameters {
+    let query = request.uri().query().unwrap_or_default();
+    form_urlencoded::parse(query.as_bytes()).into_owned().collect()
+}
+
+fn list_of(overrides: Vec<OverrideView>, glance: &Glance<'_>) -> OverrideList {
+    let mut warnings = Vec::new();
+    if !glance.kernel.trusted {
+        warnings.push("the kernel does not know yet: it refused, and will be asked again (see its last error in /v1/health)".to_owned());
+    }
+    OverrideList { version: VERSION.to_owned(), overrides, warnings }
+}
+
 fn wants_connections(parameters: &Parameters) -> bool {
     is_set(parameters, "connections")
 }
@@ -373,9 +459,11 @@ impl Refusal {
     fn into_answer(self) -> Answer {
         let status = match self {
             Refusal::NoPath | Refusal::NoService(_) => StatusCode::NOT_FOUND,
+            Refusal::Order(OrderError::Ambiguous { .. } | OrderError::TooMany) => StatusCode::CONFLICT,
+            Refusal::Order(_) => StatusCode::NOT_FOUND,
             Refusal::Query(_) => StatusCode::BAD_REQUEST,
             Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Refusal::Busy(_) | Refusal::Conntrack(_) | Refusal::Kernel(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Loading | Refusal::Busy(_) | Refusal::Conntrack(_) | Refusal::Kernel(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         refused(status, self.to_string())
     }

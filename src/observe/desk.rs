@@ -4,11 +4,15 @@
 //! what it returned. The controller answers between two batches, some at a time, so a question costs nothing while nobody asks, and
 //! whoever asks much asks in pieces ([`crate::status::CHUNK`]).
 //!
+//! Whoever wants something done (an endpoint drained by hand) sends an *order*: a closure that may change the engine, and another that tells, of a
+//! glance taken after the kernel has been told, what came of it. Orders have a queue of their own; one whose sender has given up is not carried out.
+//!
 //! Invariants: a closure makes plain data and does no I/O; the controller never waits for who asks. Who asks does not wait for ever:
 //! a commit may take its time, and then [`Busy`] says so.
 //!
 //! Proven by `tests/e2e/status.rs`.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -58,20 +62,44 @@ pub struct KernelSide {
 pub struct Busy;
 
 /// A question.
-type Question = Box<dyn FnOnce(Glance<'_>) + Send>;
+pub struct Question(Box<dyn FnOnce(Glance<'_>) + Send>);
+
+/// An order; `None` if nobody waits for it any more, and then it did nothing.
+pub struct Order(Box<dyn FnOnce(&mut Engine) -> Option<Question> + Send>);
 
 /// Where questions are handed in. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Desk(mpsc::Sender<Question>);
+pub struct Desk {
+    questions: mpsc::Sender<Question>,
+    orders: mpsc::Sender<Order>,
+}
 
 /// The other side: what has been asked.
 #[derive(Debug)]
-pub struct Questions(mpsc::Receiver<Question>);
+pub struct Questions {
+    questions: mpsc::Receiver<Question>,
+    orders: mpsc::Receiver<Order>,
+    /// What is to be told of orders that were carried out.
+    told: Vec<Question>,
+}
 
 /// The two sides of a desk.
 pub fn desk() -> (Desk, Questions) {
-    let (sender, receiver) = mpsc::channel(QUEUE);
-    (Desk(sender), Questions(receiver))
+    let (questions, asked) = mpsc::channel(QUEUE);
+    let (orders, ordered) = mpsc::channel(QUEUE);
+    (Desk { questions, orders }, Questions { questions: asked, orders: ordered, told: Vec::new() })
+}
+
+impl fmt::Debug for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Question")
+    }
+}
+
+impl fmt::Debug for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Order")
+    }
 }
 
 // === impl Desk ===
@@ -83,36 +111,73 @@ impl Desk {
     /// There is none within the time that a question waits.
     pub async fn ask<T: Send + 'static>(&self, look: impl FnOnce(Glance<'_>) -> T + Send + 'static) -> Result<T, Busy> {
         let (answer, answered) = oneshot::channel();
-        let question: Question = Box::new(move |glance| {
+        let question = Question(Box::new(move |glance| {
             // Who does not wait any more need not be answered.
             if !answer.is_closed() {
                 drop(answer.send(look(glance)));
             }
-        });
+        }));
         let asked = async {
-            self.0.send(question).await.map_err(|_| Busy)?;
+            self.questions.send(question).await.map_err(|_| Busy)?;
             answered.await.map_err(|_| Busy)
         };
         timeout(PATIENCE, asked).await.unwrap_or(Err(Busy))
+    }
+
+    /// Has something done, and waits until the kernel has been told; `tell` sees what `act` returned and how things are then.
+    ///
+    /// # Errors
+    /// There is no answer within the time that a question waits. An order that was not begun by then never is.
+    pub async fn order<D: Send + 'static, T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut Engine) -> D + Send + 'static,
+        tell: impl FnOnce(D, Glance<'_>) -> T + Send + 'static,
+    ) -> Result<T, Busy> {
+        let (answer, answered) = oneshot::channel();
+        let order = Order(Box::new(move |engine| {
+            if answer.is_closed() {
+                return None;
+            }
+            let done = act(engine);
+            Some(Question(Box::new(move |glance| drop(answer.send(tell(done, glance))))))
+        }));
+        let ordered = async {
+            self.orders.send(order).await.map_err(|_| Busy)?;
+            answered.await.map_err(|_| Busy)
+        };
+        timeout(PATIENCE, ordered).await.unwrap_or(Err(Busy))
     }
 }
 
 // === impl Questions ===
 
 impl Questions {
-    /// Waits for a question; for ever, if nobody can ask any more.
+    /// Waits for a question or an order; for ever, if nobody can ask any more.
     pub async fn wait(&mut self) -> Asked {
-        match self.0.recv().await {
-            Some(question) => Asked(question),
+        let asked = tokio::select! {
+            Some(question) = self.questions.recv() => Some(Asked::Question(question)),
+            Some(order) = self.orders.recv() => Some(Asked::Order(order)),
+            else => None,
+        };
+        match asked {
+            Some(asked) => asked,
             None => std::future::pending().await,
         }
     }
 
-    /// Answers what waits, first `asked`, for some milliseconds at most.
-    pub fn answer(&mut self, asked: Option<Asked>, glance: Glance<'_>) {
+    /// Carries an order out; its sender is told with the next answers, when the kernel knows. Whether anything was done.
+    pub fn carry_out(&mut self, Order(order): Order, engine: &mut Engine) -> bool {
+        let before = self.told.len();
+        self.told.extend(order(engine));
+        self.told.len() > before
+    }
+
+    /// Tells whose orders were carried out, then answers what waits, first `question`, for some milliseconds at most.
+    pub fn answer(&mut self, question: Option<Question>, glance: Glance<'_>) {
         let begin = Instant::now();
-        let mut next = asked.map(|asked| asked.0);
-        while let Some(question) = next.take().or_else(|| self.0.try_recv().ok()) {
+        self.told.drain(..).for_each(|told| told.0(glance));
+        let mut next = question;
+        while let Some(Question(question)) = next.take().or_else(|| self.questions.try_recv().ok()) {
             question(glance);
             if begin.elapsed() > TURN {
                 break;
@@ -120,14 +185,20 @@ impl Questions {
         }
     }
 
-    /// Whether anybody waits.
+    /// Whether anybody waits for an answer.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.questions.is_empty() && self.told.is_empty()
     }
 }
 
-/// A question that was taken.
-pub struct Asked(Question);
+/// What was taken from the desk.
+#[derive(Debug)]
+pub enum Asked {
+    /// To be answered.
+    Question(Question),
+    /// To be carried out.
+    Order(Order),
+}
 
 // === impl KernelSide ===
 

@@ -275,6 +275,12 @@ pub fn live(now: &Live) {
     metrics::counter!(names::CONNTRACK_EVENTS_LOST).increment(now.losses);
 }
 
+/// So many endpoints of Services are drained, or have another weight, by hand.
+pub fn overrides(drained: usize, weighted: usize) {
+    metrics::gauge!(names::OVERRIDES, "kind" => "drain").set(drained as f64);
+    metrics::gauge!(names::OVERRIDES, "kind" => "weight").set(weighted as f64);
+}
+
 /// Rings were dealt again by counts, so many of their slots to somebody else, in so long.
 pub fn redealt(duration: Duration, slots: u64) {
     metrics::histogram!(names::REDEAL_DURATION).record(duration.as_secs_f64());

@@ -8,6 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::table::STATUS_SOCKET;
 use crate::demo;
 
+use super::orders::{DrainOptions, UndrainOptions, WeightOptions};
+
 /// Shows what Pointsman does, on this machine
 ///
 /// Pointsman is a drop-in replacement for Kubernetes' kube-proxy that compiles Services into nftables maps. The daemon is the
@@ -46,6 +48,28 @@ pub enum Command {
     /// Exits with 0 if a new connection would reach an endpoint, with 2 if it would not, and with 3 if --verify found a difference.
     #[command(after_help = EXPLAIN_EXAMPLES)]
     Explain(ExplainOptions),
+    /// Give an endpoint no new connections, on this node and for a while
+    ///
+    /// It keeps the connections that it has, unless --cut ends them (TCP clients then see a reset). A pod is meant in both families; an address is meant
+    /// as long as the same pod is behind it. It ends after --for (an hour; a day at most), with `undrain`, or when the node is started anew; not when
+    /// the daemon is. `get overrides` shows what stands.
+    ///
+    /// If all endpoints of a Service that qualify weigh 0, all of them are used alike: a drain never leaves a Service without anybody.
+    ///
+    /// Exits with 0 if it is done, with 1 if it cannot be, and with 2 if it is said and has no effect for now, as for a Service's last endpoint.
+    #[command(after_help = DRAIN_EXAMPLES)]
+    Drain(DrainOptions),
+    /// Give an endpoint another weight, on this node and for a while
+    ///
+    /// It counts instead of what annotations say, and goes as a drain does. A Service that chose no scheduler of its own gets wrr where the default
+    /// is rr, and wlc where it is lc, as with weights by annotation.
+    ///
+    /// Exits with 0 if it is done, with 1 if it cannot be, and with 2 if it is said and has no effect for now, as with a scheduler that ignores weights.
+    #[command(after_help = DRAIN_EXAMPLES)]
+    Weight(WeightOptions),
+    /// Take back what `drain` or `weight` said
+    #[command(after_help = DRAIN_EXAMPLES)]
+    Undrain(UndrainOptions),
     /// Run a small shop on this machine and connect to it: a node, a client and pods as network namespaces
     ///
     /// Starts the real daemon on the example shop's manifests, connects through the ClusterIPs all the while, scales a Service up and
@@ -163,6 +187,9 @@ pub enum What {
     /// One row per endpoint of each Service port
     #[value(alias = "endpoint", alias = "ep")]
     Endpoints,
+    /// What was said by hand: drains and weights
+    #[value(alias = "override")]
+    Overrides,
 }
 
 /// A state to look for.
@@ -198,6 +225,7 @@ const EXAMPLES: &str = "Examples:
   sudo pointsman list                        as ipvsadm -ln
   sudo pointsman get endpoints shop/web      who gets connections, and why the others do not
   sudo pointsman explain 10.96.0.50:80       what becomes of a connection
+  sudo pointsman drain web-1 --for 10m       no new connections for a pod, on this node
   sudo pointsman demo                        a quarter of a minute of real traffic";
 
 const LIST_EXAMPLES: &str = "Examples:
@@ -209,13 +237,22 @@ const LIST_EXAMPLES: &str = "Examples:
 const GET_EXAMPLES: &str = "Examples:
   sudo pointsman get services                   one row per Service port
   sudo pointsman get services --only problems   those with something wrong
-  sudo pointsman get endpoints shop/web -w      one Service's endpoints, again and again";
+  sudo pointsman get endpoints shop/web -w      one Service's endpoints, again and again
+  sudo pointsman get overrides                  who is drained or weighted by hand, and for how long";
 
 const EXPLAIN_EXAMPLES: &str = "Examples:
   sudo pointsman explain 10.96.0.50:80                    a ClusterIP
   sudo pointsman explain 30080 --from 192.0.2.7           a node port, for one client
   sudo pointsman explain shop/web:http --verify           every frontend, compared with the kernel
   sudo pointsman explain 10.96.0.10:53 --proto udp -o json";
+
+const DRAIN_EXAMPLES: &str = "Examples:
+  sudo pointsman drain shop/web-1                       a pod, behind all of its Services, for an hour
+  sudo pointsman drain 10.244.0.11:8080 web --for 10m   one port of an address, behind one Service
+  sudo pointsman drain web-1 --cut                      and its connections end
+  sudo pointsman weight web-1 1 --for 30m               a tenth of what the others get, if they weigh 10
+  sudo pointsman undrain web-1
+  sudo pointsman undrain --all";
 
 const DEMO_EXAMPLES: &str = "Examples:
   sudo pointsman demo                           as it comes

@@ -9,6 +9,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+pub(super) use hyper::Method;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime;
@@ -50,11 +51,16 @@ struct ErrorBody {
 /// # Errors
 /// Nobody listens, we may not ask, or the answer is not one.
 pub fn ask<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ClientError> {
+    send(socket, Method::GET, path)
+}
+
+/// The answer to a question, or to an order.
+pub(super) fn send<T: DeserializeOwned>(socket: &Path, method: Method, path: &str) -> Result<T, ClientError> {
     let failed = |error: String| ClientError::Failed { socket: socket.to_owned(), path: path.to_owned(), error };
     let runtime =
         runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(error.to_string()))?;
-    let talk = async { tokio::time::timeout(PATIENCE, get(socket, path)).await };
-    let answer = runtime.block_on(talk);
+    let talking = async { tokio::time::timeout(PATIENCE, talk(socket, method, path)).await };
+    let answer = runtime.block_on(talking);
     let (status, body) = match answer {
         Err(_) => return Err(failed(format!("no answer within {} s", PATIENCE.as_secs()))),
         Ok(Err(Talk::Connect(error))) => {
@@ -82,11 +88,12 @@ enum Talk {
     Http(hyper::Error),
 }
 
-async fn get(socket: &Path, path: &str) -> Result<(u16, Bytes), Talk> {
+async fn talk(socket: &Path, method: Method, path: &str) -> Result<(u16, Bytes), Talk> {
     let stream = UnixStream::connect(socket).await.map_err(Talk::Connect)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Talk::Http)?;
     let driver = tokio::spawn(connection);
-    let request = hyper::Request::get(path).header("host", "pointsman").body(Empty::<Bytes>::new());
+    let request = hyper::Request::builder().method(method).uri(path).header("host", "pointsman");
+    let request = request.body(Empty::<Bytes>::new());
     let request = request.map_err(|error| Talk::Connect(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
     let answer = sender.send_request(request).await.map_err(Talk::Http)?;
     let status = answer.status().as_u16();

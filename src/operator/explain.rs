@@ -4,6 +4,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use jiff::Timestamp;
+
 use super::cli::ExplainOptions;
 use super::client::query;
 use super::text::{Cell, Look, Table, colours, paint, plain, span};
@@ -104,12 +106,14 @@ fn write_answer(out: &mut impl Write, explanation: &Explanation, answer: &Answer
         for one in &answer.endpoints {
             let standing = answer.standing(one);
             let chosen = standing == StandingView::Chosen;
+            let said = one.by_hand.map(|said| get::by_hand(said, Timestamp::now()));
+            let reason = [Some(get::words(standing).to_owned()), said].into_iter().flatten().collect::<Vec<_>>().join(", ");
             table.push([
                 format!("  {}", one.socket()).into(),
                 one.pod.as_deref().unwrap_or_default().into(),
                 one.node.as_deref().unwrap_or_default().into(),
                 if chosen { format!("{:.1}%", answer.share(one) * 100.0) } else { String::new() }.into(),
-                Cell::new(get::words(standing), if chosen { Look::Good } else { Look::Bad }),
+                Cell::new(reason, if chosen { Look::Good } else { Look::Bad }),
             ]);
         }
         table.write(out, colours)?;

@@ -7,12 +7,15 @@ use jiff::Timestamp;
 use super::cli::{GetOptions, What};
 use super::client::query;
 use super::text::{self, Cell, Look, Table, ago, span};
-use super::{Failure, ask, repeat, say};
+use super::{Failure, ask, orders, repeat, say};
 use crate::status::{
-    CarrierView, EndpointView, MembershipView, PortView, ServicePage, ServiceView, StandingView, VERSION, VerdictView,
+    ByHandView, CarrierView, EndpointView, MembershipView, OverrideList, PortView, ServicePage, ServiceView, StandingView, VERSION, VerdictView,
 };
 
 pub(super) fn run(socket: &Path, options: &GetOptions) -> Result<(), Failure> {
+    if options.what == What::Overrides {
+        return overrides(socket, options);
+    }
     repeat(options.watch, |out| {
         let page = fetch(socket, options)?;
         if let Some(format) = options.output {
@@ -20,10 +23,26 @@ pub(super) fn run(socket: &Path, options: &GetOptions) -> Result<(), Failure> {
         }
         let now = Timestamp::now();
         let table = match options.what {
-            What::Services => services(&page.services, now),
             What::Endpoints => endpoints(&page.services, now),
+            What::Services | What::Overrides => services(&page.services, now),
         };
         Ok(table.write(out, text::colours())?)
+    })
+}
+
+/// What was said by hand.
+fn overrides(socket: &Path, options: &GetOptions) -> Result<(), Failure> {
+    repeat(options.watch, |out| {
+        let mut list: OverrideList = ask(socket, "/v1/overrides")?;
+        list.overrides.retain(|one| {
+            let text = format!("{}/{} {}", one.namespace, one.name, one.subject());
+            options.namespace.as_ref().is_none_or(|namespace| *namespace == one.namespace)
+                && options.search.as_ref().is_none_or(|search| text.contains(&**search))
+        });
+        match options.output {
+            Some(format) => say(out, format, &list),
+            None => Ok(orders::table(&list.overrides, Timestamp::now()).write(out, text::colours())?),
+        }
     })
 }
 
@@ -82,6 +101,8 @@ fn services(services: &[ServiceView], now: Timestamp) -> Table {
         for port in &service.ports {
             let (chosen, all) = counts(port);
             let problem = service.problems.last().map(|one| format!("{}: {}", one.field, one.reason));
+            let said = port.endpoints.iter().filter(|one| one.by_hand.is_some()).count();
+            let endpoints = if said > 0 { format!("{chosen}/{all}, {said} by hand") } else { format!("{chosen}/{all}") };
             let serves = [port.internal, port.outside].contains(&Some(VerdictView::Cluster))
                 || [port.internal, port.outside].contains(&Some(VerdictView::Local));
             table.push([
@@ -90,7 +111,7 @@ fn services(services: &[ServiceView], now: Timestamp) -> Table {
                 (&port.protocol).into(),
                 frontends(port).into(),
                 scheduler(service).into(),
-                Cell::new(format!("{chosen}/{all}"), if serves { Look::Good } else { Look::Bad }),
+                Cell::new(endpoints, if serves { Look::Good } else { Look::Bad }),
                 policy(service).into(),
                 path(port).into(),
                 (&port.topology).into(),
@@ -211,8 +232,17 @@ pub(super) fn words(standing: StandingView) -> &'static str {
     }
 }
 
+/// What was said by hand, and for how long it holds.
+pub(super) fn by_hand(said: ByHandView, now: Timestamp) -> String {
+    let what = if said.weight == 0 { "drained".to_owned() } else { format!("weight {}", said.weight) };
+    format!("{what} by hand, {} left", ago(now, said.until))
+}
+
 fn note(one: &EndpointView, now: Timestamp) -> String {
     let mut notes = Vec::new();
+    if let Some(said) = one.by_hand {
+        notes.push(by_hand(said, now));
+    }
     if let Some(percent) = one.slow_start_percent {
         notes.push(format!("slow start {percent}%"));
     }

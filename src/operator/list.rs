@@ -310,7 +310,7 @@ mod tests {
                 verdict: endpoints.is_empty().then(|| "refuse".to_owned()),
                 endpoints: endpoints
                     .iter()
-                    .map(|(a, weight)| DestinationView { address: at(a), weight: *weight })
+                    .map(|(a, weight)| DestinationView { address: at(a), weight: *weight, by_hand: false })
                     .collect(),
             }
         };

@@ -53,7 +53,7 @@ pub(super) fn list(tables: &[(Family, TableImage)]) -> VirtualList {
                 endpoints: endpoints
                     .into_iter()
                     .flatten()
-                    .map(|(address, slots)| DestinationView { address: *address, weight: *slots })
+                    .map(|(address, slots)| DestinationView { address: *address, weight: *slots, by_hand: false })
                     .collect(),
             });
         }

@@ -16,6 +16,9 @@ use crate::source::Kind;
 /// Patterns without anybody that are named; the last of them says how many there are.
 const NAMED: usize = 4;
 
+/// The field of a problem that is not in an object: what was said by hand.
+const BY_HAND: &str = "weight by hand";
+
 /// Shares of groups that are further off than this part of themselves are told about.
 const NOTED: f64 = 0.1;
 
@@ -28,12 +31,15 @@ pub fn tuning_problems<'a>(
 ) -> Vec<Problem> {
     let mut problems = super::path::problems(service, context.settings);
     let tuning = &service.tuning;
-    let own = context.assessment.is_none().then(|| Assessment::new(service, slices.clone()));
+    let own = context.assessment.is_none().then(|| Assessment::new(service, slices.clone(), context.overrides));
     let Some(assessment) = context.assessment.or(own.as_ref()).filter(|one| one.is_weighted()) else {
         return problems;
     };
     let mut say = |annotation: &str, value: String, reason: String| {
-        let field = format!("metadata.annotations[{annotation}]");
+        let field = match annotation {
+            BY_HAND => BY_HAND.to_owned(),
+            annotation => format!("metadata.annotations[{annotation}]"),
+        };
         let problem = Problem { kind: Kind::Service, object: service.key.object(), field, value, reason };
         if !problems.contains(&problem) {
             problems.push(problem);
@@ -50,7 +56,7 @@ pub fn tuning_problems<'a>(
             say(annotation, pattern.to_string(), format!("matches no endpoint of this Service{others}"));
         }
     }
-    let dealer = scheduler(service, context.scheduler, true);
+    let dealer = scheduler(service, context.scheduler, assessment.asks_for_weights());
     if !dealer.heeds_weights() {
         let slices_differ = endpoints().any(|endpoint| !matches!(endpoint.weight, None | Some(0 | 1)));
         for (annotation, given) in [
@@ -58,6 +64,7 @@ pub fn tuning_problems<'a>(
             (WEIGHT_ANNOTATION, slices_differ),
             (SPLIT_ANNOTATION, tuning.split.is_some()),
             (SLOW_START_ANNOTATION, tuning.slow_start.is_some()),
+            (BY_HAND, assessment.asks_for_weights_by_hand()),
         ] {
             if given {
                 let reason = "this scheduler ignores weights, only 0 counts; endpoints are used alike".to_owned();
@@ -75,8 +82,14 @@ pub fn tuning_problems<'a>(
             // Only addresses matter: an endpoint weighs the same on all of its ports.
             let chosen: BTreeSet<_> = candidates.iter().map(|candidate| candidate.endpoint.ip()).collect();
             let chosen = || endpoints().filter(|endpoint| chosen.contains(&endpoint.address));
-            if all_drained(assessment, chosen()) {
-                let annotation = if tuning.weights.is_empty() { WEIGHT_ANNOTATION } else { WEIGHTS_ANNOTATION };
+            let by_address: HashMap<_, _> = chosen().map(|endpoint| (endpoint.address, endpoint)).collect();
+            let known = candidates.iter().filter_map(|one| Some((one.endpoint, *by_address.get(&one.endpoint.ip())?)));
+            if all_drained(assessment, known) {
+                let annotation = match tuning.weights.is_empty() {
+                    _ if assessment.is_overridden() => BY_HAND,
+                    true => WEIGHT_ANNOTATION,
+                    false => WEIGHTS_ANNOTATION,
+                };
                 say(
                     annotation,
                     "0".to_owned(),

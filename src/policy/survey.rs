@@ -38,7 +38,7 @@ pub struct SurveyedEndpoint<'a> {
     pub endpoint: &'a Endpoint,
     /// Whether it is on this node.
     pub here: bool,
-    /// What annotations say that it weighs: 0..65535, 1 if they say nothing.
+    /// What it weighs: 0..65535, what was said by hand or, if that is nothing, by annotations; 1 if nobody says anything.
     pub weight: u16,
     /// In the cluster set.
     pub cluster: Standing,
@@ -77,7 +77,7 @@ pub fn survey<'a>(
     slices: impl Iterator<Item = &'a Slice> + Clone,
     context: Context<'_>,
 ) -> Vec<Surveyed<'a>> {
-    let own = context.assessment.is_none().then(|| Assessment::new(service, slices.clone()));
+    let own = context.assessment.is_none().then(|| Assessment::new(service, slices.clone(), context.overrides));
     let Some(assessment) = context.assessment.or(own.as_ref()) else { return Vec::new() };
     let context = Context { assessment: Some(assessment), ..context };
     let mut resolved = resolve(service, slices.clone(), context);
@@ -95,7 +95,7 @@ pub fn survey<'a>(
                 None => (&[][..], &[][..]),
             };
             let look = |(address, endpoint): (SocketAddr, &'a Endpoint)| {
-                let weight = if assessment.is_weighted() { assessment.said(endpoint).weight } else { 1 };
+                let weight = if assessment.is_weighted() { assessment.weight(address, endpoint) } else { 1 };
                 let standing = |unfit, candidates| standing(address, weight, unfit, candidates);
                 SurveyedEndpoint {
                     address,
@@ -187,6 +187,7 @@ mod tests {
             scheduler: Scheduler::Random,
             warming: None,
             assessment: None,
+            overrides: &[],
         };
         look(context)
     }

@@ -30,7 +30,7 @@ fn resolved(service: &Service, slices: &[Slice], settings: &Settings, node: Opti
     resolve(
         service,
         slices.iter(),
-        Context { settings, node, claims: &claims, scheduler: Scheduler::Random, warming: None, assessment: None },
+        Context { settings, node, claims: &claims, scheduler: Scheduler::Random, warming: None, assessment: None, overrides: &[] },
     )
 }
 
@@ -262,6 +262,7 @@ fn what_another_service_has_is_left_out() {
         scheduler: Scheduler::Random,
         warming: None,
         assessment: None,
+        overrides: &[],
     };
     let resolved = resolve(&service, [].iter(), context);
     assert_eq!(resolved.len(), 1);

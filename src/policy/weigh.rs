@@ -57,9 +57,9 @@ fn twin(scheduler: Scheduler) -> Option<Scheduler> {
 }
 
 /// Whether every one of these is drained, so that all are used alike.
-pub(super) fn all_drained<'a>(assessment: &Assessment<'_>, endpoints: impl Iterator<Item = &'a Endpoint>) -> bool {
+pub(super) fn all_drained<'a>(assessment: &Assessment<'_>, endpoints: impl Iterator<Item = Known<'a>>) -> bool {
     let mut endpoints = endpoints.peekable();
-    endpoints.peek().is_some() && endpoints.all(|endpoint| assessment.said(endpoint).weight == 0)
+    endpoints.peek().is_some() && endpoints.all(|(at, endpoint)| assessment.weight(at, endpoint) == 0)
 }
 
 /// Weighs qualifying endpoints, which stay in their order, for a scheduler that has weights `dealt` as slots or not.
@@ -69,10 +69,10 @@ pub(super) fn weigh(
     warming: &Warming,
     dealt: bool,
 ) -> Vec<Candidate> {
-    let drained = all_drained(assessment, endpoints.iter().map(|(_, endpoint)| *endpoint));
-    let weight = |endpoint: &Endpoint| if drained { 1 } else { u64::from(assessment.said(endpoint).weight) };
+    let drained = all_drained(assessment, endpoints.iter().copied());
+    let weight = |(at, endpoint): &Known<'_>| if drained { 1 } else { u64::from(assessment.weight(*at, endpoint)) };
     let percent = |endpoint: &Endpoint| u64::from(warming.0.get(&endpoint.address).copied().unwrap_or(100));
-    let weighed = endpoints.iter().map(|(at, endpoint)| (*at, *endpoint, weight(endpoint) * percent(endpoint)));
+    let weighed = endpoints.iter().map(|one| (one.0, one.1, weight(one) * percent(one.1)));
     let weighed: Vec<_> = weighed.filter(|(_, _, weight)| *weight > 0).collect();
     let weights: Vec<u64> = weighed.iter().map(|(_, _, weight)| *weight).collect();
     let groups: Vec<_> = weighed.iter().map(|(_, endpoint, _)| assessment.said(endpoint).group).collect();

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Seen};
 use crate::model::ServiceKey;
 use crate::policy::{Claim, ResolvedPort, Role, Standing, Surveyed, SurveyedEndpoint, Verdict};
 
@@ -53,8 +53,11 @@ pub struct VirtualView {
 pub struct DestinationView {
     /// Where it is.
     pub address: SocketAddr,
-    /// What annotations say that it weighs; 0: only connections that it has.
+    /// What it weighs; 0: only connections that it has.
     pub weight: u16,
+    /// Whether that was said by hand.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not", rename = "byHand")]
+    pub by_hand: bool,
 }
 
 /// All frontends of a Service.
@@ -84,7 +87,7 @@ pub fn list(engine: &Engine, key: &ServiceKey) -> Vec<VirtualView> {
                     Verdict::Discard => Some("discard".to_owned()),
                     Verdict::Cluster | Verdict::Local => None,
                 },
-                endpoints: destinations(port, verdict),
+                endpoints: destinations(&seen, port, verdict),
             });
         }
     }
@@ -95,19 +98,21 @@ fn verdict(port: &ResolvedPort, role: Role) -> Verdict {
     if role == Role::Cluster { port.internal } else { port.outside }
 }
 
-fn destinations(port: &Surveyed<'_>, verdict: Verdict) -> Vec<DestinationView> {
+fn destinations(seen: &Seen<'_>, port: &Surveyed<'_>, verdict: Verdict) -> Vec<DestinationView> {
     let standing = |one: &SurveyedEndpoint<'_>| match verdict {
         Verdict::Cluster => Some(one.cluster),
         Verdict::Local => Some(one.local),
         Verdict::Refuse | Verdict::Discard => None,
     };
-    let shown = port.endpoints.iter().filter_map(|one| match standing(one)? {
-        // All of them weigh 0, so all of them are used alike.
-        Standing::Chosen(_) => Some(DestinationView { address: one.address, weight: one.weight.max(1) }),
-        Standing::Drained | Standing::NoShare | Standing::Leaving => {
-            Some(DestinationView { address: one.address, weight: 0 })
-        }
-        _ => None,
+    let shown = port.endpoints.iter().filter_map(|one| {
+        let weight = match standing(one)? {
+            // If all of them weigh 0, all of them are used alike.
+            Standing::Chosen(_) => one.weight.max(1),
+            Standing::Drained | Standing::NoShare | Standing::Leaving => 0,
+            _ => return None,
+        };
+        let by_hand = seen.overrides.iter().any(|said| said.subject.is(one.address, one.endpoint));
+        Some(DestinationView { address: one.address, weight, by_hand })
     });
     shown.collect()
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::Counters;
+use super::{ByHandView, Counters};
 use crate::engine::{Engine, Leaving, Seen};
 use crate::model::{Family, Problem, Protocol, ServiceKey, ServiceKind};
 use crate::policy::{Claim, Path, Role, Standing, Surveyed, SurveyedEndpoint, Topology, Verdict};
@@ -210,8 +210,11 @@ pub struct EndpointView {
     /// Whether it is in no slice any more and only drains.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gone: bool,
-    /// What annotations say that it weighs: 0..65535, 1 if they say nothing.
+    /// What it weighs: 0..65535; what was said by hand or, if that is nothing, by annotations; 1 if nobody says anything.
     pub weight: u16,
+    /// What was said by hand, on this node and for a while.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by_hand: Option<ByHandView>,
     /// In slow start: the per cent of its weight that it has, 1..99.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_start_percent: Option<u32>,
@@ -331,10 +334,14 @@ fn port_view(
         })
         .collect();
     let leaves = |address: SocketAddr| leaving.iter().find(|one| one.endpoint == address);
+    let by_hand = |one: &SurveyedEndpoint<'_>| {
+        seen.overrides.iter().rev().find(|said| said.subject.is(one.address, one.endpoint))
+    };
     let mut endpoints: Vec<_> = surveyed
         .endpoints
         .iter()
         .map(|one| EndpointView {
+            by_hand: by_hand(one).map(|said| ByHandView::new(said, at)),
             slow_start_percent: seen.warming.0.get(&one.address.ip()).copied(),
             draining_since: leaves(one.address).map(|leaving| at(leaving.since)),
             draining_until: leaves(one.address).map(|leaving| at(leaving.until)),
@@ -383,7 +390,7 @@ fn frontend_view(engine: &Engine, service: &ServiceKey, (claim, role): &(Claim, 
 }
 
 /// A moment on the wall clock.
-fn moment(time: Instant, now: Instant, wall: Timestamp) -> Timestamp {
+pub(super) fn moment(time: Instant, now: Instant, wall: Timestamp) -> Timestamp {
     let shifted = match now.checked_duration_since(time) {
         Some(ago) => SignedDuration::try_from(ago).ok().and_then(|ago| wall.checked_sub(ago).ok()),
         None => SignedDuration::try_from(time - now).ok().and_then(|ahead| wall.checked_add(ahead).ok()),
@@ -450,6 +457,7 @@ impl EndpointView {
             terminating: endpoint.terminating,
             gone: false,
             weight: one.weight,
+            by_hand: None,
             slow_start_percent: None,
             draining_since: None,
             draining_until: None,
@@ -473,6 +481,7 @@ impl EndpointView {
             terminating: true,
             gone: true,
             weight: 0,
+            by_hand: None,
             slow_start_percent: None,
             draining_since: Some(at(leaving.since)),
             draining_until: Some(at(leaving.until)),

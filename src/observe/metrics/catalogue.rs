@@ -54,6 +54,7 @@ names! {
     USERSPACE_FALLBACKS = "pointsman_userspace_fallbacks_total";
     DISTURBANCES = "pointsman_table_disturbances_total";
     REPAIRED = "pointsman_table_repaired_elements_total";
+    OVERRIDES = "pointsman_endpoint_overrides";
     LIVE_SERVICES = "pointsman_live_services";
     LIVE_CONNECTIONS = "pointsman_live_connections";
     CONNTRACK_EVENTS = "pointsman_conntrack_events_total";
@@ -207,6 +208,12 @@ pub(super) const CATALOGUE: &[Definition] = &[
         shape: Shape::Counter,
         labels: &[],
         help: "Elements that were found missing, different or foreign in our tables after the first load, and put right",
+    },
+    Definition {
+        name: OVERRIDES,
+        shape: Shape::Gauge,
+        labels: &["kind"],
+        help: "Endpoints of Services that are drained, or have another weight, by hand on this node",
     },
     Definition {
         name: LIVE_SERVICES,

@@ -29,6 +29,7 @@ const SPECIFIED: &[(&str, &str, &[&str], usize)] = &[
     ("pointsman_userspace_fallbacks_total", "counter", &["reason"], 0),
     ("pointsman_table_disturbances_total", "counter", &["kind"], 0),
     ("pointsman_table_repaired_elements_total", "counter", &[], 0),
+    ("pointsman_endpoint_overrides", "gauge", &["kind"], 0),
     ("pointsman_live_services", "gauge", &[], 0),
     ("pointsman_live_connections", "gauge", &[], 0),
     ("pointsman_conntrack_events_total", "counter", &[], 0),
@@ -111,6 +112,7 @@ fn use_everything() {
         synced(family, Timestamp::UNIX_EPOCH + Duration::from_millis(1500));
         queued(family, Timestamp::UNIX_EPOCH);
         sync_failed(family);
+        overrides(2, 1);
         cleanup_failed(family);
         network_programming(family, Duration::from_secs(61));
         for policy in [TrafficPolicy::Internal, TrafficPolicy::External] {
@@ -169,6 +171,7 @@ fn a_scrape_is_what_is_specified() {
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 4",
         "kubeproxy_proxy_livez_total{code=\"503\"} 1",
         "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 5",
+        "pointsman_endpoint_overrides{kind=\"drain\"} 2",
         "pointsman_live_services 1",
         "pointsman_conntrack_events_total 45",
         "pointsman_conntrack_events_lost_total 1",

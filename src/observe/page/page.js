@@ -90,10 +90,11 @@ function row(index, service) {
     all.add(name);
     if (endpoint.cluster.standing === "chosen" || endpoint.local.standing === "chosen") chosen.add(name);
   }
+  const byHand = service.ports.some((port) => port.endpoints.some((endpoint) => endpoint.byHand));
   const userspace = service.ports.some((port) => port.path.carrier === "userspace");
   return el("div", cells,
     el("span", { role: "cell" }, el("a", { href: link(service) }, plain(service.namespace + "/" + service.name)),
-      service.problems && el("span", { class: "badge bad" }, many(service.problems.length, "problem")), userspace && el("span", { class: "badge warn" }, "userspace")),
+      service.problems && el("span", { class: "badge bad" }, many(service.problems.length, "problem")), userspace && el("span", { class: "badge warn" }, "userspace"), byHand && el("span", { class: "badge warn" }, "by hand")),
     el("span", { role: "cell", class: "mono", title: frontends.join("\n") }, frontends[0] || "none", frontends.length > 1 ? "  +" + (frontends.length - 1) : ""),
     el("span", { role: "cell" }, service.scheduler.used),
     el("span", { role: "cell", class: chosen.size ? "" : "bad" }, all.size ? chosen.size + " of " + all.size : "none"),
@@ -182,6 +183,7 @@ function share(part) {
   return [bar, " " + (part * 100).toFixed(part && part < 0.1 ? 1 : 0) + " %"];
 }
 function state(endpoint, set) {
+  if (endpoint.byHand) return el("span", { class: "warn" }, (endpoint.byHand.weight ? "weighted" : set.standing === "chosen" ? "drained, and used for want of others," : "drained") + " by hand until " + new Date(endpoint.byHand.until).toLocaleTimeString("en-GB"));
   if (endpoint.slowStartPercent !== undefined) return el("span", { class: "warn" }, "slow start, " + endpoint.slowStartPercent + " %");
   if (endpoint.drainingUntil) return el("span", { class: "warn" }, "draining until " + new Date(endpoint.drainingUntil).toLocaleTimeString("en-GB"));
   const standing = set.standing;
