@@ -7,6 +7,7 @@ pub mod config;
 pub mod conntrack;
 pub mod daemon;
 pub mod demo;
+pub mod doctor;
 pub mod engine;
 pub mod forward;
 pub mod kernel;

@@ -25,6 +25,7 @@
 //! Proven by the modules' tests, by `tests/observe.rs`, and by `tests/e2e/observe.rs`.
 
 mod api;
+mod contact;
 pub mod desk;
 pub mod kept;
 pub mod events;
@@ -165,6 +166,9 @@ pub fn start(settings: Settings, clients: Option<Clients>) -> Result<(Observer, 
         mode: settings.surface.mode.clone(),
         version: settings.surface.version.clone(),
         families: settings.families,
+        health_address: settings.health_address,
+        metrics_address: settings.metrics_address,
+        page: settings.page,
     };
     let keep = settings.status_socket.as_deref().map(kept::beside);
     let api = settings.desk.map(|desk| Api::new(desk, about, keep));

@@ -5,7 +5,7 @@
 //! daemon runs, `list` reads the kernel's own tables (`tables`), which know frontends and endpoints, and no reasons.
 //!
 //! Where things are: [`cli`] what can be said on the command line, from which completions and the man page are made, too; `list` the shape of
-//! `ipvsadm -ln`; `get` wide tables; `explain` words for a decision; [`orders`] what is said by hand: `drain`, `weight`, `undrain`; `text` columns, colours and what hostile names may not do.
+//! `ipvsadm -ln`; `get` wide tables; `explain` words for a decision; [`doctor`] how the node and the daemon are; [`orders`] what is said by hand: `drain`, `weight`, `undrain`; `text` columns, colours and what hostile names may not do.
 //!
 //! Invariants: what comes from objects (names, labels, annotations) reaches a terminal with control characters escaped; colours only where
 //! somebody looks; an error is one line on standard error, and the exit status is 1.
@@ -14,6 +14,7 @@
 
 pub mod cli;
 pub mod client;
+pub mod doctor;
 mod explain;
 mod get;
 mod list;
@@ -70,6 +71,7 @@ fn perform(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::List(options) => list::run(socket, options),
         Command::Get(options) => get::run(socket, options),
         Command::Explain(options) => return explain::run(socket, options),
+        Command::Doctor(options) => return doctor::run(socket, options),
         Command::Drain(options) => return orders::drain(socket, options),
         Command::Weight(options) => return orders::weight(socket, options),
         Command::Undrain(options) => return orders::undrain(socket, options),

@@ -15,6 +15,7 @@
 //! | [`ConnectionList`] | `/v1/connections`: live connections by frontend and endpoint |
 //! | [`Explanation`](explain::Explanation) | `/v1/explain?target=&from=&protocol=&verify=`: what becomes of a connection |
 //! | [`OverrideList`] of [`OverrideView`] | `/v1/overrides`: what was said by hand; POST and DELETE say more and take back |
+//! | [`DriftView`] | `/v1/drift`: every element of every Service looked up in the kernel |
 //! | [`HealthView`] | `/v1/health` |
 //!
 //! Where things are: `service` one Service from all sides; `listing` the short form for lists; `search` who is looked for; `traffic` connections by endpoint; `overrides` what was said by hand; [`explain`] one decision,
@@ -32,7 +33,7 @@ mod search;
 mod service;
 mod traffic;
 
-pub use health::{FamilyHealth, HealthView, LastError, LastSync};
+pub use health::{ApiHealth, DriftView, FamilyHealth, HealthView, LastError, LastSync};
 pub use listing::{DestinationView, VirtualList, VirtualView, list};
 pub use overrides::{ByHandView, LONGEST, Lift, OverrideList, OverrideView, USUAL, lasting, order_of, override_on, overrides};
 pub use search::{Only, Page, Search, SearchError};

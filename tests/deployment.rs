@@ -88,6 +88,7 @@ fn the_daemon_set_fits_where_kubeadms_was() {
     }
     let volumes = json!([
         {"name": "kube-proxy", "configMap": {"name": "kube-proxy"}},
+        {"name": "pointsman-run", "hostPath": {"path": "/run/pointsman", "type": "DirectoryOrCreate"}},
         {"name": "xtables-lock", "hostPath": {"path": "/run/xtables.lock", "type": "FileOrCreate"}},
         {"name": "lib-modules", "hostPath": {"path": "/lib/modules"}},
     ]);
@@ -105,6 +106,7 @@ fn the_daemon_set_fits_where_kubeadms_was() {
     assert_eq!(container["env"], env);
     let mounts = json!([
         {"name": "kube-proxy", "mountPath": "/var/lib/kube-proxy"},
+        {"name": "pointsman-run", "mountPath": "/run/pointsman"},
         {"name": "xtables-lock", "mountPath": "/run/xtables.lock"},
         {"name": "lib-modules", "mountPath": "/lib/modules", "readOnly": true},
     ]);
@@ -187,8 +189,8 @@ fn applied_over_kubeadms_it_is_valid_and_means_the_same() {
             })
         );
         assert_eq!(container["image"], ours["spec"]["template"]["spec"]["containers"][0]["image"]);
-        assert_eq!(pod["volumes"].as_array().expect("a list").len(), 3);
-        assert_eq!(container["volumeMounts"].as_array().expect("a list").len(), 3);
+        assert_eq!(pod["volumes"].as_array().expect("a list").len(), 4);
+        assert_eq!(container["volumeMounts"].as_array().expect("a list").len(), 4);
     }
     // Which is why MIGRATE.md replaces: variables for a proxy that kubeadm found in its environment survive a merge.
     let names = |set: &Value| -> Vec<String> {

@@ -5,7 +5,7 @@
 //!
 //! Where things are: `manifests` a directory as the source; `api` an API server as the source; `flags` what the command line does and how
 //! starts fail; `guard` what others do to our tables; `life` kills at the worst moments, upgrades; `input` objects that are wrong; `observe` health, metrics and Events; `node` our Node when it is late; `settings` each
-//! setting, seen from outside; `status` what the daemon tells over its socket; `operator` the command that asks it; `swap` taking over from another proxy and back; `live` schedulers that go by counts of connections;
+//! setting, seen from outside; `status` what the daemon tells over its socket; `operator` the command that asks it; `orders` what is said by hand; `doctor` what it says of a node; `swap` taking over from another proxy and back; `live` schedulers that go by counts of connections;
 //! `tuning` weights, shares, slow start and drain; `daemon` the child process.
 
 #[path = "e2e/api.rs"]
@@ -14,6 +14,8 @@ mod api;
 mod browser;
 #[path = "e2e/daemon.rs"]
 mod daemon;
+#[path = "e2e/doctor.rs"]
+mod doctor;
 #[path = "e2e/flags.rs"]
 mod flags;
 #[path = "e2e/forward.rs"]
@@ -36,6 +38,8 @@ mod node;
 mod observe;
 #[path = "e2e/operator.rs"]
 mod operator;
+#[path = "e2e/orders.rs"]
+mod orders;
 #[path = "e2e/page.rs"]
 mod page;
 #[path = "e2e/settings.rs"]

@@ -4,7 +4,7 @@
 //!
 //! Proven by `tests/e2e/operator.rs`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
 
 use nft::Connection;
@@ -12,6 +12,7 @@ use nft::Connection;
 use super::encode::{Datum, Mapped, nft_family};
 use super::error::KernelError;
 use super::image::{Labels, Reader, Reading};
+use super::shadows::{self, Shadow};
 use super::skeleton::set_ref;
 use crate::compile::layout::{TABLE, VERSION};
 use crate::compile::{TableImage, each_map};
@@ -64,6 +65,14 @@ pub fn tables() -> Result<Vec<(Family, TableImage)>, KernelError> {
         read.push((family, Reader::new(&mut connection, family, &sets, Reading::BySize).read()?));
     }
     Ok(read)
+}
+
+/// Chains of others that may translate connections to Services before ours are asked.
+///
+/// # Errors
+/// Whatever the kernel answers.
+pub fn shadows(connection: &mut Connection) -> Result<BTreeSet<Shadow>, KernelError> {
+    shadows::find(connection)
 }
 
 /// Looks up each of these elements by its key, in the calling thread's network namespace. Sets of ranges are left out: the kernel finds

@@ -15,6 +15,7 @@
 //! | `/v1/list?namespace=&search=&only=` | [`VirtualList`] | 400 |
 //! | `/v1/explain?target=&from=&protocol=&verify=` | [`Explanation`] | 400 |
 //! | `/v1/connections` | [`ConnectionList`] | |
+//! | `/v1/drift` | [`DriftView`] | |
 //! | `/v1/overrides` | [`OverrideList`] | |
 //! | POST `/v1/overrides?endpoint=&service=&weight=&for=&cut=` | [`OverrideList`]: what was said | 400, 404, 409 |
 //! | DELETE `/v1/overrides?endpoint=&service=` (or `all=true`) | [`OverrideList`]: what still stands | 400, 404 |
@@ -23,6 +24,8 @@
 //!
 //! Proven by `tests/e2e/status.rs`.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,8 +37,10 @@ use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tracing::warn;
 
+use super::contact;
 use super::desk::{Busy, Desk, Glance};
 use super::http::{Answer, Handler, answer};
 use super::kept;
@@ -44,16 +49,19 @@ use crate::engine::{Engine, Order, OrderError};
 use crate::kernel::KernelError;
 use crate::kernel::addresses::interface_addresses;
 use crate::kernel::conntrack::{ConntrackError, accounting, list_flows, take_census};
-use crate::kernel::glance::{self, Comparison};
+use crate::kernel::glance::{self, Comparison, Difference};
 use crate::model::{Families, Family, Protocol, ServiceKey};
 use crate::status::explain::{DifferenceView, Explanation, Question, VerificationView, explain};
 use crate::status::{
-    self, CHUNK, Census, ConnectionList, FamilyHealth, HealthView, Lift, OverrideList, OverrideView, Page, Search,
+    self, CHUNK, Census, ConnectionList, DriftView, FamilyHealth, HealthView, Lift, OverrideList, OverrideView, Page, Search,
     SearchError, ServicePage, ServiceView, VERSION, VirtualList,
 };
 
 /// How long what a walk through connection tracking found is good enough.
 const FRESH: Duration = Duration::from_millis(500);
+
+/// Differences that are named, of all that drifted.
+const DIFFERENCES: usize = 20;
 
 /// Answers questions. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -79,6 +87,10 @@ pub(super) struct About {
     pub(super) version: String,
     /// The families served.
     pub(super) families: Families,
+    /// Where health and metrics are served, and whether the page is.
+    pub(super) health_address: Option<SocketAddr>,
+    pub(super) metrics_address: Option<SocketAddr>,
+    pub(super) page: bool,
 }
 
 /// Why there is no answer.
@@ -152,6 +164,7 @@ impl Api {
             "/v1/explain" => Ok(json(&self.explain(parameters).await?)),
             "/v1/connections" => Ok(json(&self.connections().await?)),
             "/v1/overrides" => Ok(json(&self.overrides().await?)),
+            "/v1/drift" => Ok(json(&self.drift().await?)),
             _ => {
                 let name = path.strip_prefix("/v1/services/").and_then(|name| name.split_once('/'));
                 let (namespace, name) = name.ok_or(Refusal::NoPath)?;
@@ -246,6 +259,50 @@ impl Api {
             partial: census.partial,
             connections: census.rows(),
         })
+    }
+
+    /// Looks every element up that the kernel should have for a Service. What differs is looked up again after a moment: it may have been
+    /// about to be programmed.
+    async fn drift(&self) -> Result<DriftView, Refusal> {
+        let mut drift = DriftView { version: VERSION.to_owned(), looked_up: 0, differing: 0, differences: Vec::new() };
+        for keys in chunks(self.found(Search::default()).await?) {
+            let (looked_up, differing) = self.compare(keys).await?;
+            drift.looked_up += looked_up;
+            if differing.is_empty() {
+                continue;
+            }
+            sleep(FRESH).await;
+            for (_, found) in self.compare(differing.into_keys().collect()).await?.1 {
+                drift.differing += found.len();
+                drift.differences.extend(found.into_iter().map(difference));
+                drift.differences.truncate(DIFFERENCES);
+            }
+        }
+        Ok(drift)
+    }
+
+    /// Looks up the elements of these Services: how many, and what differs by Service.
+    async fn compare(&self, keys: Vec<ServiceKey>) -> Result<(usize, BTreeMap<ServiceKey, Vec<Difference>>), Refusal> {
+        let expected = self.0.desk.ask(move |glance| {
+            let engine = glance.engine;
+            let services = keys.iter().filter_map(|key| engine.store().service(key));
+            let ports = services.flat_map(|service| service.ports.iter().map(|port| service.port_key(port)));
+            let images = ports.flat_map(|port| Family::ALL.map(|family| (port.clone(), family, engine.elements(&port, family))));
+            images.collect::<Vec<_>>()
+        });
+        let expected = expected.await?;
+        let compared = spawn_blocking(move || {
+            let (mut looked_up, mut differing) = (0, BTreeMap::new());
+            for (port, family, image) in expected {
+                let compared = glance::compare(family, &image)?;
+                looked_up += compared.looked_up;
+                if !compared.differences.is_empty() {
+                    differing.entry(port.service).or_insert_with(Vec::new).extend(compared.differences);
+                }
+            }
+            Ok::<_, KernelError>((looked_up, differing))
+        });
+        Ok(compared.await.map_err(|_| Busy)??)
     }
 
     /// What was said by hand.
@@ -397,6 +454,11 @@ fn health(glance: Glance<'_>, about: &About, (started, wall): (Instant, Timestam
         elements: kernel.elements,
         problems: engine.standing_problems(),
         families: families.collect(),
+        overrides: engine.overrides().count(),
+        health_address: about.health_address,
+        metrics_address: about.metrics_address,
+        page: about.page,
+        api: contact::last(),
         last_sync: kernel.last_sync.clone(),
         last_error: kernel.last_error.clone(),
     }
@@ -424,12 +486,11 @@ fn is_set(parameters: &Parameters, flag: &str) -> bool {
 }
 
 fn verification(compared: Comparison) -> VerificationView {
-    let differences = compared.differences.into_iter().map(|one| DifferenceView {
-        set: one.set.to_owned(),
-        expected: one.expected,
-        found: one.found,
-    });
-    VerificationView { looked_up: compared.looked_up, differences: differences.collect() }
+    VerificationView { looked_up: compared.looked_up, differences: compared.differences.into_iter().map(difference).collect() }
+}
+
+fn difference(one: Difference) -> DifferenceView {
+    DifferenceView { set: one.set.to_owned(), expected: one.expected, found: one.found }
 }
 
 /// Cut into pieces that the controller can look at in one go.

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::table::STATUS_SOCKET;
 use crate::demo;
 
+use super::doctor::DoctorOptions;
 use super::orders::{DrainOptions, UndrainOptions, WeightOptions};
 
 /// Shows what Pointsman does, on this machine
@@ -48,6 +49,14 @@ pub enum Command {
     /// Exits with 0 if a new connection would reach an endpoint, with 2 if it would not, and with 3 if --verify found a difference.
     #[command(after_help = EXPLAIN_EXAMPLES)]
     Explain(ExplainOptions),
+    /// Look at the node and the daemon, and say what is not as it should be, and what to do
+    ///
+    /// Kernel and ruleset (one of every kind is loaded into a network namespace of its own), forwarding, connection tracking, what other proxies left, the
+    /// daemon, its ports and its API server, drift between what it desires and what the kernel has, clocks. Works without a daemon as far as that goes.
+    ///
+    /// Exits with 0 if all is well, with 1 if something is to be known (warn), and with 2 if something does not work (FAIL).
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor(DoctorOptions),
     /// Give an endpoint no new connections, on this node and for a while
     ///
     /// It keeps the connections that it has, unless --cut ends them (TCP clients then see a reset). A pod is meant in both families; an address is meant
@@ -225,6 +234,7 @@ const EXAMPLES: &str = "Examples:
   sudo pointsman list                        as ipvsadm -ln
   sudo pointsman get endpoints shop/web      who gets connections, and why the others do not
   sudo pointsman explain 10.96.0.50:80       what becomes of a connection
+  sudo pointsman doctor                      what is not as it should be here
   sudo pointsman drain web-1 --for 10m       no new connections for a pod, on this node
   sudo pointsman demo                        a quarter of a minute of real traffic";
 
@@ -245,6 +255,11 @@ const EXPLAIN_EXAMPLES: &str = "Examples:
   sudo pointsman explain 30080 --from 192.0.2.7           a node port, for one client
   sudo pointsman explain shop/web:http --verify           every frontend, compared with the kernel
   sudo pointsman explain 10.96.0.10:53 --proto udp -o json";
+
+const DOCTOR_EXAMPLES: &str = "Examples:
+  sudo pointsman doctor             a line for everything
+  sudo pointsman doctor --quiet     what is not as it should be
+  sudo pointsman doctor -o json     for scripts";
 
 const DRAIN_EXAMPLES: &str = "Examples:
   sudo pointsman drain shop/web-1                       a pod, behind all of its Services, for an hour

@@ -1,7 +1,11 @@
 //! How the daemon is.
 
+use std::net::SocketAddr;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use super::explain::DifferenceView;
 
 /// The daemon itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,12 +46,59 @@ pub struct HealthView {
     pub problems: usize,
     /// The families served, with their tables.
     pub families: Vec<FamilyHealth>,
+    /// Endpoints drained or weighted by hand, each Service's counted.
+    #[serde(default)]
+    pub overrides: usize,
+    /// Where `/healthz`, `/livez` and `/readyz` are meant to be served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_address: Option<SocketAddr>,
+    /// Where `/metrics` is meant to be served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_address: Option<SocketAddr>,
+    /// Whether the page is served there.
+    #[serde(default)]
+    pub page: bool,
+    /// The API server, if one is followed and was asked for something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api: Option<ApiHealth>,
     /// The last transaction that the kernel took.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_sync: Option<LastSync>,
     /// The last one that it refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<LastError>,
+}
+
+/// How an API server answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiHealth {
+    /// Its host and port.
+    pub server: String,
+    /// When it answered last. A watch is one answer, when it begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_answer: Option<Timestamp>,
+    /// Why the last request had no answer; left out where it had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// How many seconds our clock is ahead of its, give or take one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_skew_seconds: Option<f64>,
+}
+
+/// What came of comparing the kernel's tables with what is desired, element by element.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DriftView {
+    /// [`super::VERSION`].
+    pub version: String,
+    /// Elements looked up.
+    pub looked_up: usize,
+    /// How many are missing or different, twice in a row.
+    pub differing: usize,
+    /// Some of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<DifferenceView>,
 }
 
 /// A family that is served.

@@ -14,7 +14,7 @@ use super::support::oracle::nft;
 use super::support::traffic::Held;
 
 /// Runs `pointsman` in the node, and says how it ended and what it said.
-fn pointsman(node: &Host, bed: &Bed, args: &[&str]) -> (Option<i32>, String, String) {
+pub fn pointsman(node: &Host, bed: &Bed, args: &[&str]) -> (Option<i32>, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pointsman"));
     command.args(args).arg("--socket").arg(bed.socket());
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
@@ -24,13 +24,13 @@ fn pointsman(node: &Host, bed: &Bed, args: &[&str]) -> (Option<i32>, String, Str
     (status.code(), text(stdout), text(stderr))
 }
 
-fn said(node: &Host, bed: &Bed, args: &[&str]) -> String {
+pub fn said(node: &Host, bed: &Bed, args: &[&str]) -> String {
     let (code, out, error) = pointsman(node, bed, args);
     assert_eq!((code, &*error), (Some(0), ""), "{args:?}: {out}");
     out
 }
 
-fn json_of(node: &Host, bed: &Bed, args: &[&str]) -> Value {
+pub fn json_of(node: &Host, bed: &Bed, args: &[&str]) -> Value {
     let out = said(node, bed, &[args, &["-o", "json"]].concat());
     serde_json::from_str(&out).unwrap_or_else(|error| panic!("{args:?}: {error}: {out}"))
 }

@@ -56,7 +56,7 @@ impl Bed {
 }
 
 /// Sends a request, word for word; status 0 if it is not answered.
-fn say(socket: &Path, request: &str) -> (u16, String) {
+pub fn say(socket: &Path, request: &str) -> (u16, String) {
     let begin = Instant::now();
     let mut stream = loop {
         match UnixStream::connect(socket) {

@@ -1,12 +1,16 @@
 //! Counts the requests that a client of the API server makes: a layer around its HTTP service.
 
+use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use hyper::header::DATE;
 use hyper::{Request, Response};
 use tower::Service;
+
+use crate::observe::contact;
 
 /// An HTTP service whose requests are counted and timed, until the head of the answer.
 #[derive(Clone, Debug)]
@@ -24,10 +28,15 @@ impl<S> CountRequests<S> {
     }
 }
 
+fn date<A>(answer: &Response<A>) -> Option<&str> {
+    answer.headers().get(DATE)?.to_str().ok()
+}
+
 impl<S, B, A> Service<Request<B>> for CountRequests<S>
 where
     S: Service<Request<B>, Response = Response<A>>,
     S::Future: Send + 'static,
+    S::Error: Display,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -43,6 +52,7 @@ where
         Box::pin(async move {
             let answer = answer.await;
             let code = answer.as_ref().ok().map(|answer| answer.status().as_u16());
+            contact::note(&host, answer.as_ref().map(date).map_err(ToString::to_string));
             super::api_request(method.as_str(), &host, code, begin.elapsed());
             answer
         })

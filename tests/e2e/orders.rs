@@ -1,0 +1,183 @@
+//! `pointsman drain`, `weight` and `undrain` against a running daemon: what clients meet, and where it is said.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use pointsman::lab::Lab;
+use serde_json::{Value, json};
+
+use super::observe::{METRICS, local, metric};
+use super::operator::{json_of, pointsman, said};
+use super::status::{Bed, say};
+use super::support::beds::{PATIENCE, TCP, bed, pods};
+use super::support::objects::{frontends, shop};
+use super::support::traffic::{Held, assert_even, names, tally};
+
+/// Services `web` and `api`, both of these pods, which have names.
+fn objects(count: usize) -> Vec<Value> {
+    let mut all = [shop("web", 1, &pods(1..=count)), shop("api", 2, &pods(1..=count))].concat();
+    for slice in all.iter_mut().filter(|one| one["kind"] == "EndpointSlice") {
+        for (index, endpoint) in slice["endpoints"].as_array_mut().expect("a list").iter_mut().enumerate() {
+            endpoint["targetRef"] = json!({"kind": "Pod", "name": format!("web-{}", index + 1)});
+        }
+    }
+    all
+}
+
+/// A request to the page's port, and the whole answer.
+fn page(lab: &Lab, method: &str, path: &str) -> String {
+    lab.node().run(|| {
+        let mut stream = TcpStream::connect(local(METRICS)).expect("a listener");
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("sent");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("an answer");
+        text
+    })
+}
+
+fn who_answers(lab: &Lab, number: u8) -> Vec<String> {
+    let [v4, v6] = frontends(number, 80);
+    let [by_v4, by_v6] = [v4, v6].map(|to| tally(lab.client(0), to, 30));
+    assert_eq!(names(&by_v4), names(&by_v6), "in both families");
+    names(&by_v4).into_iter().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_drain_is_obeyed_told_everywhere_and_outlives_the_daemon() {
+    let lab = bed(3);
+    let bed = Bed::of(&objects(3));
+    let mut daemon = bed.start(lab.node(), &["--ipvs-scheduler=rr"]);
+    bed.get("/v1/health");
+    let pointsman = |args: &[&str]| pointsman(lab.node(), &bed, args);
+    let said = |args: &[&str]| said(lab.node(), &bed, args);
+    let web = frontends(1, 80)[0];
+    let mut held: Vec<Held> = (0..6).map(|_| Held::open(lab.client(0), web)).collect();
+
+    // A pod, behind one of its Services.
+    let table = said(&["drain", "web-1", "web", "--for", "30m"]);
+    assert!(table.contains("shop/web") && table.contains("drained") && table.lines().count() == 2, "{table}");
+    let line = daemon.hear(&["shop/web: pod web-1 drained by hand for 30m"]);
+    assert!(line.starts_with('I'), "{line}");
+    assert_eq!(who_answers(&lab, 1), ["web-2", "web-3"]);
+    assert_eq!(who_answers(&lab, 2), ["web-1", "web-2", "web-3"], "the other Service's");
+    held.iter_mut().for_each(|one| one.assert_alive("a drain ends nothing"));
+
+    // Wherever somebody may look.
+    let address = objects(3)[1]["endpoints"][0]["addresses"][0].as_str().expect("one").to_owned();
+    let listing = said(&["list", "shop/web"]);
+    let row = listing.lines().find(|line| line.contains(&format!("-> {address}:{TCP} "))).expect("the endpoint");
+    assert_eq!(row.split_whitespace().nth(3), Some("0"), "weight 0, as ipvsadm has it: {listing}");
+    let endpoints = said(&["get", "endpoints", "shop/web"]);
+    assert!(endpoints.contains("drained by hand, 29m left") || endpoints.contains("drained by hand, 30m left"), "{endpoints}");
+    assert!(said(&["get", "services", "shop/web"]).contains("2/3, 1 by hand"));
+    let why = said(&["explain", "shop/web:http"]);
+    assert!(why.contains("weight 0, drained by hand, "), "{why}");
+    let view = bed.get("/v1/services/shop/web");
+    let first = &view["ports"][0]["endpoints"][0];
+    assert_eq!((&first["weight"], &first["byHand"]["weight"], &first["cluster"]["standing"]), (&json!(0), &json!(0), &json!("drained")));
+    let list = bed.get("/v1/overrides");
+    assert_eq!((&list["overrides"][0]["pod"], list["overrides"][0]["endpoints"].as_array().map(Vec::len)), (&json!("web-1"), Some(4)));
+    assert_eq!(metric(&lab, "pointsman_endpoint_overrides{kind=\"drain\"}"), 1.0);
+    let timeline = page(&lab, "GET", "/ui/v1/timeline");
+    assert!(timeline.contains("shop/web: pod web-1 drained by hand for 30m"), "{timeline}");
+
+    // A weight, by address, behind all of its Services.
+    let (code, _, error) = pointsman(&["weight", &address, "5", "--for", "1h"]);
+    assert_eq!((code, &*error), (Some(0), ""));
+    let of_web = tally(lab.client(0), frontends(2, 80)[0], 70);
+    assert_eq!(of_web.iter().map(|(pod, count)| (pod.as_str(), *count)).collect::<Vec<_>>(), [("web-1", 50), ("web-2", 10), ("web-3", 10)]);
+    assert_eq!(said(&["get", "overrides"]).lines().count(), 4, "a heading, and what stands");
+    assert_eq!(json_of(lab.node(), &bed, &["get", "overrides"])["overrides"].as_array().map(Vec::len), Some(3));
+
+    // Whoever is killed leaves it to the next one, which programs it with the first load.
+    drop(held);
+    daemon.end(Signal::SIGKILL);
+    let mut daemon = bed.start(lab.node(), &["--ipvs-scheduler=rr"]);
+    bed.get("/v1/health");
+    assert_eq!(daemon.count(&["what was said by hand before still holds for its time", "count=3"]), 1);
+    let before: Vec<_> = who_answers(&lab, 2);
+    assert_eq!(before, ["web-1", "web-2", "web-3"]);
+    let again = tally(lab.client(0), frontends(2, 80)[0], 70);
+    assert_eq!(again.values().copied().max(), Some(50), "{again:?}");
+
+    // Taken back: by pod what was said by address, too.
+    let left = said(&["undrain", "web-1"]);
+    assert!(left.contains("nothing that was said by hand stands"), "{left}");
+    daemon.hear(&["shop/web: pod web-1 is drained no longer: taken back by hand"]);
+    assert_even(&tally(lab.client(0), web, 30), 3, "as before");
+    let (code, _, error) = pointsman(&["undrain", "web-1"]);
+    assert_eq!((code, &*error), (Some(1), "pointsman: the daemon says: nothing was said by hand about pod web-1\n"));
+    assert!(!bed.socket().with_extension("overrides.json").exists(), "nothing is left");
+}
+
+#[test]
+fn a_drain_ends_in_time_and_connections_at_once_if_asked() {
+    let lab = bed(2);
+    let bed = Bed::of(&objects(2));
+    let mut daemon = bed.start(lab.node(), &["--ipvs-scheduler=rr"]);
+    bed.get("/v1/health");
+    let client = lab.client(0);
+    let web = frontends(1, 80)[0];
+    let mut held: Vec<Held> = (0..4).map(|_| Held::open(client, web)).collect();
+    said(lab.node(), &bed, &["drain", "shop/web-1", "--cut", "--for", "2s"]);
+    let begin = Instant::now();
+    for one in &mut held {
+        if one.pod == "web-2" {
+            one.assert_alive("another's connection");
+            continue;
+        }
+        while one.echoes() {
+            assert!(begin.elapsed() < PATIENCE, "it should be reset");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    // The last one: said, without effect, and that is an exit status of its own.
+    let (code, table, error) = pointsman(lab.node(), &bed, &["drain", "web-2", "web", "--for", "1h", "--cut"]);
+    assert_eq!(code, Some(2), "{table} {error}");
+    assert!(error.contains("all qualifying endpoints weigh 0, so all are used alike"), "{error}");
+    assert_even(&tally(client, web, 20), 2, "a drain never leaves nobody");
+    daemon.hear(&["WARN", "Service shop/web", "weight by hand", "all qualifying endpoints have weight 0"]);
+    // The first ends by itself, and then the second has its effect.
+    daemon.hear(&["shop/web: pod web-1 is drained by hand no longer: its time is over"]);
+    assert!(begin.elapsed() > Duration::from_millis(1_500), "not before its time");
+    daemon.hear(&["\"programmed\" "]);
+    assert_eq!(names(&tally(client, web, 20)), ["web-1"]);
+    said(lab.node(), &bed, &["undrain", "--all"]);
+    assert_even(&tally(client, web, 20), 2, "as before");
+}
+
+#[test]
+fn what_cannot_be_done_is_said_and_the_page_changes_nothing() {
+    let lab = bed(1);
+    let bed = Bed::of(&objects(1));
+    let _daemon = bed.start(lab.node(), &[]);
+    bed.get("/v1/health");
+    for (args, want) in [
+        (&["drain", "10.9.9.9"][..], "the daemon says: 10.9.9.9 is behind no Service here"),
+        (&["drain", "web-1", "nobody"], "the daemon says: no Service nobody is served here"),
+        (&["drain", "a/b/c"], "the daemon says: endpoint=\"a/b/c\": not an endpoint"),
+        (&["undrain", "10.9.9.9"], "the daemon says: nothing was said by hand about 10.9.9.9"),
+    ] {
+        let (code, out, error) = pointsman(lab.node(), &bed, args);
+        assert_eq!((code, &*out, error.lines().count()), (Some(1), "", 1), "{args:?}: {error}");
+        assert!(error.starts_with(&format!("pointsman: {want}")), "{args:?}: {error}");
+    }
+    for args in [&["drain", "web-1", "--for", "2d"][..], &["weight", "web-1"], &["weight", "web-1", "70000"], &["undrain"]] {
+        let (code, _, error) = pointsman(lab.node(), &bed, args);
+        assert_eq!(code, Some(2), "clap's own: {args:?}: {error}");
+    }
+    // Orders go to root's socket; on the page's port nothing can be changed.
+    let order = "POST /v1/overrides?endpoint=web-1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    for method in ["POST", "DELETE", "PUT", "PATCH"] {
+        let answer = page(&lab, method, "/ui/v1/overrides?endpoint=web-1&all=true");
+        assert!(answer.starts_with("HTTP/1.1 405"), "{method}: {answer}");
+    }
+    assert_eq!(bed.get("/v1/overrides")["overrides"], json!([]));
+    let (status, body) = say(&bed.socket(), order);
+    assert_eq!(status, 200, "{body}");
+    let (status, _) = say(&bed.socket(), &order.replace("POST /v1/overrides", "POST /v1/services"));
+    assert_eq!(status, 405, "nothing else can be changed");
+    assert_eq!(bed.get("/v1/overrides")["overrides"].as_array().map(Vec::len), Some(2));
+}
