@@ -13,9 +13,9 @@ mod deadlines;
 mod drains;
 mod exchange;
 mod look;
-mod overrides;
 #[cfg(test)]
 mod override_tests;
+mod overrides;
 #[cfg(test)]
 mod passage_tests;
 #[cfg(test)]

@@ -27,10 +27,10 @@
 mod api;
 mod contact;
 pub mod desk;
-pub mod kept;
 pub mod events;
 pub mod health;
 mod http;
+pub mod kept;
 pub mod metrics;
 mod page;
 pub mod services;

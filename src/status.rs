@@ -35,7 +35,9 @@ mod traffic;
 
 pub use health::{ApiHealth, DriftView, FamilyHealth, HealthView, LastError, LastSync};
 pub use listing::{DestinationView, VirtualList, VirtualView, list};
-pub use overrides::{ByHandView, LONGEST, Lift, OverrideList, OverrideView, USUAL, lasting, order_of, override_on, overrides};
+pub use overrides::{
+    ByHandView, LONGEST, Lift, OverrideList, OverrideView, USUAL, lasting, order_of, override_on, overrides,
+};
 pub use search::{Only, Page, Search, SearchError};
 pub use service::{
     CarrierView, EndpointView, FrontendView, MembershipView, PathView, PortView, ProblemView, SchedulerView,

@@ -7,7 +7,7 @@
 //! Where things are: [`cluster`] makes Kubernetes objects, [`arrivals`] carries schedules of connections out, [`stats`] makes few numbers of many,
 //! [`usage`] asks the kernel what something cost, [`daemon`] is the program as a child process, [`report`] writes tables and files; [`churn`],
 //! [`compare`], [`counting`], [`first_packet`], [`forward`], [`forward_udp`], [`hitless`], [`load`], [`scale`], [`schedulers`],
-//! [`split`] and [`live`] are the measurements.
+//! [`split`], [`status`] and [`live`] are the measurements.
 //!
 //! Invariant: speed is printed, never asserted. A run fails only when something could not be measured.
 
@@ -29,6 +29,7 @@ mod scale;
 mod schedulers;
 mod split;
 mod stats;
+mod status;
 mod usage;
 
 use std::path::PathBuf;
@@ -82,6 +83,8 @@ enum Measurement {
     Schedulers(schedulers::Options),
     /// How near a canary comes to its share, beside few and many replicas
     Split(split::Options),
+    /// How long people wait who look inside, and how long the controller is held by it; the page needs Chromium
+    Status(status::Options),
     /// Evenness, cost and reaction of least connection on real connections, against an exact simulation and round robin
     LeastConnections(live::Options),
     /// Simulation: least connection by each node's own connections, seen from the whole cluster
@@ -105,6 +108,7 @@ fn main() -> anyhow::Result<()> {
         Measurement::Scale(options) => scale::run(&options, cli.common.out),
         Measurement::Schedulers(options) => schedulers::run(&options, cli.common.out),
         Measurement::Split(options) => split::run(&options, cli.common.out),
+        Measurement::Status(options) => status::run(&options, cli.common.out),
         Measurement::LeastConnections(options) => live::run(&options, cli.common.out),
         Measurement::NodeLocal(options) => live::run_nodes(&options, cli.common.out),
     }

@@ -61,6 +61,11 @@ impl Daemon {
         &self.log
     }
 
+    /// Where it can be asked.
+    pub fn socket(&self) -> PathBuf {
+        self.log.with_file_name("pointsman.sock")
+    }
+
     /// Fails with its last words if it is not running any more.
     ///
     /// # Errors

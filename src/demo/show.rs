@@ -363,6 +363,10 @@ impl Show {
             String::new(),
             "The lab stays up until Ctrl-C. In another terminal, as root:".into(),
             format!("  the ruleset       ip netns exec {node} nft list ruleset"),
+            format!(
+                "  ask the daemon    ip netns exec {node} pointsman --socket {} list",
+                self.daemon.socket().display()
+            ),
             format!("  be the client     ip netns exec {client} bash"),
             "    and connect     exec 3<>/dev/tcp/10.96.0.10/80; head -1 <&3    # says which pod answered".into(),
             format!("  without iproute2  nsenter --net=/run/netns/{node} bash"),

@@ -122,8 +122,14 @@ pub fn gather(socket: &Path) -> Facts {
         root: nix::unistd::geteuid().is_root(),
         net_admin: capable("self").unwrap_or(false),
         trial: trial::run(),
-        sysctls: SYSCTLS.into_iter().filter_map(|name| Some((name, number(&format!("/proc/sys/net/{name}"))?))).collect(),
-        bridges: interfaces().into_iter().filter(|name| Path::new(&format!("/sys/class/net/{name}/bridge")).exists()).collect(),
+        sysctls: SYSCTLS
+            .into_iter()
+            .filter_map(|name| Some((name, number(&format!("/proc/sys/net/{name}"))?)))
+            .collect(),
+        bridges: interfaces()
+            .into_iter()
+            .filter(|name| Path::new(&format!("/sys/class/net/{name}/bridge")).exists())
+            .collect(),
         time_service: time_service(),
         no_daemon,
         ..Facts::default()
@@ -158,7 +164,10 @@ fn others() -> Result<Others, nft::Error> {
             "pointsman" => others.own_tables.push(name()),
             "nat" | "filter" | "mangle" => {
                 let chains = connection.chains(table.family, &table.name)?;
-                others.kube_chains += chains.iter().filter(|chain| chain.name.starts_with("KUBE-SVC-") || chain.name == "KUBE-SERVICES").count();
+                others.kube_chains += chains
+                    .iter()
+                    .filter(|chain| chain.name.starts_with("KUBE-SVC-") || chain.name == "KUBE-SERVICES")
+                    .count();
             }
             _ => {}
         }

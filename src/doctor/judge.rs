@@ -71,18 +71,27 @@ fn kernel(facts: &Facts) -> Finding {
 fn privileges(facts: &Facts) -> Finding {
     match (facts.root, facts.net_admin) {
         (true, true) => fine("privileges", "root with CAP_NET_ADMIN"),
-        (false, _) => finding("privileges", Warn, "this command does not run as root: little can be seen", "run it with sudo"),
-        (true, false) => {
-            finding("privileges", Warn, "root without CAP_NET_ADMIN: little can be seen", "run it where the daemon runs")
+        (false, _) => {
+            finding("privileges", Warn, "this command does not run as root: little can be seen", "run it with sudo")
         }
+        (true, false) => finding(
+            "privileges",
+            Warn,
+            "root without CAP_NET_ADMIN: little can be seen",
+            "run it where the daemon runs",
+        ),
     }
 }
 
 fn nf_tables(facts: &Facts) -> Finding {
     match &facts.nft {
         Probe::Fine(seen) => fine("nf_tables", seen),
-        Probe::Failed(why) => finding("nf_tables", Fail, why, "a kernel with CONFIG_NF_TABLES is needed (README, Requirements)"),
-        Probe::Untried(why) => finding("nf_tables", Warn, why, "run this command as root, in the node's network namespace"),
+        Probe::Failed(why) => {
+            finding("nf_tables", Fail, why, "a kernel with CONFIG_NF_TABLES is needed (README, Requirements)")
+        }
+        Probe::Untried(why) => {
+            finding("nf_tables", Warn, why, "run this command as root, in the node's network namespace")
+        }
         Probe::Unknown => finding("nf_tables", Warn, "not looked at", "run this command as root"),
     }
 }
@@ -96,7 +105,9 @@ fn trial(facts: &Facts) -> Finding {
             format!("this kernel does not take our rulesets: {why}"),
             "load or build in what the README's Requirements name: NFT_CT, NFT_NAT, NFT_NUMGEN, NFT_HASH, NFT_REJECT",
         ),
-        Probe::Untried(why) => finding("ruleset", Warn, format!("not tried: {why}"), "run this command as root, with CAP_SYS_ADMIN"),
+        Probe::Untried(why) => {
+            finding("ruleset", Warn, format!("not tried: {why}"), "run this command as root, with CAP_SYS_ADMIN")
+        }
         Probe::Unknown => finding("ruleset", Warn, "not tried", "run this command as root"),
     }
 }
@@ -107,7 +118,10 @@ fn forwarding(facts: &Facts) -> Vec<Finding> {
             check,
             verdict,
             format!("net.{} is 0: {what}", name.replace('/', ".")),
-            &format!("sysctl -w net.{}=1, and see who turned it off (network plugins turn it on)", name.replace('/', ".")),
+            &format!(
+                "sysctl -w net.{}=1, and see who turned it off (network plugins turn it on)",
+                name.replace('/', ".")
+            ),
         ),
         Some(_) => fine(check, format!("net.{} is on", name.replace('/', "."))),
         None => fine(check, "this family is not there"),
@@ -129,7 +143,9 @@ fn bridge(facts: &Facts) -> Option<Finding> {
         finding(
             "bridges",
             Warn,
-            format!("what is switched by {bridges} is not seen by connection tracking: pods of one bridge may not get answers from each other through a Service"),
+            format!(
+                "what is switched by {bridges} is not seen by connection tracking: pods of one bridge may not get answers from each other through a Service"
+            ),
             "if pods are on such a bridge: modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1",
         )
     } else {
@@ -150,10 +166,13 @@ fn conntrack(facts: &Facts) -> Vec<Finding> {
         Some((count, most)) => {
             let percent = (count * 100).checked_div(most).unwrap_or(0);
             let seen = format!("{count} of {most} entries in use ({percent} %)");
-            let advice = "raise it: --conntrack-max-per-core, --conntrack-min, or sysctl net.netfilter.nf_conntrack_max";
+            let advice =
+                "raise it: --conntrack-max-per-core, --conntrack-min, or sysctl net.netfilter.nf_conntrack_max";
             findings.push(match percent {
                 _ if most == 0 => fine("conntrack", format!("{count} entries, without a limit")),
-                FULL.. => finding("conntrack", Fail, format!("{seen}: new connections are about to be dropped"), advice),
+                FULL.. => {
+                    finding("conntrack", Fail, format!("{seen}: new connections are about to be dropped"), advice)
+                }
                 FILLING.. => finding("conntrack", Warn, seen, advice),
                 _ => fine("conntrack", seen),
             });
@@ -177,7 +196,11 @@ fn conntrack(facts: &Facts) -> Vec<Finding> {
     }
     if let Some(liberal) = get("netfilter/nf_conntrack_tcp_be_liberal") {
         let word = if liberal == 0 { "strict" } else { "liberal" };
-        let counted = if get("netfilter/nf_conntrack_acct") == Some(1) { "counted" } else { "not counted (nf_conntrack_acct, for list --stats)" };
+        let counted = if get("netfilter/nf_conntrack_acct") == Some(1) {
+            "counted"
+        } else {
+            "not counted (nf_conntrack_acct, for list --stats)"
+        };
         findings.push(fine("conntrack settings", format!("{word} about TCP windows; packets and bytes are {counted}")));
     }
     findings
@@ -201,7 +224,12 @@ fn others(others: &Others, serving: bool) -> Vec<Finding> {
             } else {
                 format!("a process kube-proxy runs here and does not answer on the socket: {pids}")
             };
-            findings.push(finding("other proxies", if serving { Fail } else { Warn }, seen, "end whichever is not wanted, or name the right --socket"));
+            findings.push(finding(
+                "other proxies",
+                if serving { Fail } else { Warn },
+                seen,
+                "end whichever is not wanted, or name the right --socket",
+            ));
         }
     }
     findings.push(match (left.is_empty(), serving) {
@@ -249,7 +277,10 @@ fn others(others: &Others, serving: bool) -> Vec<Finding> {
 
 /// The line is here because everybody who ran kube-proxy looks for it.
 fn marks() -> Finding {
-    fine("packet marks", "none is used, so none of a network plugin's can be in the way (masqueradeBit has nothing to do)")
+    fine(
+        "packet marks",
+        "none is used, so none of a network plugin's can be in the way (masqueradeBit has nothing to do)",
+    )
 }
 
 fn no_daemon(facts: &Facts) -> Finding {
@@ -257,7 +288,12 @@ fn no_daemon(facts: &Facts) -> Finding {
         [] => "and there are no tables of ours".to_owned(),
         some => format!("its tables ({}) are there and go on serving as they are", some.join(", ")),
     };
-    finding("daemon", Fail, format!("{}; {tables}", facts.no_daemon), "start kube-proxy (README, Use it), or name its socket with --socket")
+    finding(
+        "daemon",
+        Fail,
+        format!("{}; {tables}", facts.no_daemon),
+        "start kube-proxy (README, Use it), or name its socket with --socket",
+    )
 }
 
 fn about_daemon(daemon: &Daemon, findings: &mut Vec<Finding>) {
@@ -268,9 +304,16 @@ fn about_daemon(daemon: &Daemon, findings: &mut Vec<Finding>) {
         health.pid, health.node, health.uptime_seconds as u64, health.services, health.endpoints, health.elements
     );
     findings.push(match (health.loaded, &health.last_sync) {
-        (false, _) => finding("daemon", Warn, format!("{seen}; not everything known at its start is programmed yet"), "wait; if it lasts, its log says what for (API server, Node)"),
+        (false, _) => finding(
+            "daemon",
+            Warn,
+            format!("{seen}; not everything known at its start is programmed yet"),
+            "wait; if it lasts, its log says what for (API server, Node)",
+        ),
         (true, None) => fine("daemon", seen),
-        (true, Some(sync)) => fine("daemon", format!("{seen}; last update at {:.0}, in {:.1} ms", sync.at, sync.milliseconds)),
+        (true, Some(sync)) => {
+            fine("daemon", format!("{seen}; last update at {:.0}, in {:.1} ms", sync.at, sync.milliseconds))
+        }
     });
     findings.push(if health.program == ours {
         fine("version", format!("{ours}, stands for kube-proxy {}", health.kube_proxy))
@@ -279,40 +322,87 @@ fn about_daemon(daemon: &Daemon, findings: &mut Vec<Finding>) {
         finding("version", Warn, seen, "use the command of the daemon's release, or restart the daemon")
     });
     if daemon.net_admin == Some(false) {
-        findings.push(finding("daemon's privileges", Fail, "it lacks CAP_NET_ADMIN: it cannot program anything", "give it NET_ADMIN (examples/kubeadm/daemonset.yaml)"));
+        findings.push(finding(
+            "daemon's privileges",
+            Fail,
+            "it lacks CAP_NET_ADMIN: it cannot program anything",
+            "give it NET_ADMIN (examples/kubeadm/daemonset.yaml)",
+        ));
     }
     if health.loaded && !health.trusted {
-        let error = health.last_error.as_ref().map(|error| error.error.as_str()).unwrap_or("its tables are being compared");
-        findings.push(finding("programming", Fail, format!("the kernel has not what is desired: {error}"), "it is tried again; if it lasts, the message above says at what"));
+        let error =
+            health.last_error.as_ref().map(|error| error.error.as_str()).unwrap_or("its tables are being compared");
+        findings.push(finding(
+            "programming",
+            Fail,
+            format!("the kernel has not what is desired: {error}"),
+            "it is tried again; if it lasts, the message above says at what",
+        ));
     }
     findings.push(match &daemon.drift {
-        Ok(drift) if drift.differing == 0 => fine("drift", format!("{} elements looked up: the kernel has all of them", drift.looked_up)),
-        Ok(drift) => {
-            let first = drift.differences.first().map(|one| format!(", e.g. in {}: {}", one.set, one.expected)).unwrap_or_default();
-            finding("drift", Fail, format!("{} of {} elements differ in the kernel{first}", drift.differing, drift.looked_up), "somebody changed our tables: restart the daemon, which compares all, and find out who (nft monitor)")
+        Ok(drift) if drift.differing == 0 => {
+            fine("drift", format!("{} elements looked up: the kernel has all of them", drift.looked_up))
         }
-        Err(error) => finding("drift", Warn, format!("not compared: {error}"), "try again; -v=2 in the daemon's log says what keeps it"),
+        Ok(drift) => {
+            let first = drift
+                .differences
+                .first()
+                .map(|one| format!(", e.g. in {}: {}", one.set, one.expected))
+                .unwrap_or_default();
+            finding(
+                "drift",
+                Fail,
+                format!("{} of {} elements differ in the kernel{first}", drift.differing, drift.looked_up),
+                "somebody changed our tables: restart the daemon, which compares all, and find out who (nft monitor)",
+            )
+        }
+        Err(error) => finding(
+            "drift",
+            Warn,
+            format!("not compared: {error}"),
+            "try again; -v=2 in the daemon's log says what keeps it",
+        ),
     });
     findings.push(if health.problems == 0 {
         fine("objects", "nothing is wrong with any of them")
     } else {
-        finding("objects", Warn, format!("{} problems of objects stand", health.problems), "pointsman get services --only problems")
+        finding(
+            "objects",
+            Warn,
+            format!("{} problems of objects stand", health.problems),
+            "pointsman get services --only problems",
+        )
     });
     if health.overrides > 0 {
-        findings.push(finding("by hand", Warn, format!("{} endpoints are drained or weighted by hand on this node", health.overrides), "pointsman get overrides; pointsman undrain --all"));
+        findings.push(finding(
+            "by hand",
+            Warn,
+            format!("{} endpoints are drained or weighted by hand on this node", health.overrides),
+            "pointsman get overrides; pointsman undrain --all",
+        ));
     }
     findings.push(api(daemon));
     for (what, answer) in &daemon.ports {
         findings.push(match answer {
             Ok(200) => fine("port", format!("{what} answers")),
             Ok(status) => finding("port", Fail, format!("{what} answers {status}"), "its body says why: curl it"),
-            Err(error) => finding("port", Fail, format!("{what} does not answer: {error}"), "another process may have the port: ss -ltnp; the daemon tries again every 5 s"),
+            Err(error) => finding(
+                "port",
+                Fail,
+                format!("{what} does not answer: {error}"),
+                "another process may have the port: ss -ltnp; the daemon tries again every 5 s",
+            ),
         });
     }
     if let Some((open, limit)) = daemon.descriptors {
         let seen = format!("{open} of {limit} descriptors are open");
         findings.push(if open as u64 * 100 >= limit * DESCRIPTORS {
-            finding("descriptors", Warn, seen, "raise LimitNOFILE (or ulimit -n) of the daemon: the userspace forwarder needs two per connection")
+            finding(
+                "descriptors",
+                Warn,
+                seen,
+                "raise LimitNOFILE (or ulimit -n) of the daemon: the userspace forwarder needs two per connection",
+            )
         } else {
             fine("descriptors", seen)
         });
@@ -324,7 +414,12 @@ fn api(daemon: &Daemon) -> Finding {
         return fine("API server", "none is followed: objects come from a directory");
     };
     match (&api.last_error, api.last_answer) {
-        (Some(error), _) => finding("API server", Fail, format!("{} does not answer: {error}", api.server), "Services stay as they are meanwhile; see that the server can be reached from this node, and the credentials"),
+        (Some(error), _) => finding(
+            "API server",
+            Fail,
+            format!("{} does not answer: {error}", api.server),
+            "Services stay as they are meanwhile; see that the server can be reached from this node, and the credentials",
+        ),
         (None, Some(at)) => fine("API server", format!("{} answered last at {at:.0}", api.server)),
         (None, None) => finding("API server", Warn, "nothing has been asked yet", "wait a moment"),
     }
@@ -335,11 +430,22 @@ fn clock(facts: &Facts) -> Finding {
     let skew = facts.daemon.as_ref().and_then(|daemon| daemon.health.api.as_ref()?.clock_skew_seconds);
     let advice = "set it, and keep it with chrony or systemd-timesyncd: certificates, leases and Events go by it";
     match (skew, kept) {
-        (Some(skew), _) if skew.abs() > FAR => finding("clock", Fail, format!("{skew:+.0} s from the API server's"), advice),
-        (Some(skew), _) if skew.abs() > SKEW => finding("clock", Warn, format!("{skew:+.0} s from the API server's"), advice),
-        (Some(_), kept) => fine("clock", ["as the API server's".to_owned()].into_iter().chain(kept).collect::<Vec<_>>().join(", ")),
+        (Some(skew), _) if skew.abs() > FAR => {
+            finding("clock", Fail, format!("{skew:+.0} s from the API server's"), advice)
+        }
+        (Some(skew), _) if skew.abs() > SKEW => {
+            finding("clock", Warn, format!("{skew:+.0} s from the API server's"), advice)
+        }
+        (Some(_), kept) => {
+            fine("clock", ["as the API server's".to_owned()].into_iter().chain(kept).collect::<Vec<_>>().join(", "))
+        }
         (None, Some(kept)) => fine("clock", kept),
-        (None, None) => finding("clock", Warn, "nobody is seen to keep it, and there is no API server to compare it with", "if a hypervisor or another program keeps it, all is well; else run chrony or systemd-timesyncd"),
+        (None, None) => finding(
+            "clock",
+            Warn,
+            "nobody is seen to keep it, and there is no API server to compare it with",
+            "if a hypervisor or another program keeps it, all is well; else run chrony or systemd-timesyncd",
+        ),
     }
 }
 
@@ -431,10 +537,13 @@ mod tests {
             ("", Box::new(sysctl("ipv6/conf/all/forwarding", None))),
             ("bridges Warn", Box::new(sysctl("bridge/bridge-nf-call-iptables", Some(0)))),
             ("bridges Warn", Box::new(sysctl("bridge/bridge-nf-call-ip6tables", None))),
-            ("", Box::new(|facts| {
-                sysctl("bridge/bridge-nf-call-iptables", None)(facts);
-                facts.bridges.clear();
-            })),
+            (
+                "",
+                Box::new(|facts| {
+                    sysctl("bridge/bridge-nf-call-iptables", None)(facts);
+                    facts.bridges.clear();
+                }),
+            ),
             ("conntrack Warn", Box::new(sysctl("netfilter/nf_conntrack_count", Some(800)))),
             ("conntrack Fail", Box::new(sysctl("netfilter/nf_conntrack_count", Some(950)))),
             ("", Box::new(sysctl("netfilter/nf_conntrack_max", Some(0)))),
@@ -444,15 +553,21 @@ mod tests {
             ("leftovers Fail", Box::new(|facts| facts.others.kube_proxy_tables = vec!["ip kube-proxy".to_owned()])),
             ("leftovers Fail", Box::new(|facts| facts.others.kube_chains = 12)),
             ("leftovers Fail", Box::new(|facts| facts.others.kube_ipvs = true)),
-            ("leftovers Warn, daemon Fail", Box::new(|facts| {
-                facts.others.kube_chains = 12;
-                facts.daemon = None;
-            })),
+            (
+                "leftovers Warn, daemon Fail",
+                Box::new(|facts| {
+                    facts.others.kube_chains = 12;
+                    facts.daemon = None;
+                }),
+            ),
             ("other proxies Fail", Box::new(|facts| facts.others.rivals = vec![9])),
-            ("other proxies Warn, daemon Fail", Box::new(|facts| {
-                facts.others.rivals = vec![9];
-                facts.daemon = None;
-            })),
+            (
+                "other proxies Warn, daemon Fail",
+                Box::new(|facts| {
+                    facts.others.rivals = vec![9];
+                    facts.daemon = None;
+                }),
+            ),
             ("IPVS Warn", Box::new(|facts| facts.others.virtual_servers = Some(3))),
             ("", Box::new(|facts| facts.others.virtual_servers = Some(0))),
             ("older iptables Warn", Box::new(|facts| facts.others.legacy_nat = true)),
@@ -463,25 +578,42 @@ mod tests {
             ("version Warn", Box::new(|facts| daemon(facts).health.program = "0.0.1".to_owned())),
             ("daemon's privileges Fail", Box::new(|facts| daemon(facts).net_admin = Some(false))),
             ("programming Fail", Box::new(|facts| daemon(facts).health.trusted = false)),
-            ("drift Fail", Box::new(|facts| {
-                daemon(facts).drift = Ok(DriftView { version: "v1".to_owned(), looked_up: 40, differing: 2, differences: Vec::new() });
-            })),
+            (
+                "drift Fail",
+                Box::new(|facts| {
+                    daemon(facts).drift = Ok(DriftView {
+                        version: "v1".to_owned(),
+                        looked_up: 40,
+                        differing: 2,
+                        differences: Vec::new(),
+                    });
+                }),
+            ),
             ("drift Warn", Box::new(|facts| daemon(facts).drift = Err("busy".to_owned()))),
             ("objects Warn", Box::new(|facts| daemon(facts).health.problems = 1)),
             ("by hand Warn", Box::new(|facts| daemon(facts).health.overrides = 1)),
-            ("API server Fail", Box::new(|facts| {
-                daemon(facts).health.api.as_mut().expect("one").last_error = Some("refused".to_owned());
-            })),
+            (
+                "API server Fail",
+                Box::new(|facts| {
+                    daemon(facts).health.api.as_mut().expect("one").last_error = Some("refused".to_owned());
+                }),
+            ),
             ("", Box::new(|facts| daemon(facts).health.api = None)),
             ("port Fail", Box::new(|facts| daemon(facts).ports[0].1 = Ok(503))),
             ("port Fail", Box::new(|facts| daemon(facts).ports[0].1 = Err("refused".to_owned()))),
             ("descriptors Warn", Box::new(|facts| daemon(facts).descriptors = Some((820, 1024)))),
-            ("clock Warn", Box::new(|facts| {
-                daemon(facts).health.api.as_mut().expect("one").clock_skew_seconds = Some(-4.0);
-            })),
-            ("clock Fail", Box::new(|facts| {
-                daemon(facts).health.api.as_mut().expect("one").clock_skew_seconds = Some(3600.0);
-            })),
+            (
+                "clock Warn",
+                Box::new(|facts| {
+                    daemon(facts).health.api.as_mut().expect("one").clock_skew_seconds = Some(-4.0);
+                }),
+            ),
+            (
+                "clock Fail",
+                Box::new(|facts| {
+                    daemon(facts).health.api.as_mut().expect("one").clock_skew_seconds = Some(3600.0);
+                }),
+            ),
             ("", Box::new(|facts| facts.time_service = None)),
         ];
         for (index, (want, change)) in table.into_iter().enumerate() {

@@ -63,7 +63,8 @@ fn objects(number: u8, scheduler: &str) -> [(&'static str, Value); 3] {
         "status": {"loadBalancer": {"ingress": [{"ip": format!("198.51.100.{number}")}]}},
     });
     let slice = |family: &str, prefix: &str| {
-        let endpoints: Vec<_> = (1..=3).map(|last| json!({"addresses": [format!("{prefix}{last}")], "nodeName": "doctor"})).collect();
+        let endpoints: Vec<_> =
+            (1..=3).map(|last| json!({"addresses": [format!("{prefix}{last}")], "nodeName": "doctor"})).collect();
         json!({
             "metadata": {"namespace": "doctor", "name": format!("{name}-{family}"), "labels": {"kubernetes.io/service-name": name}},
             "addressType": family, "ports": [{"name": "p", "port": 8080}], "endpoints": endpoints,

@@ -35,7 +35,8 @@ fn served(engine: &Engine) -> String {
     let of = |name: &str| {
         let key = ServiceKey::new("ns", name);
         let seen = engine.look(&key).expect("served");
-        let slots: BTreeSet<_> = engine.slots(&seen.service.port_key(&seen.service.ports[0]), Family::V4, false).iter().collect();
+        let slots: BTreeSet<_> =
+            engine.slots(&seen.service.port_key(&seen.service.ports[0]), Family::V4, false).iter().collect();
         let last = |at: &&SocketAddr| at.ip().to_string().rsplit('.').next().map(str::to_owned);
         format!("{name} {}", slots.iter().filter_map(last).collect::<Vec<_>>().join(" "))
     };
@@ -100,14 +101,19 @@ fn weights_by_hand_need_a_scheduler_that_looks_at_them() {
     engine.scheduler = Scheduler::RoundRobin;
     compile_at(&mut engine, begin);
     let key = ServiceKey::new("ns", "a");
-    let scheduler = |engine: &Engine| engine.look(&key).expect("served").ports[0].resolved.as_ref().expect("decided").scheduler;
+    let scheduler =
+        |engine: &Engine| engine.look(&key).expect("served").ports[0].resolved.as_ref().expect("decided").scheduler;
     engine.place_override(&order("10.1.0.1", None, 0, S, false), begin).expect("placed");
     compile_at(&mut engine, begin);
     assert_eq!(scheduler(&engine), Scheduler::RoundRobin, "a drain asks for no weights");
     engine.place_override(&order("10.1.0.1", None, 3, S, false), begin).expect("placed");
     compile_at(&mut engine, begin);
     assert_eq!(scheduler(&engine), Scheduler::WeightedRoundRobin);
-    let slots = engine.slots(&engine.look(&key).expect("served").service.port_key(&engine.store.service(&key).expect("known").ports[0]), Family::V4, false);
+    let slots = engine.slots(
+        &engine.look(&key).expect("served").service.port_key(&engine.store.service(&key).expect("known").ports[0]),
+        Family::V4,
+        false,
+    );
     assert_eq!(slots.iter().filter(|at| at.to_string().starts_with("10.1.0.1:")).count() * 4, slots.len() * 3);
     compile_at(&mut engine, begin + S);
     assert_eq!(scheduler(&engine), Scheduler::RoundRobin);
@@ -123,8 +129,16 @@ fn connections_end_where_that_was_asked_for_and_others_are_there() {
     engine.place_override(&order("10.1.0.1", None, 0, 60 * S, true), begin).expect("placed");
     compile_at(&mut engine, begin);
     let cuts = engine.take_cuts();
-    let told: Vec<_> = cuts.iter().map(|cut| (cut.destinations.len(), cut.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))).collect();
-    assert_eq!(told, [(1, "10.1.0.1:8001".to_owned()), (1, "10.1.0.1:8002".to_owned()), (1, "10.1.0.1:8001".to_owned())]);
+    let told: Vec<_> = cuts
+        .iter()
+        .map(|cut| {
+            (cut.destinations.len(), cut.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [(1, "10.1.0.1:8001".to_owned()), (1, "10.1.0.1:8002".to_owned()), (1, "10.1.0.1:8001".to_owned())]
+    );
     engine.place_override(&order("10.1.0.2", Some("b"), 0, 60 * S, true), begin).expect("placed");
     compile_at(&mut engine, begin);
     assert_eq!(engine.take_cuts(), [], "new connections still go there: they would come back");
@@ -162,8 +176,13 @@ fn pods_are_meant_by_name_and_addresses_with_their_pod() {
             json!({"metadata": {"namespace": namespace, "name": format!("{key}-{family}"), "labels": labels}, "addressType": family,
                    "ports": [{"name": "p1", "port": 8001}], "endpoints": endpoints(prefix)})
         });
-        let mut changes = vec![Change::Apply(Object::Service(Box::new(serde_json::from_value(service).expect("decodes"))))];
-        changes.extend(slices.map(|one| Change::Apply(Object::EndpointSlice(Box::new(serde_json::from_value(one).expect("decodes"))))));
+        let mut changes =
+            vec![Change::Apply(Object::Service(Box::new(serde_json::from_value(service).expect("decodes"))))];
+        changes.extend(
+            slices.map(|one| {
+                Change::Apply(Object::EndpointSlice(Box::new(serde_json::from_value(one).expect("decodes"))))
+            }),
+        );
         changes
     };
     let mut engine = small_engine();
@@ -171,8 +190,14 @@ fn pods_are_meant_by_name_and_addresses_with_their_pod() {
     compile_at(&mut engine, begin);
     let ambiguous = engine.place_override(&order("web-0", None, 0, S, false), begin).expect_err("two");
     assert!(ambiguous.to_string().ends_with("n1, n2"), "{ambiguous}");
-    for (who, service, count) in [("n1/web-0", None, 1), ("web-0", Some("n2/w2"), 1), ("10.1.0.1", None, 1), ("fd00:1::1", None, 1)] {
-        assert_eq!(engine.place_override(&order(who, service, 0, 60 * S, false), begin).expect(who).len(), count, "{who}");
+    for (who, service, count) in
+        [("n1/web-0", None, 1), ("web-0", Some("n2/w2"), 1), ("10.1.0.1", None, 1), ("fd00:1::1", None, 1)]
+    {
+        assert_eq!(
+            engine.place_override(&order(who, service, 0, 60 * S, false), begin).expect(who).len(),
+            count,
+            "{who}"
+        );
     }
     compile_at(&mut engine, begin);
     let meant = |engine: &Engine, namespace: &str, name: &str| {

@@ -126,9 +126,11 @@ pub(super) fn cuts<'a>(
         let used = |at: &SocketAddr| port.cluster.iter().chain(&port.local).any(|one| one.endpoint == *at);
         let slices = slices.clone().filter(|slice| slice.family == port.family);
         let meant = slices.flat_map(|slice| {
-            let named = move |one: &&crate::model::SlicePort| one.name == port.key.name && one.protocol == port.key.protocol;
+            let named =
+                move |one: &&crate::model::SlicePort| one.name == port.key.name && one.protocol == port.key.protocol;
             let targets = slice.ports.iter().filter(named);
-            targets.flat_map(|target| slice.endpoints.iter().map(|one| (SocketAddr::new(one.address, target.port), one)))
+            targets
+                .flat_map(|target| slice.endpoints.iter().map(|one| (SocketAddr::new(one.address, target.port), one)))
         });
         let meant = meant.filter(|(at, endpoint)| subjects.iter().any(|subject| subject.is(*at, endpoint)));
         let endpoints: BTreeSet<SocketAddr> = meant.map(|(at, _)| at).filter(|at| !used(at)).collect();
@@ -358,7 +360,11 @@ impl Engine {
             let Some(known) = overrides.services.get_mut(&key) else { continue };
             for one in known.extract_if(.., is_meant) {
                 let what = if one.is_drain() { "is drained no longer" } else { "has its own weight again" };
-                overrides.notes.push(format!("{}: {} {what}: taken back by hand", plain(&key.to_string()), one.subject));
+                overrides.notes.push(format!(
+                    "{}: {} {what}: taken back by hand",
+                    plain(&key.to_string()),
+                    one.subject
+                ));
                 lifted.push((key.clone(), one.subject));
             }
             if known.is_empty() {

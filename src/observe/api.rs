@@ -53,8 +53,8 @@ use crate::kernel::glance::{self, Comparison, Difference};
 use crate::model::{Families, Family, Protocol, ServiceKey};
 use crate::status::explain::{DifferenceView, Explanation, Question, VerificationView, explain};
 use crate::status::{
-    self, CHUNK, Census, ConnectionList, DriftView, FamilyHealth, HealthView, Lift, OverrideList, OverrideView, Page, Search,
-    SearchError, ServicePage, ServiceView, VERSION, VirtualList,
+    self, CHUNK, Census, ConnectionList, DriftView, FamilyHealth, HealthView, Lift, OverrideList, OverrideView, Page,
+    Search, SearchError, ServicePage, ServiceView, VERSION, VirtualList,
 };
 
 /// How long what a walk through connection tracking found is good enough.
@@ -287,7 +287,8 @@ impl Api {
             let engine = glance.engine;
             let services = keys.iter().filter_map(|key| engine.store().service(key));
             let ports = services.flat_map(|service| service.ports.iter().map(|port| service.port_key(port)));
-            let images = ports.flat_map(|port| Family::ALL.map(|family| (port.clone(), family, engine.elements(&port, family))));
+            let images =
+                ports.flat_map(|port| Family::ALL.map(|family| (port.clone(), family, engine.elements(&port, family))));
             images.collect::<Vec<_>>()
         });
         let expected = expected.await?;
@@ -330,7 +331,9 @@ impl Api {
                 let written = spawn_blocking(move || kept::write(&path, all)).await.map_err(|_| Busy)?;
                 if let Err(error) = written {
                     warn!(path = name, %error, "what was said by hand cannot be kept: it ends with this process");
-                    answer.warnings.push(format!("it ends with this process, because {name} cannot be written: {error}"));
+                    answer
+                        .warnings
+                        .push(format!("it ends with this process, because {name} cannot be written: {error}"));
                 }
             }
             Ok(json(&answer))
@@ -472,7 +475,10 @@ fn parameters_of(request: &Request<Bytes>) -> Parameters {
 fn list_of(overrides: Vec<OverrideView>, glance: &Glance<'_>) -> OverrideList {
     let mut warnings = Vec::new();
     if !glance.kernel.trusted {
-        warnings.push("the kernel does not know yet: it refused, and will be asked again (see its last error in /v1/health)".to_owned());
+        warnings.push(
+            "the kernel does not know yet: it refused, and will be asked again (see its last error in /v1/health)"
+                .to_owned(),
+        );
     }
     OverrideList { version: VERSION.to_owned(), overrides, warnings }
 }
@@ -486,7 +492,10 @@ fn is_set(parameters: &Parameters, flag: &str) -> bool {
 }
 
 fn verification(compared: Comparison) -> VerificationView {
-    VerificationView { looked_up: compared.looked_up, differences: compared.differences.into_iter().map(difference).collect() }
+    VerificationView {
+        looked_up: compared.looked_up,
+        differences: compared.differences.into_iter().map(difference).collect(),
+    }
 }
 
 fn difference(one: Difference) -> DifferenceView {
@@ -524,7 +533,9 @@ impl Refusal {
             Refusal::Order(_) => StatusCode::NOT_FOUND,
             Refusal::Query(_) => StatusCode::BAD_REQUEST,
             Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Refusal::Loading | Refusal::Busy(_) | Refusal::Conntrack(_) | Refusal::Kernel(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Loading | Refusal::Busy(_) | Refusal::Conntrack(_) | Refusal::Kernel(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         };
         refused(status, self.to_string())
     }

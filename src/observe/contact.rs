@@ -54,7 +54,10 @@ mod tests {
         let first = noted(None, "a:443", Ok(Some(date)), at(10));
         assert_eq!((first.clock_skew_seconds, first.last_answer), (Some(9.5), Some(at(10))));
         let failed = noted(Some(first), "a:443", Err("refused".to_owned()), at(20));
-        assert_eq!((failed.last_error.as_deref(), failed.last_answer, failed.clock_skew_seconds), (Some("refused"), Some(at(10)), Some(9.5)));
+        assert_eq!(
+            (failed.last_error.as_deref(), failed.last_answer, failed.clock_skew_seconds),
+            (Some("refused"), Some(at(10)), Some(9.5))
+        );
         let again = noted(Some(failed.clone()), "a:443", Ok(None), at(30));
         assert_eq!((again.last_error, again.last_answer, again.clock_skew_seconds), (None, Some(at(30)), Some(9.5)));
         let other = noted(Some(failed), "b:443", Ok(Some("yesterday")), at(40));

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::metrics::SyncKind;
+use super::metrics::{self, SyncKind};
 use crate::engine::Engine;
 use crate::status::{LastError, LastSync};
 
@@ -64,8 +64,11 @@ pub struct Busy;
 /// A question.
 pub struct Question(Box<dyn FnOnce(Glance<'_>) + Send>);
 
+/// Changes the engine, and returns what is to be told afterwards.
+type Act = dyn FnOnce(&mut Engine) -> Option<Question> + Send;
+
 /// An order; `None` if nobody waits for it any more, and then it did nothing.
-pub struct Order(Box<dyn FnOnce(&mut Engine) -> Option<Question> + Send>);
+pub struct Order(Box<Act>);
 
 /// Where questions are handed in. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -178,7 +181,9 @@ impl Questions {
         self.told.drain(..).for_each(|told| told.0(glance));
         let mut next = question;
         while let Some(Question(question)) = next.take().or_else(|| self.questions.try_recv().ok()) {
+            let asked = Instant::now();
             question(glance);
+            metrics::answered(asked.elapsed());
             if begin.elapsed() > TURN {
                 break;
             }

@@ -281,6 +281,11 @@ pub fn overrides(drained: usize, weighted: usize) {
     metrics::gauge!(names::OVERRIDES, "kind" => "weight").set(weighted as f64);
 }
 
+/// The controller was held for so long by somebody's question.
+pub fn answered(duration: Duration) {
+    metrics::histogram!(names::STATUS_ANSWER).record(duration.as_secs_f64());
+}
+
 /// Rings were dealt again by counts, so many of their slots to somebody else, in so long.
 pub fn redealt(duration: Duration, slots: u64) {
     metrics::histogram!(names::REDEAL_DURATION).record(duration.as_secs_f64());

@@ -127,8 +127,7 @@ impl Page {
                 None => match path.strip_prefix("/ui/v1/flows/").and_then(named) {
                     Some((namespace, name)) => self.api.flows(&namespace, &name, FLOWS).await,
                     None => {
-                        match path.strip_prefix(ROOT).filter(|path| path.starts_with("/v1/") && !ROOTS.contains(path))
-                        {
+                        match path.strip_prefix(ROOT).filter(|path| path.starts_with("/v1/") && !ROOTS.contains(path)) {
                             Some(path) => self.api.answer(request, path).await,
                             None => not_found(),
                         }

@@ -107,7 +107,8 @@ fn write_answer(out: &mut impl Write, explanation: &Explanation, answer: &Answer
             let standing = answer.standing(one);
             let chosen = standing == StandingView::Chosen;
             let said = one.by_hand.map(|said| get::by_hand(said, Timestamp::now()));
-            let reason = [Some(get::words(standing).to_owned()), said].into_iter().flatten().collect::<Vec<_>>().join(", ");
+            let reason =
+                [Some(get::words(standing).to_owned()), said].into_iter().flatten().collect::<Vec<_>>().join(", ");
             table.push([
                 format!("  {}", one.socket()).into(),
                 one.pod.as_deref().unwrap_or_default().into(),

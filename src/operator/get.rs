@@ -9,7 +9,8 @@ use super::client::query;
 use super::text::{self, Cell, Look, Table, ago, span};
 use super::{Failure, ask, orders, repeat, say};
 use crate::status::{
-    ByHandView, CarrierView, EndpointView, MembershipView, OverrideList, PortView, ServicePage, ServiceView, StandingView, VERSION, VerdictView,
+    ByHandView, CarrierView, EndpointView, MembershipView, OverrideList, PortView, ServicePage, ServiceView,
+    StandingView, VERSION, VerdictView,
 };
 
 pub(super) fn run(socket: &Path, options: &GetOptions) -> Result<(), Failure> {
@@ -102,7 +103,8 @@ fn services(services: &[ServiceView], now: Timestamp) -> Table {
             let (chosen, all) = counts(port);
             let problem = service.problems.last().map(|one| format!("{}: {}", one.field, one.reason));
             let said = port.endpoints.iter().filter(|one| one.by_hand.is_some()).count();
-            let endpoints = if said > 0 { format!("{chosen}/{all}, {said} by hand") } else { format!("{chosen}/{all}") };
+            let endpoints =
+                if said > 0 { format!("{chosen}/{all}, {said} by hand") } else { format!("{chosen}/{all}") };
             let serves = [port.internal, port.outside].contains(&Some(VerdictView::Cluster))
                 || [port.internal, port.outside].contains(&Some(VerdictView::Local));
             table.push([

@@ -162,7 +162,8 @@ mod tests {
             (by_address(1, Some(80)), [true, false, false, false], "10.1.0.1:80 (web-1)"),
             (Subject::Pod("\u{1b}".into()), [false; 4], "pod \\u{1b}"),
         ] {
-            let asked = [(at(1, 80), &endpoint(1)), (at(1, 81), &endpoint(1)), (at(2, 80), &endpoint(2)), (at(1, 80), &other)];
+            let asked =
+                [(at(1, 80), &endpoint(1)), (at(1, 81), &endpoint(1)), (at(2, 80), &endpoint(2)), (at(1, 80), &other)];
             assert_eq!(asked.map(|(at, endpoint)| subject.is(at, endpoint)), meant, "{subject}");
             assert_eq!(subject.to_string(), shown);
         }

@@ -30,7 +30,15 @@ fn resolved(service: &Service, slices: &[Slice], settings: &Settings, node: Opti
     resolve(
         service,
         slices.iter(),
-        Context { settings, node, claims: &claims, scheduler: Scheduler::Random, warming: None, assessment: None, overrides: &[] },
+        Context {
+            settings,
+            node,
+            claims: &claims,
+            scheduler: Scheduler::Random,
+            warming: None,
+            assessment: None,
+            overrides: &[],
+        },
     )
 }
 

@@ -126,7 +126,10 @@ fn view(engine: &Engine, key: &ServiceKey, one: &Override, now: Instant, wall: T
             if endpoint.weight != one.weight {
                 warn(false, "something said later about the same endpoint counts".to_owned());
             } else if one.is_drain() {
-                let text = format!("all qualifying endpoints weigh 0, so all are used alike: new connections still reach {}", endpoint.address);
+                let text = format!(
+                    "all qualifying endpoints weigh 0, so all are used alike: new connections still reach {}",
+                    endpoint.address
+                );
                 warn(false, text);
             } else if one.weight > 1 && !resolved.scheduler.heeds_weights() && resolved.path == Path::Kernel {
                 warn(false, format!("scheduler {} ignores weights, only 0 counts", resolved.scheduler));
@@ -212,9 +215,8 @@ fn who_of(parameters: &Parameters) -> Result<Option<Who>, SearchError> {
 }
 
 fn service_of(parameters: &Parameters) -> Result<Option<ServiceName>, SearchError> {
-    let parse = |text| {
-        ServiceName::parse(text).ok_or_else(|| wrong("service", text, "neither NAME nor NAMESPACE/NAME"))
-    };
+    let parse =
+        |text| ServiceName::parse(text).ok_or_else(|| wrong("service", text, "neither NAME nor NAMESPACE/NAME"));
     get(parameters, "service").map(parse).transpose()
 }
 
@@ -260,9 +262,7 @@ impl OverrideView {
     /// As an input of decisions. What would last longer than can be asked for lasts so long; what has ended ends now.
     pub fn restore(&self, now: Instant, wall: Timestamp) -> (ServiceKey, Override) {
         let subject = match (self.address, &self.pod) {
-            (Some(address), pod) => {
-                Subject::Address { address, port: self.port, pod: pod.as_deref().map(Into::into) }
-            }
+            (Some(address), pod) => Subject::Address { address, port: self.port, pod: pod.as_deref().map(Into::into) },
             (None, pod) => Subject::Pod(pod.as_deref().unwrap_or_default().into()),
         };
         let span = |from: Timestamp, to: Timestamp| Duration::try_from(to.duration_since(from)).unwrap_or_default();
@@ -277,7 +277,8 @@ mod tests {
     use super::*;
 
     fn read(parameters: &[(&str, &str)]) -> Result<Order, String> {
-        let parameters: Vec<_> = parameters.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let parameters: Vec<_> =
+            parameters.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         order_of(&parameters).map_err(|error| error.to_string())
     }
 
@@ -331,7 +332,10 @@ mod tests {
         let kept: OverrideView =
             serde_json::from_str(&serde_json::to_string(&view).expect("JSON")).expect("what was written");
         let (key, one) = kept.restore(now, wall);
-        assert_eq!((key.to_string(), one.weight, one.until - now), ("shop/web".to_owned(), 3, Duration::from_secs(600)));
+        assert_eq!(
+            (key.to_string(), one.weight, one.until - now),
+            ("shop/web".to_owned(), 3, Duration::from_secs(600))
+        );
         assert_eq!(one.subject.to_string(), "10.1.0.7:80 (web-1)");
         let (_, ended) = OverrideView { until: at(-1), ..kept.clone() }.restore(now, wall);
         assert_eq!(ended.until, now);

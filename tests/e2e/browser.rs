@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use pointsman::lab::Host;
+use pointsman::lab::Namespace;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -27,7 +27,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    pub fn start(node: &Host) -> Self {
+    pub fn start(node: &Namespace) -> Self {
         let profile = tempfile::tempdir().expect("a directory");
         let mut command = Command::new("sh");
         let options = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking \

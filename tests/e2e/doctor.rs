@@ -32,29 +32,69 @@ fn what_is_wrong_is_found_and_what_is_right_is_said() {
     let daemon = bed.start(node, &["--own-tables=false"]);
     bed.get("/v1/health");
     let (_, seen) = report(node, &bed);
-    for check in ["kernel", "privileges", "nf_tables", "ruleset", "forwarding IPv4", "conntrack", "leftovers", "daemon", "version", "drift", "objects", "API server", "port", "descriptors"] {
+    for check in [
+        "kernel",
+        "privileges",
+        "nf_tables",
+        "ruleset",
+        "forwarding IPv4",
+        "conntrack",
+        "leftovers",
+        "daemon",
+        "version",
+        "drift",
+        "objects",
+        "API server",
+        "port",
+        "descriptors",
+    ] {
         assert_eq!(verdict(&seen, check), "ok", "{check}: {seen:#}");
     }
     assert_ne!(seen["verdict"], "fail", "{seen:#}");
-    assert!(seen["findings"].as_array().expect("a list").iter().any(|one| one["check"] == "ruleset" && one["seen"].as_str().is_some_and(|seen| seen.contains("IPv4 and IPv6"))), "{seen:#}");
+    assert!(
+        seen["findings"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .any(|one| one["check"] == "ruleset"
+                && one["seen"].as_str().is_some_and(|seen| seen.contains("IPv4 and IPv6"))),
+        "{seen:#}"
+    );
 
     // Trouble, of several kinds at once.
     node.namespace().sysctls(&[("ipv4/ip_forward", "0")]).expect("a parameter");
     nft(node.namespace(), &["add table ip kube-proxy"]);
-    nft(node.namespace(), &["add table ip early { chain pre { type nat hook prerouting priority -150; dnat to 10.9.9.9; }; }"]);
+    nft(
+        node.namespace(),
+        &["add table ip early { chain pre { type nat hook prerouting priority -150; dnat to 10.9.9.9; }; }"],
+    );
     super::operator::said(node, &bed, &["weight", pods([1])[0].v4.to_string().as_str(), "1"]);
     let (code, seen) = report(node, &bed);
     assert_eq!((code, &seen["verdict"]), (Some(2), &"fail".into()));
-    for (check, want) in [("forwarding IPv4", "fail"), ("leftovers", "fail"), ("nat chains", "warn"), ("by hand", "warn"), ("drift", "ok")] {
+    for (check, want) in [
+        ("forwarding IPv4", "fail"),
+        ("leftovers", "fail"),
+        ("nat chains", "warn"),
+        ("by hand", "warn"),
+        ("drift", "ok"),
+    ] {
         assert_eq!(verdict(&seen, check), want, "{check}: {seen:#}");
     }
     let (code, lines, _) = pointsman(node, &bed, &["doctor", "--quiet"]);
     assert_eq!(code, Some(2));
-    assert!(lines.contains("FAIL forwarding IPv4") && lines.contains("-> sysctl -w net.ipv4.ip_forward=1") && !lines.contains("ok  "), "{lines}");
+    assert!(
+        lines.contains("FAIL forwarding IPv4")
+            && lines.contains("-> sysctl -w net.ipv4.ip_forward=1")
+            && !lines.contains("ok  "),
+        "{lines}"
+    );
 
     // Without a daemon the rest is said, and that its tables are there.
     daemon.end(Signal::SIGKILL);
     let (code, seen) = report(node, &bed);
-    assert_eq!((code, verdict(&seen, "daemon"), verdict(&seen, "leftovers"), verdict(&seen, "ruleset")), (Some(2), "fail", "warn", "ok"));
+    assert_eq!(
+        (code, verdict(&seen, "daemon"), verdict(&seen, "leftovers"), verdict(&seen, "ruleset")),
+        (Some(2), "fail", "warn", "ok")
+    );
     assert!(seen.to_string().contains("ip pointsman, ip6 pointsman"), "{seen:#}");
 }

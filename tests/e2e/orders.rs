@@ -70,15 +70,24 @@ fn a_drain_is_obeyed_told_everywhere_and_outlives_the_daemon() {
     let row = listing.lines().find(|line| line.contains(&format!("-> {address}:{TCP} "))).expect("the endpoint");
     assert_eq!(row.split_whitespace().nth(3), Some("0"), "weight 0, as ipvsadm has it: {listing}");
     let endpoints = said(&["get", "endpoints", "shop/web"]);
-    assert!(endpoints.contains("drained by hand, 29m left") || endpoints.contains("drained by hand, 30m left"), "{endpoints}");
+    assert!(
+        endpoints.contains("drained by hand, 29m left") || endpoints.contains("drained by hand, 30m left"),
+        "{endpoints}"
+    );
     assert!(said(&["get", "services", "shop/web"]).contains("2/3, 1 by hand"));
     let why = said(&["explain", "shop/web:http"]);
     assert!(why.contains("weight 0, drained by hand, "), "{why}");
     let view = bed.get("/v1/services/shop/web");
     let first = &view["ports"][0]["endpoints"][0];
-    assert_eq!((&first["weight"], &first["byHand"]["weight"], &first["cluster"]["standing"]), (&json!(0), &json!(0), &json!("drained")));
+    assert_eq!(
+        (&first["weight"], &first["byHand"]["weight"], &first["cluster"]["standing"]),
+        (&json!(0), &json!(0), &json!("drained"))
+    );
     let list = bed.get("/v1/overrides");
-    assert_eq!((&list["overrides"][0]["pod"], list["overrides"][0]["endpoints"].as_array().map(Vec::len)), (&json!("web-1"), Some(4)));
+    assert_eq!(
+        (&list["overrides"][0]["pod"], list["overrides"][0]["endpoints"].as_array().map(Vec::len)),
+        (&json!("web-1"), Some(4))
+    );
     assert_eq!(metric(&lab, "pointsman_endpoint_overrides{kind=\"drain\"}"), 1.0);
     let timeline = page(&lab, "GET", "/ui/v1/timeline");
     assert!(timeline.contains("shop/web: pod web-1 drained by hand for 30m"), "{timeline}");
@@ -87,7 +96,10 @@ fn a_drain_is_obeyed_told_everywhere_and_outlives_the_daemon() {
     let (code, _, error) = pointsman(&["weight", &address, "5", "--for", "1h"]);
     assert_eq!((code, &*error), (Some(0), ""));
     let of_web = tally(lab.client(0), frontends(2, 80)[0], 70);
-    assert_eq!(of_web.iter().map(|(pod, count)| (pod.as_str(), *count)).collect::<Vec<_>>(), [("web-1", 50), ("web-2", 10), ("web-3", 10)]);
+    assert_eq!(
+        of_web.iter().map(|(pod, count)| (pod.as_str(), *count)).collect::<Vec<_>>(),
+        [("web-1", 50), ("web-2", 10), ("web-3", 10)]
+    );
     assert_eq!(said(&["get", "overrides"]).lines().count(), 4, "a heading, and what stands");
     assert_eq!(json_of(lab.node(), &bed, &["get", "overrides"])["overrides"].as_array().map(Vec::len), Some(3));
 
@@ -164,7 +176,9 @@ fn what_cannot_be_done_is_said_and_the_page_changes_nothing() {
         assert_eq!((code, &*out, error.lines().count()), (Some(1), "", 1), "{args:?}: {error}");
         assert!(error.starts_with(&format!("pointsman: {want}")), "{args:?}: {error}");
     }
-    for args in [&["drain", "web-1", "--for", "2d"][..], &["weight", "web-1"], &["weight", "web-1", "70000"], &["undrain"]] {
+    for args in
+        [&["drain", "web-1", "--for", "2d"][..], &["weight", "web-1"], &["weight", "web-1", "70000"], &["undrain"]]
+    {
         let (code, _, error) = pointsman(lab.node(), &bed, args);
         assert_eq!(code, Some(2), "clap's own: {args:?}: {error}");
     }

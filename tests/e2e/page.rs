@@ -55,7 +55,7 @@ fn a_reader_finds_a_service_and_sees_it_change() {
     manifests.write("web.json", &shop("web", 1, &pods(1..=2)));
     let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
     daemon.programmed();
-    let mut browser = Browser::start(lab.node());
+    let mut browser = Browser::start(lab.node().namespace());
     browser.open(PAGE);
     browser.wait("the first page", "document.querySelectorAll('#rows a').length > 5");
     browser.wait("the state", "document.getElementById('state').textContent === 'n1: up to date'");

@@ -55,6 +55,7 @@ names! {
     DISTURBANCES = "pointsman_table_disturbances_total";
     REPAIRED = "pointsman_table_repaired_elements_total";
     OVERRIDES = "pointsman_endpoint_overrides";
+    STATUS_ANSWER = "pointsman_status_answer_duration_seconds";
     LIVE_SERVICES = "pointsman_live_services";
     LIVE_CONNECTIONS = "pointsman_live_connections";
     CONNTRACK_EVENTS = "pointsman_conntrack_events_total";
@@ -214,6 +215,12 @@ pub(super) const CATALOGUE: &[Definition] = &[
         shape: Shape::Gauge,
         labels: &["kind"],
         help: "Endpoints of Services that are drained, or have another weight, by hand on this node",
+    },
+    Definition {
+        name: STATUS_ANSWER,
+        shape: Shape::Histogram(transactions),
+        labels: &[],
+        help: "Time for which the controller was held by a question about what it serves",
     },
     Definition {
         name: LIVE_SERVICES,

@@ -30,6 +30,7 @@ const SPECIFIED: &[(&str, &str, &[&str], usize)] = &[
     ("pointsman_table_disturbances_total", "counter", &["kind"], 0),
     ("pointsman_table_repaired_elements_total", "counter", &[], 0),
     ("pointsman_endpoint_overrides", "gauge", &["kind"], 0),
+    ("pointsman_status_answer_duration_seconds", "histogram", &[], 16),
     ("pointsman_live_services", "gauge", &[], 0),
     ("pointsman_live_connections", "gauge", &[], 0),
     ("pointsman_conntrack_events_total", "counter", &[], 0),
@@ -113,6 +114,7 @@ fn use_everything() {
         queued(family, Timestamp::UNIX_EPOCH);
         sync_failed(family);
         overrides(2, 1);
+        answered(Duration::from_micros(70));
         cleanup_failed(family);
         network_programming(family, Duration::from_secs(61));
         for policy in [TrafficPolicy::Internal, TrafficPolicy::External] {
@@ -226,6 +228,7 @@ fn metrics_with_labels_appear_after_their_first_use() {
             "pointsman_programmed_elements_total",
             "pointsman_redeal_duration_seconds",
             "pointsman_redeal_slots_total",
+            "pointsman_status_answer_duration_seconds",
             "pointsman_table_repaired_elements_total",
             "pointsman_transaction_bytes",
             "pointsman_transaction_duration_seconds",
