@@ -19,6 +19,7 @@ mod explain;
 mod get;
 mod list;
 pub mod orders;
+mod probe;
 mod tables;
 mod text;
 

@@ -43,7 +43,7 @@ pub use service::{
     CarrierView, EndpointView, FrontendView, MembershipView, PathView, PortView, ProblemView, SchedulerView,
     ServicePage, ServiceView, StandingView, VerdictView, view,
 };
-pub use traffic::{Census, ConnectionList, ConnectionRow, Counters, Traffic};
+pub use traffic::{ConnectionList, ConnectionRow, Counters, Sums, Traffic};
 
 /// Of the contract; the first part of every path.
 pub const VERSION: &str = "v1";

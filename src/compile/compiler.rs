@@ -266,6 +266,11 @@ impl Compiler {
         }
     }
 
+    /// Whether this is the cluster address of a Service: connections to its other ports are refused.
+    pub fn is_cluster_ip(&self, address: IpAddr) -> bool {
+        self.common[Family::of(address) as usize].cluster_ips.contains(&address)
+    }
+
     /// The slots of a Service port as they are desired in the kernel, those of the local set or of the cluster set. Without endpoints,
     /// and of what is not known, there are none.
     pub fn slots(&self, port: &PortKey, family: Family, local: bool) -> &[SocketAddr] {

@@ -4,7 +4,7 @@
 //! functions that decide ([`policy::survey`]), as of the time of the last compilation.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use super::{Engine, Leaving};
@@ -97,6 +97,11 @@ impl Engine {
     /// The Service that has a frontend or node port, as of the last compilation.
     pub fn holder(&self, claim: &Claim) -> Option<&ServiceKey> {
         self.claims.holder(claim)
+    }
+
+    /// Whether this is the cluster address of a Service that has one of its ports there, as of the last compilation.
+    pub fn is_cluster_ip(&self, address: IpAddr) -> bool {
+        self.compiler.is_cluster_ip(address)
     }
 
     /// The slots of a Service port: see [`Compiler::slots`](crate::compile::Compiler::slots). Of what goes through the forwarder, slots lead to

@@ -13,7 +13,7 @@ use super::encode::{Datum, Mapped, nft_family};
 use super::error::KernelError;
 use super::image::{Labels, Reader, Reading};
 use super::shadows::{self, Shadow};
-use super::skeleton::set_ref;
+use super::skeleton::{SOURCE_RANGES, set_ref};
 use crate::compile::layout::{TABLE, VERSION};
 use crate::compile::{TableImage, each_map};
 use crate::model::Family;
@@ -75,8 +75,8 @@ pub fn shadows(connection: &mut Connection) -> Result<BTreeSet<Shadow>, KernelEr
     shadows::find(connection)
 }
 
-/// Looks up each of these elements by its key, in the calling thread's network namespace. Sets of ranges are left out: the kernel finds
-/// in them whatever contains a key.
+/// Looks up each of these elements by its key, in the calling thread's network namespace. Of ranges only those of sources are looked up, by their first
+/// address; those that no Service has for itself (node port addresses, service networks) are left out.
 ///
 /// # Errors
 /// Whatever the kernel answers, but that there is no such element.
@@ -87,7 +87,7 @@ pub fn compare(family: Family, expected: &TableImage) -> Result<Comparison, Kern
     Ok(comparison)
 }
 
-fn look_up<K: Mapped<V> + Debug, V: PartialEq + Debug>(
+fn look_up<K: Mapped<V> + Eq + Debug, V: PartialEq + Debug>(
     connection: &mut Connection,
     family: Family,
     map: &HashMap<K, V>,
@@ -96,17 +96,20 @@ fn look_up<K: Mapped<V> + Debug, V: PartialEq + Debug>(
     let mut labels = Labels::default();
     for (key, value) in map {
         let (encoded, set) = (key.encode(value), key.set(value));
-        if encoded.end.is_some() {
+        let is_range = encoded.end.is_some();
+        if is_range && set != SOURCE_RANGES {
             continue;
         }
         comparison.looked_up += 1;
         let seen = connection.element(set_ref(family, set), encoded.key.as_bytes(), |element| {
-            K::decode(family, set, &element, &mut labels).map(|(_, value)| value)
+            K::decode(family, set, &element, &mut labels)
         })?;
         let is_marker = matches!(encoded.data, Datum::Nothing);
         let found = match seen {
-            Some(Some(found)) if found == *value => continue,
-            Some(Some(found)) => Some(format!("{found:?}")),
+            // Of ranges the kernel finds whatever contains the key.
+            Some(Some((as_key, found))) if found == *value && (!is_range || as_key == *key) => continue,
+            Some(Some((as_key, found))) if is_range => Some(format!("{as_key:?}: {found:?}")),
+            Some(Some((_, found))) => Some(format!("{found:?}")),
             Some(None) if is_marker => continue,
             Some(None) => Some("something that is none of ours".to_owned()),
             None => None,

@@ -53,8 +53,8 @@ use crate::kernel::glance::{self, Comparison, Difference};
 use crate::model::{Families, Family, Protocol, ServiceKey};
 use crate::status::explain::{DifferenceView, Explanation, Question, VerificationView, explain};
 use crate::status::{
-    self, CHUNK, Census, ConnectionList, DriftView, FamilyHealth, HealthView, Lift, OverrideList, OverrideView, Page,
-    Search, SearchError, ServicePage, ServiceView, VERSION, VirtualList,
+    self, CHUNK, ConnectionList, DriftView, FamilyHealth, HealthView, Lift, OverrideList, OverrideView, Page, Search,
+    SearchError, ServicePage, ServiceView, Sums, VERSION, VirtualList,
 };
 
 /// How long what a walk through connection tracking found is good enough.
@@ -73,7 +73,7 @@ struct Inner {
     about: About,
     started: (Instant, Timestamp),
     /// What the last walk through all of connection tracking found. Locked while one is under way.
-    census: Mutex<Option<(Instant, Arc<Census>)>>,
+    census: Mutex<Option<(Instant, Arc<Sums>)>>,
     /// Where what was said by hand is kept for a successor. Locked while somebody says something.
     keep: Mutex<Option<PathBuf>>,
 }
@@ -389,7 +389,7 @@ impl Api {
     }
 
     /// All of connection tracking, as it was not long ago.
-    async fn census(&self) -> Result<Arc<Census>, Refusal> {
+    async fn census(&self) -> Result<Arc<Sums>, Refusal> {
         let mut last = self.0.census.lock().await;
         if let Some((at, census)) = &*last
             && at.elapsed() < FRESH
@@ -403,7 +403,7 @@ impl Api {
 }
 
 /// Counts the connections to these destinations, or all, on a thread of its own.
-async fn walk(destinations: Vec<(Protocol, Destination)>) -> Result<Census, Refusal> {
+async fn walk(destinations: Vec<(Protocol, Destination)>) -> Result<Sums, Refusal> {
     let walked = spawn_blocking(move || take_census(&destinations)).await;
     // A panic there is told where it happens.
     Ok(walked.map_err(|_| Busy)??)

@@ -46,7 +46,7 @@ pub enum Command {
     /// Which frontend it meets, which policy applies to its client, which endpoints qualify and why the others do not, who chooses, whether
     /// the source is hidden, and where in the ruleset all this is.
     ///
-    /// Exits with 0 if a new connection would reach an endpoint, with 2 if it would not, and with 3 if --verify found a difference.
+    /// Exits with 0 if a new connection would reach an endpoint, with 2 if it would not, and with 3 if --verify found a difference or --probe met something else.
     #[command(after_help = EXPLAIN_EXAMPLES)]
     Explain(ExplainOptions),
     /// Look at the node and the daemon, and say what is not as it should be, and what to do
@@ -173,6 +173,10 @@ pub struct ExplainOptions {
     #[arg(long)]
     pub verify: bool,
 
+    /// Connect (TCP) from here, and say who answered
+    #[arg(long)]
+    pub probe: bool,
+
     /// Write this instead of words
     #[arg(short, long, value_enum)]
     pub output: Option<Format>,
@@ -254,6 +258,7 @@ const EXPLAIN_EXAMPLES: &str = "Examples:
   sudo pointsman explain 10.96.0.50:80                    a ClusterIP
   sudo pointsman explain 30080 --from 192.0.2.7           a node port, for one client
   sudo pointsman explain shop/web:http --verify           every frontend, compared with the kernel
+  sudo pointsman explain shop/web --probe                 and connects
   sudo pointsman explain 10.96.0.10:53 --proto udp -o json";
 
 const DOCTOR_EXAMPLES: &str = "Examples:

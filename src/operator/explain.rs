@@ -5,9 +5,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
+use serde::Serialize;
 
 use super::cli::ExplainOptions;
 use super::client::query;
+use super::probe::{ProbeView, probe};
 use super::text::{Cell, Look, Table, colours, paint, plain, span};
 use super::{Failure, ask, get, say};
 use crate::status::StandingView;
@@ -34,12 +36,27 @@ pub(super) fn run(socket: &Path, options: &ExplainOptions) -> Result<ExitCode, F
         ("verify", options.verify.then_some("true")),
     ];
     let explanation: Explanation = ask(socket, &query("/v1/explain", &parameters))?;
+    let probes: Vec<_> =
+        explanation.answers.iter().map(|answer| if options.probe { probe(answer) } else { None }).collect();
     let mut out = io::stdout().lock();
     match options.output {
-        Some(format) => say(&mut out, format, &explanation)?,
-        None => write(&mut out, &explanation, colours())?,
+        Some(format) => {
+            say(&mut out, format, &Probed { explanation: &explanation, probes: options.probe.then_some(&*probes) })?
+        }
+        None => write(&mut out, &explanation, &probes, colours())?,
     }
-    Ok(status(&explanation))
+    let surprised = probes.iter().flatten().any(|probe| probe.as_explained == Some(false));
+    Ok(if surprised { ExitCode::from(DIFFERS) } else { status(&explanation) })
+}
+
+/// An explanation, with what connections met.
+#[derive(Serialize)]
+struct Probed<'a> {
+    #[serde(flatten)]
+    explanation: &'a Explanation,
+    /// By answer; `null` where nothing was tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probes: Option<&'a [Option<ProbeView>]>,
 }
 
 fn status(explanation: &Explanation) -> ExitCode {
@@ -54,12 +71,21 @@ fn status(explanation: &Explanation) -> ExitCode {
     }
 }
 
-fn write(out: &mut impl Write, explanation: &Explanation, colours: bool) -> io::Result<()> {
+fn write(
+    out: &mut impl Write,
+    explanation: &Explanation,
+    probes: &[Option<ProbeView>],
+    colours: bool,
+) -> io::Result<()> {
     for (index, answer) in explanation.answers.iter().enumerate() {
         if index > 0 {
             writeln!(out)?;
         }
         write_answer(out, explanation, answer, colours)?;
+        let Some(Some(probe)) = probes.get(index) else { continue };
+        let look = if probe.as_explained == Some(false) { Look::Bad } else { Look::Plain };
+        let surprise = if probe.as_explained == Some(false) { ", which is not what was explained" } else { "" };
+        writeln!(out, "{:<10} {}{}", "probe", plain(&probe.words()), paint(surprise, look, colours))?;
     }
     Ok(())
 }
@@ -220,7 +246,7 @@ mod tests {
         });
         let explanation: Explanation = serde_json::from_value(explanation).expect("an explanation");
         let mut out = Vec::new();
-        write(&mut out, &explanation, false).expect("memory");
+        write(&mut out, &explanation, &[], false).expect("memory");
         insta::assert_snapshot!(String::from_utf8(out).expect("text"), @r"
         target     x\u{1b}[2J
         service    a\u{1b}]0;\u{7}/b\n

@@ -254,7 +254,7 @@ impl Walk<'_> {
                 return vec![self.nobody(Outcome::Untouched, Reason::NotANodePortAddress)];
             }
         }
-        let is_cluster_address = self.has_cluster_address(address.ip());
+        let is_cluster_address = self.engine.is_cluster_ip(address.ip());
         let networks = self.engine.store().service_networks().map(AddressRange::from).collect::<Vec<_>>();
         let (outcome, reason) = if self.addresses.contains(&address.ip()) {
             (Outcome::Untouched, Reason::NoFrontend)
@@ -266,17 +266,6 @@ impl Walk<'_> {
             (Outcome::Untouched, Reason::NoFrontend)
         };
         vec![self.nobody(outcome, reason)]
-    }
-
-    /// Whether it is the cluster address of a Service that has one of its ports there.
-    fn has_cluster_address(&self, address: IpAddr) -> bool {
-        let mut services = self.engine.store().services().filter(|service| service.cluster_ips.contains(&address));
-        services.any(|service| {
-            service.ports.iter().any(|port| {
-                let claim = Claim::Frontend(Frontend { address, protocol: port.protocol, port: port.port });
-                self.engine.holder(&claim) == Some(&service.key)
-            })
-        })
     }
 
     fn node_port(&self, port: u16) -> Vec<Answered> {

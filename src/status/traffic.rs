@@ -1,6 +1,6 @@
 //! Live connections, by what they were made to and who answers.
 //!
-//! A [`Census`] is one walk through the kernel's connection tracking, summed up as it comes: nothing is kept per connection. Only
+//! A [`Sums`] is one walk through the kernel's connection tracking, summed up as it comes: nothing is kept per connection. Only
 //! connections count whose destination was translated, which all are that a Service carried; whose they were made to is told by the original
 //! destination, who answers by the reply.
 //!
@@ -19,7 +19,7 @@ use crate::model::Protocol;
 
 /// What a walk through connection tracking found.
 #[derive(Clone, Debug, Default)]
-pub struct Census {
+pub struct Sums {
     pairs: HashMap<(Protocol, SocketAddr, SocketAddr), Counters>,
     /// The same by port alone: of node ports the address does not matter.
     ports: HashMap<(Protocol, u16, SocketAddr), Counters>,
@@ -86,9 +86,9 @@ pub struct ConnectionRow {
     pub counters: Counters,
 }
 
-// === impl Census ===
+// === impl Sums ===
 
-impl Census {
+impl Sums {
     /// One more entry of the table.
     pub fn add(&mut self, flow: &Flow, traffic: Option<Traffic>) {
         let (to, by) = (flow.original.destination, flow.reply.source);
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn connections_are_summed_by_frontend_and_endpoint() {
-        let mut census = Census::default();
+        let mut census = Sums::default();
         let traffic = Some(Traffic { packets_in: 5, packets_out: 4, bytes_in: 300, bytes_out: 900 });
         const ESTABLISHED: u8 = 3;
         const TIME_WAIT: u8 = 7;

@@ -168,6 +168,21 @@ fn explain_says_what_packets_meet_and_compares_with_the_kernel() {
     let [nobody, _] = cluster_ips(2);
     assert_eq!(reason(&[&format!("{nobody}:80")]).1, "noEndpoints");
     assert_eq!(reason(&[&format!("{nobody}:81")]).1, "noSuchPort");
+    // A real connection, set beside what was explained.
+    let (code, _, value) = reason(&[&v4.to_string(), "--probe"]);
+    let probe = &value["probes"][0];
+    assert_eq!(
+        (code, &probe["result"], &probe["asExplained"]),
+        (Some(0), &json!("connected"), &json!(true)),
+        "{probe}"
+    );
+    let endpoint = probe["endpoint"].as_str().expect("who answered").to_owned();
+    assert!(
+        value["answers"][0]["endpoints"].to_string().contains(endpoint.split(':').next().expect("an address")),
+        "{value:#}"
+    );
+    let (code, _, value) = reason(&[&format!("{nobody}:80"), "--probe"]);
+    assert_eq!((code, &value["probes"][0]["result"]), (Some(2), &json!("refused")), "{value:#}");
     let words = said(lab.node(), &bed, &["explain", "shop/web:dns"]);
     assert!(words.contains("reaches an endpoint") && words.contains("ruleset    services {"), "{words}");
     let (code, _, error) = pointsman(lab.node(), &bed, &["explain", "web"]);
@@ -178,7 +193,11 @@ fn explain_says_what_packets_meet_and_compares_with_the_kernel() {
 #[test]
 fn what_the_kernel_lacks_is_told() {
     let lab = bed(2);
-    let bed = Bed::of(&shop("web", 1, &pods([1, 2])));
+    let mut objects = shop("web", 1, &pods([1, 2]));
+    objects[0]["spec"]["type"] = json!("LoadBalancer");
+    objects[0]["spec"]["loadBalancerSourceRanges"] = json!(["192.0.2.0/24", "198.51.100.0/25"]);
+    objects[0]["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
+    let bed = Bed::of(&objects);
     let daemon = bed.start(lab.node(), &[]);
     let node = lab.node().namespace();
     // While the daemon owns the tables, others may read them, and nothing else.
@@ -191,9 +210,14 @@ fn what_the_kernel_lacks_is_told() {
     };
     let seen = compare(0);
     assert!(seen.differences.is_empty() && seen.looked_up > 6, "{seen:?}");
+    let ranges = tables[0].1.source_ranges.len();
+    assert!(ranges >= 2, "source ranges are among what is looked up");
+    nft(node, &["flush", "set", "ip", "pointsman", "source-ranges"]);
+    let lacking = compare(0).differences;
+    assert!(lacking.len() == ranges && lacking.iter().all(|one| one.set == "source-ranges"), "{lacking:?}");
     nft(node, &["flush", "map", "ip", "pointsman", "endpoints"]);
     let seen = compare(0);
-    assert_eq!(seen.differences.len(), tables[0].1.endpoints.len(), "{seen:?}");
-    assert!(seen.differences.iter().all(|one| one.set == "endpoints" && one.found.is_none()), "{seen:?}");
+    assert_eq!(seen.differences.len(), tables[0].1.endpoints.len() + ranges, "{seen:?}");
+    assert!(seen.differences.iter().all(|one| one.found.is_none()), "{seen:?}");
     assert!(compare(1).differences.is_empty());
 }

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use super::{ConntrackError, ConntrackTable, Filter};
 use crate::conntrack::{Destination, Flow};
 use crate::model::{Family, Protocol};
-use crate::status::Census;
+use crate::status::Sums;
 
 /// Destinations that are asked for one by one; of more, the whole table is read: each is a walk of its own for the kernel.
 const MANY: usize = 8;
@@ -15,9 +15,9 @@ const MANY: usize = 8;
 ///
 /// # Errors
 /// Whatever the kernel answers.
-pub fn take_census(destinations: &[(Protocol, Destination)]) -> Result<Census, ConntrackError> {
+pub fn take_census(destinations: &[(Protocol, Destination)]) -> Result<Sums, ConntrackError> {
     let mut table = ConntrackTable::open()?;
-    let mut census = Census::default();
+    let mut census = Sums::default();
     if destinations.is_empty() || destinations.len() > MANY {
         // Without a filter one walk per family has everything.
         table.ignore_filters();
@@ -47,10 +47,10 @@ pub fn accounting() -> bool {
 fn walk(
     table: &mut ConntrackTable,
     filter: &Filter,
-    census: &mut Census,
+    census: &mut Sums,
     counts: impl Fn(&Flow) -> bool,
 ) -> Result<(), ConntrackError> {
-    let part = RefCell::new(Census::default());
+    let part = RefCell::new(Sums::default());
     let add = |flow: &Flow, traffic| {
         if counts(flow) {
             part.borrow_mut().add(flow, traffic);
