@@ -417,7 +417,8 @@ impl Controller {
         }
         let outcome = self.engine.compile_timed(now);
         self.tell(&outcome.problems);
-        self.tell_overridden(&outcome, now, Applied::default());
+        self.say_overridden(&outcome);
+        self.note_overridden(&outcome, now);
         self.cleaner.announce(self.engine.take_flow_changes());
         match self.plane.apply(&outcome.delta) {
             Ok(_) => {
@@ -452,18 +453,22 @@ impl Controller {
         };
         self.forwarding.follow(&mut self.engine, &mut outcome, &self.observer);
         self.tell(&outcome.problems);
+        self.say_overridden(&outcome);
         self.cleaner.announce(self.engine.take_flow_changes());
         self.triggers.extend(&outcome.triggers);
         let (kind, result) = match &mut self.trust {
             Trust::Known if stale => (SyncKind::Full, self.plane.replace(&self.engine.everything())),
             Trust::Known if outcome.delta.is_empty() => {
                 self.clean();
-                self.tell_overridden(&outcome, begin, Applied::default());
+                self.note_overridden(&outcome, begin);
                 self.synced(SyncKind::Partial, begin, true);
                 return Ok(false);
             }
             Trust::Known => (SyncKind::Partial, self.apply_in_parts(&mut outcome)),
-            Trust::Unknown { retry_at, .. } if *retry_at > Instant::now() => return Ok(false),
+            Trust::Unknown { retry_at, .. } if *retry_at > Instant::now() => {
+                self.note_overridden(&outcome, begin);
+                return Ok(false);
+            }
             Trust::Unknown { .. } => {
                 self.due = Families::ALL;
                 (SyncKind::Full, self.reconcile())
@@ -475,6 +480,7 @@ impl Controller {
                 let mut rest = self.engine.catch_up();
                 self.forwarding.follow(&mut self.engine, &mut rest, &self.observer);
                 self.tell(&rest.problems);
+                self.say_overridden(&rest);
                 self.cleaner.announce(self.engine.take_flow_changes());
                 self.plane.replace(&self.engine.everything())
             }
@@ -496,7 +502,6 @@ impl Controller {
                 Ok(applied.transactions > 0)
             }
             Err(error) => {
-                self.say_overridden(&outcome);
                 let mut what = vec![plain(&error.to_string()).into_owned()];
                 what.extend(outcome.overridden.iter().cloned());
                 self.note(Occasion::Refused, &outcome, what, Applied::default(), begin, changes);
@@ -513,6 +518,7 @@ impl Controller {
             let mut part = self.engine.compile_part(SHARE);
             self.forwarding.follow(&mut self.engine, &mut part, &self.observer);
             self.tell(&part.problems);
+            self.say_overridden(&part);
             self.cleaner.announce(self.engine.take_flow_changes());
             applied.followed_by(self.plane.apply(&part.delta)?);
             outcome.services.extend(part.services);
@@ -665,7 +671,6 @@ impl Controller {
             (SyncKind::Full, None) => Occasion::Repair,
             (SyncKind::Partial, None) => Occasion::Change,
         };
-        self.say_overridden(outcome);
         let ports = outcome.changes.ports.iter().map(ToString::to_string);
         let what: Vec<_> = outcome.overridden.iter().cloned().chain(ports).collect();
         let services = some(outcome.services.iter().map(ToString::to_string), ", ", outcome.services.len());
@@ -696,11 +701,10 @@ impl Controller {
         metrics::overrides(drained.len(), weighted.len());
     }
 
-    /// The same where the kernel need not be told, with an entry in the timeline.
-    fn tell_overridden(&self, outcome: &Outcome, begin: Instant, applied: Applied) {
-        self.say_overridden(outcome);
+    /// The same as an entry in the timeline, where there is no other for it.
+    fn note_overridden(&self, outcome: &Outcome, begin: Instant) {
         if !outcome.overridden.is_empty() {
-            self.note(Occasion::Change, outcome, outcome.overridden.clone(), applied, begin, 0);
+            self.note(Occasion::Change, outcome, outcome.overridden.clone(), Applied::default(), begin, 0);
         }
     }
 
