@@ -21,6 +21,8 @@
 //! A second matter is how many connections each endpoint has, for schedulers that go by counts: [`WatchBook`] says whose
 //! connections are counted, [`Ledger`] counts them.
 //!
+//! A third is who is connected to whom, for people who follow: [`following`].
+//!
 //! Invariants: no I/O; a Service without UDP ports costs nothing; only destinations whose expectation changed are looked at, so a
 //! restart removes no flow that is fine (k/k 122740). Tables in `flow.rs`, `book.rs` and `settings.rs`; on the real kernel
 //! `tests/conntrack.rs`.
@@ -29,6 +31,7 @@ mod book;
 pub mod census;
 mod cut;
 mod flow;
+pub mod following;
 pub mod ledger;
 mod settings;
 mod watch;
@@ -36,6 +39,7 @@ mod watch;
 pub use book::FlowBook;
 pub use census::{Census, Directory};
 pub use cut::Cut;
+pub use following::Record;
 pub use flow::{Destination, Expected, Flow, Judgement, Tuple, View};
 pub use ledger::Ledger;
 pub use settings::{Settings, Sysctl, Write, count_cpus};

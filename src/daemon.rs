@@ -81,7 +81,7 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     let (desk, questions) = desk::desk();
     let census = start_census(&config);
     let counted = census.clone();
-    let (forwards, stop) = (forwarding.in_use(), forwarding.stop());
+    let (forwards, stop, carried) = (forwarding.in_use(), forwarding.stop(), forwarding.register());
     let kept = config.status_socket.as_deref().map(|socket| kept::read(&kept::beside(socket))).unwrap_or_default();
     let node_wait = match config.source {
         SourceConfig::Api { .. } => NodeWait::new(config.detect_local == DetectLocal::NodeCidr),
@@ -121,7 +121,7 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     prepare(&config)?;
     // Before anything is programmed, and not before it is clear that something can be.
     let (observer, _servers) =
-        observe::start(settings::observe(&config, families, verbosity, clients.is_some(), desk, census), clients)?;
+        observe::start(settings::observe(&config, families, verbosity, clients.is_some(), desk, census, carried), clients)?;
     drop(observe.send(observer));
     info!(node = config.node, mode = %config.mode, scheduler = %config.scheduler, "serving");
     // As the first process of a container we get no signal that we do not ask for.

@@ -13,6 +13,7 @@
 //! | `tcp/` | listeners, connecting with failover, PROXY protocol, relays |
 //! | [`udp`] | datagrams: flows with sockets of their own; with an owner of its own, [`udp::UdpForwarder`] |
 //! | `client_ip` | connections to endpoints that come from the client's address |
+//! | `register` | which endpoint each connection has, for people who look |
 //! | `splice`, `pipes` | moving bytes uncopied |
 //! | `workers`, `limits`, `status` | threads; connections and descriptors; counters |
 //!
@@ -32,6 +33,7 @@ mod client_ip;
 mod limits;
 mod pipes;
 mod pool;
+mod register;
 mod route;
 mod splice;
 mod status;
@@ -48,6 +50,7 @@ use std::time::{Duration, Instant};
 
 pub use balance::Method;
 pub use client_ip::TABLE as CLIENT_IP_TABLE;
+pub use register::{Carried, CarriedKey, Following, Register};
 pub use route::{ClientIp, Options, ProxyProtocol, Route, RouteId};
 pub use status::{EndpointStatus, Refusal, RouteStatus};
 
@@ -115,6 +118,7 @@ struct Shared {
     spare: Spare,
     places: Places,
     clients: Clients,
+    register: Register,
 }
 
 // === impl Settings ===
@@ -143,6 +147,14 @@ impl Forwarder {
     /// # Errors
     /// When the system gives no more threads or descriptors.
     pub fn start(settings: Settings) -> Result<Self, ForwardError> {
+        Self::start_with(settings, Register::default())
+    }
+
+    /// The same, with a register that others look into.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(settings: Settings, register: Register) -> Result<Self, ForwardError> {
         let descriptors = limits::raise_descriptors();
         let limit = settings.max_connections.unwrap_or_else(|| limits::connections_for(descriptors));
         let count = if settings.workers > 0 {
@@ -156,6 +168,7 @@ impl Forwarder {
             spare: Spare::new(),
             places: workers.places(),
             clients: Clients::default(),
+            register,
         });
         Ok(Self { settings, routes: BTreeMap::new(), leaving: Vec::new(), shared, workers })
     }

@@ -28,6 +28,7 @@ mod api;
 mod contact;
 pub mod desk;
 pub mod events;
+mod flows;
 pub mod health;
 mod http;
 pub mod kept;
@@ -46,6 +47,7 @@ use jiff::Timestamp;
 use tracing::{info, trace, warn};
 
 use crate::engine::NoLocalEndpoints;
+use crate::forward::Register;
 use crate::model::{AddressRange, Families, Family, Problem, ServiceKey};
 use crate::source::api::Clients;
 use crate::source::{Change, Kind, Object};
@@ -60,6 +62,7 @@ use services::{ServiceHealth, ServiceServers};
 use socket::StatusSocket;
 use timeline::{Entry, Timeline};
 
+pub use flows::settings as flow_settings;
 pub use http::BindError;
 pub use services::{HealthPort, HealthPorts};
 pub use socket::SocketError;
@@ -98,6 +101,8 @@ pub struct Settings {
     pub page: bool,
     /// Who counts connections, and of whom `/metrics` tells; `None`: nobody.
     pub connections: Option<ConnectionSeries>,
+    /// Who is carried where by the userspace forwarder.
+    pub carried: Register,
 }
 
 /// Tells the outside what the controller does. Cheap to clone; nothing here blocks or fails.
@@ -171,7 +176,7 @@ pub fn start(settings: Settings, clients: Option<Clients>) -> Result<(Observer, 
         page: settings.page,
     };
     let keep = settings.status_socket.as_deref().map(kept::beside);
-    let api = settings.desk.map(|desk| Api::new(desk, about, keep));
+    let api = settings.desk.map(|desk| Api::new(desk, settings.carried, about, keep));
     let timeline = Timeline::default();
     let page = settings.page.then(|| {
         let census = settings.connections.as_ref().map(ConnectionSeries::census);
@@ -238,6 +243,7 @@ impl Default for Settings {
             status_socket: None,
             page: false,
             connections: None,
+            carried: Register::default(),
         }
     }
 }

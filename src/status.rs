@@ -13,12 +13,13 @@
 //! | [`ServiceView`] | `/v1/services/NAMESPACE/NAME?connections=` |
 //! | [`VirtualList`] of [`VirtualView`] | `/v1/list`: every frontend with its endpoints, as `ipvsadm -ln` has them |
 //! | [`ConnectionList`] | `/v1/connections`: live connections by frontend and endpoint |
+//! | [`FlowList`](flows::FlowList), or lines of [`FlowEvent`](flows::FlowEvent) | `/v1/flows?target=&client=&endpoint=&protocol=&state=&node=&most=&follow=`: connections one by one |
 //! | [`Explanation`](explain::Explanation) | `/v1/explain?target=&from=&protocol=&verify=`: what becomes of a connection |
 //! | [`OverrideList`] of [`OverrideView`] | `/v1/overrides`: what was said by hand; POST and DELETE say more and take back |
 //! | [`DriftView`] | `/v1/drift`: every element of every Service looked up in the kernel |
 //! | [`HealthView`] | `/v1/health` |
 //!
-//! Where things are: `service` one Service from all sides; `listing` the short form for lists; `search` who is looked for; `traffic` connections by endpoint; `overrides` what was said by hand; [`explain`] one decision,
+//! Where things are: `service` one Service from all sides; `listing` the short form for lists; `search` who is looked for; `traffic` connections by endpoint; [`flows`] connections one by one; `overrides` what was said by hand; [`explain`] one decision,
 //! step by step;
 //! `health` the daemon itself. No I/O: who asks and who answers is in [`crate::observe`].
 //!
@@ -26,6 +27,7 @@
 //! ([`CHUNK`]). Proven by the tests of each file, and by `tests/e2e/status.rs` over the socket.
 
 pub mod explain;
+pub mod flows;
 mod health;
 mod listing;
 mod overrides;

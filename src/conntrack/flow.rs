@@ -79,6 +79,60 @@ pub struct View {
 // === impl Flow ===
 
 impl Flow {
+    /// Where in its life it is, in words; `active` where the protocol has no states.
+    pub fn state_name(&self) -> &'static str {
+        Self::name_of(self.protocol, self.state)
+    }
+
+    /// The name of a state.
+    pub(crate) fn name_of(protocol: Protocol, state: Option<u8>) -> &'static str {
+        // `enum tcp_conntrack`, `enum sctp_conntrack` (linux/netfilter/nf_conntrack_tcp.h, nf_conntrack_sctp.h).
+        const TCP: [&str; 10] = [
+            "none",
+            "SYN sent",
+            "SYN received",
+            "established",
+            "FIN wait",
+            "close wait",
+            "last ACK",
+            "time wait",
+            "closed",
+            "SYN sent",
+        ];
+        const SCTP: [&str; 9] = [
+            "none",
+            "closed",
+            "cookie wait",
+            "cookie echoed",
+            "established",
+            "shutdown sent",
+            "shutdown received",
+            "shutdown ACK sent",
+            "heartbeat sent",
+        ];
+        let names: &[&str] = match protocol {
+            Protocol::Tcp => &TCP,
+            Protocol::Sctp => &SCTP,
+            Protocol::Udp => &[],
+        };
+        state.and_then(|state| names.get(usize::from(state)).copied()).unwrap_or("active")
+    }
+
+    /// Whether both sides have said that they have nothing more to say: what comes now only waits to be forgotten.
+    pub fn is_over(&self) -> bool {
+        match (self.protocol, self.state) {
+            // TIME_WAIT and CLOSE; SHUTDOWN_ACK_SENT and CLOSED.
+            (Protocol::Tcp, Some(state)) => matches!(state, 7 | 8),
+            (Protocol::Sctp, Some(state)) => matches!(state, 1 | 7),
+            _ => false,
+        }
+    }
+
+    /// Whether its destination was translated.
+    pub fn is_translated(&self) -> bool {
+        self.original.destination != self.reply.source
+    }
+
     /// Whether it counts as active, as IPVS means it; one whose state is not told has just begun.
     pub fn is_active(&self) -> bool {
         match (self.protocol, self.state) {

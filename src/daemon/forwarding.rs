@@ -28,7 +28,7 @@ use super::host_address::host_address;
 use crate::config::ForwardConfig;
 use crate::engine::{Engine, Fallback, ListenerKey, Outcome, Wish};
 use crate::forward::udp::{UdpForwarder, UdpOptions, UdpRoute};
-use crate::forward::{Forwarder, RouteId, Settings};
+use crate::forward::{Forwarder, Register, RouteId, Settings};
 use crate::kernel::redirects::{Redirect, Redirects};
 use crate::model::{Family, Protocol, ServiceKey};
 use crate::observe::{Observer, metrics};
@@ -58,6 +58,8 @@ pub(super) struct Forwarding {
     /// For node ports on loopback addresses.
     loopback: Option<Forwarder>,
     udp: Option<UdpForwarder>,
+    /// Who is carried where, by all of them.
+    register: Register,
     wanted: BTreeMap<ListenerKey, Wanted>,
     /// Those of them that could not be opened.
     failed: BTreeSet<ListenerKey>,
@@ -111,6 +113,11 @@ impl Forwarding {
     /// To be cancelled when the controller shall end in order.
     pub(super) fn stop(&self) -> CancellationToken {
         self.stop.clone()
+    }
+
+    /// Who is carried where, for people who look.
+    pub(super) fn register(&self) -> Register {
+        self.register.clone()
     }
 
     /// Whether anybody depends on us.
@@ -375,7 +382,7 @@ impl Forwarding {
                 let udp = match &mut self.udp {
                     Some(udp) => udp,
                     none => {
-                        let started = UdpForwarder::start(UDP_WORKERS, UdpForwarder::FLOWS);
+                        let started = UdpForwarder::start_with(UDP_WORKERS, UdpForwarder::FLOWS, self.register.clone());
                         none.insert(started.map_err(|error| error.to_string())?)
                     }
                 };
@@ -386,9 +393,10 @@ impl Forwarding {
                     None => (&mut self.tcp, self.limits.clone()),
                     Some(_) => (&mut self.loopback, Settings { workers: 1, ..self.limits.clone() }),
                 };
+                let register = self.register.clone();
                 let forwarder = match slot {
                     Some(forwarder) => forwarder,
-                    none => none.insert(Forwarder::start(limits).map_err(|error| error.to_string())?),
+                    none => none.insert(Forwarder::start_with(limits, register).map_err(|error| error.to_string())?),
                 };
                 let opened = match listener.loopback {
                     None => forwarder.set(route, &wish.route),

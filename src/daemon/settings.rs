@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Config, DetectLocal, Mode, NodePorts};
+use crate::forward::Register;
 use crate::kernel::conntrack::CensusTaker;
 use crate::logging::Verbosity;
 use crate::model::Families;
@@ -62,6 +63,7 @@ pub(super) fn observe(
     watches_node: bool,
     desk: Desk,
     census: Option<CensusTaker>,
+    carried: Register,
 ) -> observe::Settings {
     let configuration = config.to_json().to_string();
     let defaults = observe::Settings::default();
@@ -94,6 +96,7 @@ pub(super) fn observe(
         desk: Some(desk),
         status_socket: config.status_socket.clone(),
         page: config.page,
+        carried,
         connections: census.map(|census| ConnectionSeries::new(census, config.connection_metrics)),
         ..defaults
     }

@@ -33,6 +33,7 @@ use super::balance::Arrival;
 use super::limits::Occasionally;
 use super::pipes;
 use super::pool::Pool;
+use super::register::{CarriedKey, Entry};
 use super::route::{Options, Route, RouteId};
 use super::splice;
 use super::status::{Refusal, RouteStatus};
@@ -232,13 +233,12 @@ fn admit(socket: Socket, client: SocketAddr, state: &Arc<State>) {
     let permit = Permit { state: state.clone(), place: state.shared.places.take() };
     let worker = permit.place.runtime().clone();
     worker.spawn(async move {
-        let Some((client, server, pick)) = Box::pin(connect(socket, client, &permit.state, &options)).await else {
-            return;
-        };
+        let connected = Box::pin(connect(socket, client, &permit.state, &options)).await;
+        let Some((client, server, pick, entry)) = connected else { return };
         let relay = relay::Relay::new(client, server, pick).timeouts(options.idle_timeout, options.half_closed_timeout);
         drop(options);
         relay.await;
-        drop(permit);
+        drop((entry, permit));
     });
 }
 
@@ -248,7 +248,7 @@ async fn connect(
     client: SocketAddr,
     state: &Arc<State>,
     options: &Arc<Options>,
-) -> Option<(TcpStream, TcpStream, super::pool::Pick)> {
+) -> Option<(TcpStream, TcpStream, super::pool::Pick, Entry)> {
     let destination = match original_destination(&socket, client) {
         _ if state.direct => state.listener,
         // Without a translation, connection tracking knows the listener itself, or nothing.
@@ -274,7 +274,9 @@ async fn connect(
             return None;
         }
     }
-    Some((relay::adopt(socket).ok()?, server, pick))
+    let key = CarriedKey { protocol: crate::model::Protocol::Tcp, client, listener: state.listener.port() };
+    let entry = state.shared.register.enter(key, pick.endpoint(), state.direct.then_some(destination));
+    Some((relay::adopt(socket).ok()?, server, pick, entry))
 }
 
 /// The address that the client connected to, as connection tracking remembers it.

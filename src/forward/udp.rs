@@ -49,6 +49,7 @@ use self::flows::Idle;
 use self::route::{Budget, Route};
 use self::shard::Shard;
 use super::balance::Method;
+use super::register::Register;
 use super::workers::Workers;
 use crate::schedule::Candidate;
 
@@ -127,6 +128,7 @@ pub struct UdpStatus {
 #[derive(Debug)]
 pub struct UdpForwarder {
     budget: Arc<Budget>,
+    register: Register,
     routes: HashMap<String, Running>,
     tasks: TaskTracker,
     /// Listeners given to workers so far: the next one's number.
@@ -205,9 +207,17 @@ impl UdpForwarder {
     /// # Errors
     /// When the system gives no more threads or descriptors.
     pub fn start(workers: usize, flows: usize) -> io::Result<Self> {
+        Self::start_with(workers, flows, Register::default())
+    }
+
+    /// The same, with a register that others look into.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(workers: usize, flows: usize, register: Register) -> io::Result<Self> {
         let workers = Workers::start("forward-udp", workers)?;
         let (budget, routes, tasks) = (Budget::new(flows), HashMap::new(), TaskTracker::new());
-        Ok(Self { budget, routes, tasks, given: 0, workers })
+        Ok(Self { budget, register, routes, tasks, given: 0, workers })
     }
 
     /// Makes a route, or changes the one of this name, and says where it listens. Flows stay, unless the address to listen at or the
@@ -269,7 +279,7 @@ impl UdpForwarder {
         let bound = first.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let others = (1..shards.get()).map(|_| socket::listen(bound, shared));
         let listeners = std::iter::once(Ok(first)).chain(others).collect::<io::Result<Vec<_>>>()?;
-        let route = Arc::new(Route::new(settings, bound, Arc::clone(&self.budget)));
+        let route = Arc::new(Route::new(settings, bound, Arc::clone(&self.budget), self.register.clone()));
         // Each stays with one thread: a datagram wakes nobody else.
         let shard = |(number, listener)| {
             let runtime = self.workers.runtime(self.given + number);

@@ -7,6 +7,8 @@
 //! [`Counts`] is the thread that counts connections for schedulers that go by counts; `events` hears of them, `program` is the filter
 //! that spares us those of other Services.
 //!
+//! [`list_flows`] and [`Follower`] are for people who want to see connections one by one: once, or as they come and go.
+//!
 //! [`CensusTaker`] is the thread that walks through the table for metrics and for people, while somebody looks.
 //!
 //! Reading little: the table of a busy node has hundreds of thousands of entries, nearly all TCP. The kernel walks all of them for
@@ -25,9 +27,11 @@ mod cleaner;
 mod counts;
 mod cutter;
 mod events;
+mod follower;
 mod listing;
 mod program;
 mod reviews;
+mod settings;
 mod sysctl;
 mod table;
 mod tally;
@@ -35,11 +39,13 @@ mod waker;
 mod walks;
 mod wire;
 
-pub use census::{accounting, take_census};
+pub use census::take_census;
 pub use cleaner::{Cleaner, Pass};
 pub use counts::Counts;
 pub use events::{ConntrackEvents, Heard};
-pub use listing::{FlowList, FlowRow, list_flows};
+pub use follower::{Follower, News};
+pub use listing::{Listing, list_flows};
+pub use settings::{accounting, tells, timestamps};
 pub use sysctl::{AppliedSysctls, SysctlError, apply_sysctls, online_cpus};
 pub use table::{ConntrackError, ConntrackTable, Deleted, Dump, Filter};
 pub use tally::Tally;

@@ -19,6 +19,7 @@
 //! | `/v1/overrides` | [`OverrideList`] | |
 //! | POST `/v1/overrides?endpoint=&service=&weight=&for=&cut=` | [`OverrideList`]: what was said | 400, 404, 409 |
 //! | DELETE `/v1/overrides?endpoint=&service=` (or `all=true`) | [`OverrideList`]: what still stands | 400, 404 |
+//! | `/v1/flows?target=&client=&endpoint=&protocol=&state=&node=&most=&follow=` | [`FlowList`](crate::status::flows::FlowList); lines of [`FlowEvent`](crate::status::flows::FlowEvent) with `follow` | 400, 429 |
 //!
 //! `connections=true` adds the live connections of each endpoint. 503 is said when the controller, or the kernel, does not answer.
 //!
@@ -42,15 +43,18 @@ use tracing::warn;
 
 use super::contact;
 use super::desk::{Busy, Desk, Glance};
+use super::flows::{Asked, FollowError, Flows, ListError, leads_to};
 use super::http::{Answer, Handler, answer};
 use super::kept;
-use crate::conntrack::Destination;
+use crate::conntrack::{Destination, Flow};
 use crate::engine::{Engine, Order, OrderError};
+use crate::forward::{CarriedKey, Register};
 use crate::kernel::KernelError;
 use crate::kernel::addresses::interface_addresses;
-use crate::kernel::conntrack::{ConntrackError, accounting, list_flows, take_census};
+use crate::kernel::conntrack::{ConntrackError, accounting, take_census};
 use crate::kernel::glance::{self, Comparison, Difference};
 use crate::model::{Families, Family, Protocol, ServiceKey};
+use crate::status::flows::{FlowFilter, FlowList};
 use crate::status::explain::{DifferenceView, Explanation, Question, VerificationView, explain};
 use crate::status::{
     self, CHUNK, ConnectionList, DriftView, FamilyHealth, HealthView, Lift, OverrideList, OverrideView, Page, Search,
@@ -70,6 +74,8 @@ pub struct Api(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     desk: Desk,
+    register: Register,
+    flows: Flows,
     about: About,
     started: (Instant, Timestamp),
     /// What the last walk through all of connection tracking found. Locked while one is under way.
@@ -114,6 +120,8 @@ enum Refusal {
     Conntrack(#[from] ConntrackError),
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Follow(#[from] FollowError),
 }
 
 #[derive(Serialize)]
@@ -127,9 +135,11 @@ type Parameters = Vec<(String, String)>;
 
 impl Api {
     /// An API before a desk.
-    pub(super) fn new(desk: Desk, about: About, keep: Option<PathBuf>) -> Self {
+    pub(super) fn new(desk: Desk, register: Register, about: About, keep: Option<PathBuf>) -> Self {
         let started = (Instant::now(), Timestamp::now());
-        Self(Arc::new(Inner { desk, about, started, census: Mutex::new(None), keep: Mutex::new(keep) }))
+        let flows = Flows::new(desk.clone(), register.clone());
+        let (census, keep) = (Mutex::new(None), Mutex::new(keep));
+        Self(Arc::new(Inner { desk, register, flows, about, started, census, keep }))
     }
 
     /// As a handler of all that is asked, and ordered, on a socket for root.
@@ -165,6 +175,7 @@ impl Api {
             "/v1/connections" => Ok(json(&self.connections().await?)),
             "/v1/overrides" => Ok(json(&self.overrides().await?)),
             "/v1/drift" => Ok(json(&self.drift().await?)),
+            "/v1/flows" => self.flows(parameters).await,
             _ => {
                 let name = path.strip_prefix("/v1/services/").and_then(|name| name.split_once('/'));
                 let (namespace, name) = name.ok_or(Refusal::NoPath)?;
@@ -207,21 +218,38 @@ impl Api {
         if wants_connections(parameters) {
             let destinations = destinations(&service);
             if !destinations.is_empty() {
-                walk(destinations).await?.fill(&mut service);
+                self.walk(destinations).await?.fill(&mut service);
             }
         }
         Ok(service)
     }
 
-    /// Some of a Service's connections, as connection tracking has them, for the page.
-    pub(super) async fn flows(&self, namespace: &str, name: &str, most: usize) -> Answer {
-        let list = async {
-            let service = self.service(ServiceKey::new(namespace, name), &Vec::new()).await?;
-            let destinations = destinations(&service);
-            let listed = spawn_blocking(move || list_flows(&destinations, most)).await;
-            Ok(json(&listed.map_err(|_| Busy)??))
-        };
+    /// Some of a Service's connections, for the page.
+    pub(super) async fn flows_of(&self, namespace: &str, name: &str, most: usize) -> Answer {
+        let asked = Asked { filter: FlowFilter::of_service(namespace, name), most };
+        let list = async { Ok(json(&self.listed(asked).await?)) };
         list.await.unwrap_or_else(Refusal::into_answer)
+    }
+
+    async fn flows(&self, parameters: &Parameters) -> Result<Answer, Refusal> {
+        let asked = Asked::of(parameters)?;
+        if is_set(parameters, "follow") {
+            if let Some((namespace, name)) = asked.filter.service() {
+                self.service(ServiceKey::new(namespace, name), &Vec::new()).await?;
+            }
+            return Ok(self.0.flows.follow(asked)?);
+        }
+        Ok(json(&self.listed(asked).await?))
+    }
+
+    /// Of a Service that is known, only connections to its frontends are looked at.
+    async fn listed(&self, asked: Asked) -> Result<FlowList, Refusal> {
+        let mut only = None;
+        if let Some((namespace, name)) = asked.filter.service() {
+            let service = self.service(ServiceKey::new(namespace, name), &Vec::new()).await?;
+            only = Some(destinations(&service).into_iter().collect());
+        }
+        Ok(self.0.flows.list(asked, move |flow| only.as_ref().is_none_or(|only| leads_to(only, flow))).await?)
     }
 
     async fn list(&self, parameters: &Parameters) -> Result<VirtualList, Refusal> {
@@ -388,6 +416,24 @@ impl Api {
         Ok(keys)
     }
 
+    /// Counts the connections to these destinations, or all, on a thread of its own.
+    async fn walk(&self, destinations: Vec<(Protocol, Destination)>) -> Result<Sums, Refusal> {
+        let register = self.0.register.clone();
+        let walked = spawn_blocking(move || {
+            let carried = register.all();
+            let behind = |flow: &Flow| carried.get(&CarriedKey::of(flow)).map(|carried| carried.endpoint);
+            let mut census = take_census(&destinations, behind)?;
+            for (key, carried) in &carried {
+                if let Some(frontend) = carried.direct {
+                    census.add_direct(key.protocol, frontend, carried.endpoint);
+                }
+            }
+            Ok::<_, ConntrackError>(census)
+        });
+        // A panic there is told where it happens.
+        Ok(walked.await.map_err(|_| Busy)??)
+    }
+
     /// All of connection tracking, as it was not long ago.
     async fn census(&self) -> Result<Arc<Sums>, Refusal> {
         let mut last = self.0.census.lock().await;
@@ -396,18 +442,12 @@ impl Api {
         {
             return Ok(census.clone());
         }
-        let census = Arc::new(walk(Vec::new()).await?);
+        let census = Arc::new(self.walk(Vec::new()).await?);
         *last = Some((Instant::now(), census.clone()));
         Ok(census)
     }
 }
 
-/// Counts the connections to these destinations, or all, on a thread of its own.
-async fn walk(destinations: Vec<(Protocol, Destination)>) -> Result<Sums, Refusal> {
-    let walked = spawn_blocking(move || take_census(&destinations)).await;
-    // A panic there is told where it happens.
-    Ok(walked.map_err(|_| Busy)??)
-}
 
 /// Where the clients of a Service connect to.
 fn destinations(service: &ServiceView) -> Vec<(Protocol, Destination)> {
@@ -525,6 +565,15 @@ fn refused(status: StatusCode, error: String) -> Answer {
 
 // === impl Refusal ===
 
+impl From<ListError> for Refusal {
+    fn from(error: ListError) -> Self {
+        match error {
+            ListError::Busy(error) => error.into(),
+            ListError::Conntrack(error) => error.into(),
+        }
+    }
+}
+
 impl Refusal {
     fn into_answer(self) -> Answer {
         let status = match self {
@@ -532,8 +581,13 @@ impl Refusal {
             Refusal::Order(OrderError::Ambiguous { .. } | OrderError::TooMany) => StatusCode::CONFLICT,
             Refusal::Order(_) => StatusCode::NOT_FOUND,
             Refusal::Query(_) => StatusCode::BAD_REQUEST,
+            Refusal::Follow(FollowError::Many) => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Refusal::Loading | Refusal::Busy(_) | Refusal::Conntrack(_) | Refusal::Kernel(_) => {
+            Refusal::Loading
+            | Refusal::Busy(_)
+            | Refusal::Conntrack(_)
+            | Refusal::Kernel(_)
+            | Refusal::Follow(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
         };

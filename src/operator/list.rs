@@ -107,7 +107,7 @@ fn find(socket: &Path, options: &ListOptions) -> Result<Found, Failure> {
             let mut list = tables::list(&tables);
             list.services.retain(|service| is_wanted(service, options));
             // Without connection tracking there are no connections to count.
-            let rows = take_census(&[]).map(|census| census.rows()).unwrap_or_default();
+            let rows = take_census(&[], |_| None).map(|census| census.rows()).unwrap_or_default();
             Ok(Found { list, rows, source: "kernel" })
         }
         Err(error) => Err(error.into()),

@@ -177,7 +177,7 @@ pub struct PathView {
     /// Where the forwarder listens for it. While it should and does not, the kernel carries what it can.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<SocketAddr>,
-    /// Connections to those listeners, if they were asked for.
+    /// Connections to those listeners, if they were asked for: all together, those that are counted for an endpoint, too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Counters>,
 }
@@ -228,8 +228,8 @@ pub struct EndpointView {
     pub cluster: MembershipView,
     /// What it is in the local set.
     pub local: MembershipView,
-    /// Its connections by this port, if they were asked for. Left out where the forwarder has a listener and the kernel led none to this
-    /// endpoint: which endpoint a connection through the forwarder goes to is not known here.
+    /// Its connections by this port, if they were asked for, those through the forwarder included. What the forwarder does not have any more and the
+    /// kernel still remembers is told in [`PathView::connections`] alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Counters>,
 }

@@ -20,13 +20,22 @@ use crate::model::Protocol;
 /// What a walk through connection tracking found.
 #[derive(Clone, Debug, Default)]
 pub struct Sums {
-    pairs: HashMap<(Protocol, SocketAddr, SocketAddr), Counters>,
-    /// The same by port alone: of node ports the address does not matter.
-    ports: HashMap<(Protocol, u16, SocketAddr), Counters>,
+    /// By who answers in the end, as far as that is known.
+    sums: Pairs,
+    /// What the forwarder carries and is counted there already, by its listener.
+    through: Pairs,
     /// Entries looked at.
     pub read: usize,
     /// Whether the table changed so fast that some may have been missed.
     pub partial: bool,
+}
+
+/// Connections by what they were made to and who answers.
+#[derive(Clone, Debug, Default)]
+struct Pairs {
+    pairs: HashMap<(Protocol, SocketAddr, SocketAddr), Counters>,
+    /// The same by port alone: of node ports the address does not matter.
+    ports: HashMap<(Protocol, u16, SocketAddr), Counters>,
 }
 
 /// Connections, summed up.
@@ -79,7 +88,7 @@ pub struct ConnectionRow {
     pub protocol: String,
     /// What clients connected to.
     pub destination: SocketAddr,
-    /// Who answers: an endpoint, or the forwarder's listener.
+    /// Who answers: an endpoint; the forwarder's listener for connections that it does not have any more.
     pub endpoint: SocketAddr,
     /// How many.
     #[serde(flatten)]
@@ -89,32 +98,39 @@ pub struct ConnectionRow {
 // === impl Sums ===
 
 impl Sums {
-    /// One more entry of the table.
-    pub fn add(&mut self, flow: &Flow, traffic: Option<Traffic>) {
+    /// One more entry of the table. `behind`: who answers, where that is a listener of the forwarder and the forwarder knows.
+    pub fn add(&mut self, flow: &Flow, behind: Option<SocketAddr>, traffic: Option<Traffic>) {
         let (to, by) = (flow.original.destination, flow.reply.source);
         if to == by {
             return;
         }
         let active = flow.is_active();
         let one = Counters { active: active.into(), inactive: (!active).into(), traffic };
-        *self.pairs.entry((flow.protocol, to, by)).or_default() += one;
-        *self.ports.entry((flow.protocol, to.port(), by)).or_default() += one;
+        self.sums.add(flow.protocol, to, behind.unwrap_or(by), one);
+        if behind.is_some() {
+            self.through.add(flow.protocol, to, by, one);
+        }
+    }
+
+    /// A connection to a listener of the forwarder itself, which connection tracking does not know as translated.
+    pub fn add_direct(&mut self, protocol: Protocol, frontend: SocketAddr, endpoint: SocketAddr) {
+        self.sums.add(protocol, frontend, endpoint, Counters { active: 1, ..Counters::default() });
     }
 
     /// Takes what another walk found; about other connections.
     pub fn join(&mut self, other: Self) {
-        other.pairs.into_iter().for_each(|(key, counters)| *self.pairs.entry(key).or_default() += counters);
-        other.ports.into_iter().for_each(|(key, counters)| *self.ports.entry(key).or_default() += counters);
+        self.sums.join(other.sums);
+        self.through.join(other.through);
     }
 
     /// Connections from one frontend to one endpoint.
     pub fn pair(&self, protocol: Protocol, destination: SocketAddr, endpoint: SocketAddr) -> Counters {
-        self.pairs.get(&(protocol, destination, endpoint)).copied().unwrap_or_default()
+        self.sums.pair(protocol, destination, endpoint)
     }
 
     /// Connections by a port of whatever address to one endpoint.
     pub fn by_port(&self, protocol: Protocol, port: u16, endpoint: SocketAddr) -> Counters {
-        self.ports.get(&(protocol, port, endpoint)).copied().unwrap_or_default()
+        self.sums.by_port(protocol, port, endpoint)
     }
 
     /// Fills in the connections of all endpoints and listeners of a Service.
@@ -122,18 +138,56 @@ impl Sums {
         for port in &mut service.ports {
             let mut endpoints = std::mem::take(&mut port.endpoints);
             for endpoint in &mut endpoints {
-                let known = |counters: &Counters| port.path.listeners.is_empty() || *counters != Counters::default();
-                endpoint.connections = self.of(port, endpoint.socket()).filter(known);
+                endpoint.connections = self.sums.of(port, endpoint.socket());
             }
             port.endpoints = endpoints;
-            let to_listeners = port.path.listeners.iter().filter_map(|listener| self.of(port, *listener));
-            port.path.connections = to_listeners.reduce(|mut sum, more| {
+            let sums = [&self.sums, &self.through];
+            let to_listeners = port.path.listeners.iter().flat_map(|listener| sums.map(|sums| sums.of(port, *listener)));
+            port.path.connections = to_listeners.flatten().reduce(|mut sum, more| {
                 sum += more;
                 sum
             });
         }
     }
 
+    /// All of it, sorted.
+    pub fn rows(&self) -> Vec<ConnectionRow> {
+        let mut keys: Vec<_> = self.sums.pairs.iter().collect();
+        keys.sort_by_key(|(key, _)| **key);
+        let row = |((protocol, destination, endpoint), counters): (&(Protocol, SocketAddr, SocketAddr), &Counters)| {
+            ConnectionRow {
+                protocol: protocol.to_string(),
+                destination: *destination,
+                endpoint: *endpoint,
+                counters: *counters,
+            }
+        };
+        keys.into_iter().map(row).collect()
+    }
+}
+
+// === impl Pairs ===
+
+impl Pairs {
+    fn add(&mut self, protocol: Protocol, to: SocketAddr, by: SocketAddr, counters: Counters) {
+        *self.pairs.entry((protocol, to, by)).or_default() += counters;
+        *self.ports.entry((protocol, to.port(), by)).or_default() += counters;
+    }
+
+    fn join(&mut self, other: Self) {
+        other.pairs.into_iter().for_each(|(key, counters)| *self.pairs.entry(key).or_default() += counters);
+        other.ports.into_iter().for_each(|(key, counters)| *self.ports.entry(key).or_default() += counters);
+    }
+
+    fn pair(&self, protocol: Protocol, destination: SocketAddr, endpoint: SocketAddr) -> Counters {
+        self.pairs.get(&(protocol, destination, endpoint)).copied().unwrap_or_default()
+    }
+
+    fn by_port(&self, protocol: Protocol, port: u16, endpoint: SocketAddr) -> Counters {
+        self.ports.get(&(protocol, port, endpoint)).copied().unwrap_or_default()
+    }
+
+    /// Connections by all frontends of a port to one endpoint.
     fn of(&self, port: &PortView, endpoint: SocketAddr) -> Option<Counters> {
         let protocol = port.transport()?;
         let mut sum = Counters::default();
@@ -146,21 +200,6 @@ impl Sums {
             };
         }
         Some(sum)
-    }
-
-    /// All of it, sorted.
-    pub fn rows(&self) -> Vec<ConnectionRow> {
-        let mut keys: Vec<_> = self.pairs.iter().collect();
-        keys.sort_by_key(|(key, _)| **key);
-        let row = |((protocol, destination, endpoint), counters): (&(Protocol, SocketAddr, SocketAddr), &Counters)| {
-            ConnectionRow {
-                protocol: protocol.to_string(),
-                destination: *destination,
-                endpoint: *endpoint,
-                counters: *counters,
-            }
-        };
-        keys.into_iter().map(row).collect()
     }
 }
 
@@ -204,14 +243,14 @@ mod tests {
         let traffic = Some(Traffic { packets_in: 5, packets_out: 4, bytes_in: 300, bytes_out: 900 });
         const ESTABLISHED: u8 = 3;
         const TIME_WAIT: u8 = 7;
-        census.add(&flow("10.96.0.1:80", "10.1.0.1:8080", ESTABLISHED), traffic);
-        census.add(&flow("10.96.0.1:80", "10.1.0.1:8080", ESTABLISHED), traffic);
-        census.add(&flow("10.96.0.1:80", "10.1.0.1:8080", TIME_WAIT), None);
-        census.add(&flow("10.96.0.1:80", "10.1.0.2:8080", ESTABLISHED), None);
+        census.add(&flow("10.96.0.1:80", "10.1.0.1:8080", ESTABLISHED), None, traffic);
+        census.add(&flow("10.96.0.1:80", "10.1.0.1:8080", ESTABLISHED), None, traffic);
+        census.add(&flow("10.96.0.1:80", "10.1.0.1:8080", TIME_WAIT), None, None);
+        census.add(&flow("10.96.0.1:80", "10.1.0.2:8080", ESTABLISHED), None, None);
         // Two addresses of the node, and somebody else's connection.
-        census.add(&flow("192.168.0.1:30080", "10.1.0.1:8080", ESTABLISHED), None);
-        census.add(&flow("10.0.0.1:30080", "10.1.0.1:8080", TIME_WAIT), None);
-        census.add(&flow("8.8.8.8:443", "8.8.8.8:443", ESTABLISHED), None);
+        census.add(&flow("192.168.0.1:30080", "10.1.0.1:8080", ESTABLISHED), None, None);
+        census.add(&flow("10.0.0.1:30080", "10.1.0.1:8080", TIME_WAIT), None, None);
+        census.add(&flow("8.8.8.8:443", "8.8.8.8:443", ESTABLISHED), None, None);
         let at = |text: &str| text.parse().expect("an address");
         let first = census.pair(Protocol::Tcp, at("10.96.0.1:80"), at("10.1.0.1:8080"));
         let traffic = Some(Traffic { packets_in: 10, packets_out: 8, bytes_in: 600, bytes_out: 1800 });
@@ -219,6 +258,17 @@ mod tests {
         let by_port = census.by_port(Protocol::Tcp, 30080, at("10.1.0.1:8080"));
         assert_eq!(by_port, Counters { active: 1, inactive: 1, traffic: None });
         assert_eq!(census.rows().len(), 4);
+        // Through the forwarder: counted where it ends, and once.
+        let (listener, behind) = (at("192.168.0.1:40000"), at("10.1.0.3:8080"));
+        census.add(&flow("10.96.0.1:80", "192.168.0.1:40000", ESTABLISHED), Some(behind), None);
+        census.add(&flow("10.96.0.1:80", "192.168.0.1:40000", TIME_WAIT), None, None);
+        let count = |by| {
+            let counters = census.pair(Protocol::Tcp, at("10.96.0.1:80"), by);
+            (counters.active, counters.inactive)
+        };
+        assert_eq!((count(behind), count(listener)), ((1, 0), (0, 1)));
+        let through = census.through.pair(Protocol::Tcp, at("10.96.0.1:80"), listener);
+        assert_eq!((through.active, through.inactive), (1, 0));
         assert_eq!(census.pair(Protocol::Udp, at("10.96.0.1:80"), at("10.1.0.1:8080")), Counters::default());
     }
 

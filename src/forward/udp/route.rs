@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use super::flows::{Caller, Idle};
 use super::{Dial, UdpRoute, UdpStatus};
 use crate::forward::balance::{Arrival, Balancer, Sticky};
+use crate::forward::register::{CarriedKey, Entry, Register};
+use crate::model::Protocol;
 
 /// How many clients a route with session affinity remembers.
 const STICKY_CLIENTS: usize = 65_536;
@@ -21,6 +23,8 @@ pub(super) struct Route {
     generation: AtomicU64,
     pub dial: Dial,
     pub budget: Arc<Budget>,
+    register: Register,
+    listener: SocketAddr,
     pub counters: Counters,
 }
 
@@ -68,7 +72,7 @@ pub(super) struct Counters {
 // === impl Route ===
 
 impl Route {
-    pub fn new(settings: &UdpRoute, frontend: SocketAddr, budget: Arc<Budget>) -> Self {
+    pub fn new(settings: &UdpRoute, frontend: SocketAddr, budget: Arc<Budget>, register: Register) -> Self {
         let decider = Decider {
             frontend,
             balancer: Balancer::new(settings.method, &[], settings.seed),
@@ -83,6 +87,8 @@ impl Route {
             generation: AtomicU64::new(0),
             dial: settings.options.dial.clone(),
             budget,
+            register,
+            listener: frontend,
             counters: Counters::default(),
         };
         route.update(settings);
@@ -137,6 +143,14 @@ impl Route {
         };
         balancer.opened(endpoint);
         Some(endpoint)
+    }
+
+    /// Enters a flow where people look.
+    pub fn enter(&self, caller: &Caller, endpoint: SocketAddr) -> Entry {
+        let key = CarriedKey { protocol: Protocol::Udp, client: caller.client, listener: self.listener.port() };
+        // Nobody translates what goes to a node port on the loopback.
+        let direct = self.listener.ip().is_loopback().then_some(self.listener);
+        self.register.enter(key, endpoint, direct)
     }
 
     /// A flow left this endpoint.

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::flows::{Caller, Flows, Idle};
 use super::route::{Permit, Route, count};
 use super::wire::{self, Arena, BATCH, Joining, Piece, Request, SLOTS, Sent};
+use crate::forward::register::Entry;
 
 /// The listener among the watched sockets; the others are known by their flows' keys.
 const LISTENER: u64 = u64::MAX;
@@ -65,6 +66,7 @@ struct Upstream {
     /// What is asked elsewhere if this endpoint refuses.
     kept: Option<Box<[u8]>>,
     tries: usize,
+    entry: Entry,
     _permit: Permit,
 }
 
@@ -277,6 +279,7 @@ impl Shard {
             take: FEW,
             kept: kept(first),
             tries: 1,
+            entry: self.route.enter(&caller, endpoint),
             _permit: permit,
         };
         let key = self.flows.insert(caller, upstream, now);
@@ -308,6 +311,7 @@ impl Shard {
             upstream.socket = socket;
         }
         upstream.endpoint = endpoint;
+        upstream.entry.move_to(endpoint);
         upstream.refused = false;
         upstream.generation = generation;
         upstream.tries += 1;

@@ -1,6 +1,7 @@
 //! Counting connections for people who look: one walk through the table, when it is asked for.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 
 use super::{ConntrackError, ConntrackTable, Filter};
 use crate::conntrack::{Destination, Flow};
@@ -11,18 +12,21 @@ use crate::status::Sums;
 const MANY: usize = 8;
 
 /// Sums up the connections to these destinations, or, without any or with many of them, of the whole table, in the calling thread's network namespace. Takes
-/// some 0.1 s for 100,000 connections; not for a thread that others wait for.
+/// some 0.1 s for 100,000 connections; not for a thread that others wait for. `behind` says who answers behind a listener of the forwarder.
 ///
 /// # Errors
 /// Whatever the kernel answers.
-pub fn take_census(destinations: &[(Protocol, Destination)]) -> Result<Sums, ConntrackError> {
+pub fn take_census(
+    destinations: &[(Protocol, Destination)],
+    behind: impl Fn(&Flow) -> Option<SocketAddr>,
+) -> Result<Sums, ConntrackError> {
     let mut table = ConntrackTable::open()?;
     let mut census = Sums::default();
     if destinations.is_empty() || destinations.len() > MANY {
         // Without a filter one walk per family has everything.
         table.ignore_filters();
         for family in Family::ALL {
-            walk(&mut table, &Filter::udp(family), &mut census, |_| true)?;
+            walk(&mut table, &Filter::udp(family), &mut census, &behind, |_| true)?;
         }
         return Ok(census);
     }
@@ -31,7 +35,7 @@ pub fn take_census(destinations: &[(Protocol, Destination)]) -> Result<Sums, Con
         |flow: &Flow| destinations.contains(&(flow.protocol, Destination::Address(flow.original.destination)));
     for (protocol, destination) in destinations {
         let filter = Filter { protocol: *protocol, ..Filter::to(destination) };
-        walk(&mut table, &filter, &mut census, |flow| match destination {
+        walk(&mut table, &filter, &mut census, &behind, |flow| match destination {
             Destination::Address(to) => flow.protocol == *protocol && flow.original.destination == *to,
             Destination::NodePort(..) => filter.matches(flow) && !is_asked(flow),
         })?;
@@ -39,21 +43,17 @@ pub fn take_census(destinations: &[(Protocol, Destination)]) -> Result<Sums, Con
     Ok(census)
 }
 
-/// Whether packets and bytes are counted for connections that begin now.
-pub fn accounting() -> bool {
-    std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_acct").is_ok_and(|value| value.trim() == "1")
-}
-
 fn walk(
     table: &mut ConntrackTable,
     filter: &Filter,
     census: &mut Sums,
+    behind: &impl Fn(&Flow) -> Option<SocketAddr>,
     counts: impl Fn(&Flow) -> bool,
 ) -> Result<(), ConntrackError> {
     let part = RefCell::new(Sums::default());
     let add = |flow: &Flow, traffic| {
         if counts(flow) {
-            part.borrow_mut().add(flow, traffic);
+            part.borrow_mut().add(flow, behind(flow), traffic);
         }
     };
     let dump = table.dump_accounts(filter, add, || drop(part.take()))?;

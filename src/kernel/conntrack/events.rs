@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nft::netlink::messages;
+use nft::netlink::{Message, messages};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
@@ -12,7 +12,7 @@ use socket2::{SockRef, Socket};
 use super::table::ConntrackError;
 use super::{program, wire};
 use crate::conntrack::ledger::Event;
-use crate::conntrack::{Destination, Flow};
+use crate::conntrack::{Destination, Flow, Record};
 use crate::model::Protocol;
 
 /// Any event fits.
@@ -55,6 +55,18 @@ impl ConntrackEvents {
         destinations: impl Iterator<Item = (Protocol, Destination)>,
         buffer: usize,
     ) -> Result<Self, ConntrackError> {
+        Self::subscribe(buffer, |events| events.set_destinations(destinations))
+    }
+
+    /// Subscribes to everybody's flows.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_all(buffer: usize) -> Result<Self, ConntrackError> {
+        Self::subscribe(buffer, |_| {})
+    }
+
+    fn subscribe(buffer: usize, prepare: impl FnOnce(&mut Self)) -> Result<Self, ConntrackError> {
         let failed = |errno| ConntrackError { action: "hear of changes of", errno };
         let fd: OwnedFd =
             socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)
@@ -64,7 +76,7 @@ impl ConntrackEvents {
         }
         let mut events = Self { socket: fd.into(), receive: vec![0; RECEIVE_LEN], received: 0 };
         // Before the first event can come.
-        events.set_destinations(destinations);
+        prepare(&mut events);
         bind(events.socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS)).map_err(failed)?;
         Ok(events)
     }
@@ -89,7 +101,23 @@ impl ConntrackEvents {
     ///
     /// # Errors
     /// When the socket fails otherwise than by losing events.
-    pub fn take(&mut self, mut each: impl FnMut(Event, &Flow)) -> Result<Heard, ConntrackError> {
+    pub fn take(&mut self, each: impl FnMut(Event, &Flow)) -> Result<Heard, ConntrackError> {
+        self.take_as(wire::read, each)
+    }
+
+    /// The same with all that the kernel says of each flow.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_records(&mut self, each: impl FnMut(Event, &Record)) -> Result<Heard, ConntrackError> {
+        self.take_as(wire::record, each)
+    }
+
+    fn take_as<T>(
+        &mut self,
+        read: impl Fn(&Message<'_>) -> Option<T>,
+        mut each: impl FnMut(Event, &T),
+    ) -> Result<Heard, ConntrackError> {
         for _ in 0..BATCH {
             let len = match recv(self.socket.as_raw_fd(), &mut self.receive, MsgFlags::MSG_DONTWAIT) {
                 Ok(len) => len,
@@ -100,7 +128,7 @@ impl ConntrackEvents {
             };
             for message in messages(&self.receive[..len]) {
                 self.received += 1;
-                if let (Some(event), Some(flow)) = (wire::event(&message), wire::read(&message)) {
+                if let (Some(event), Some(flow)) = (wire::event(&message), read(&message)) {
                     each(event, &flow);
                 }
             }

@@ -1,105 +1,53 @@
-//! Connections one by one, for people who look: those to a Service, some hundred at most.
+//! Connections one by one, for people who look: those that are wanted, up to a number.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
-
-use serde::Serialize;
 
 use super::{ConntrackError, ConntrackTable};
-use crate::conntrack::Destination;
-use crate::conntrack::census::Sighting;
-use crate::model::{Family, Protocol};
+use crate::conntrack::{Flow, Record};
 
 /// Connections that were asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct FlowList {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
     /// The open ones first, then by client.
-    pub flows: Vec<FlowRow>,
+    pub records: Vec<Record>,
     /// How many more there are.
     pub more: usize,
+    /// Entries that were looked at.
+    pub read: usize,
+    /// Whether the table changed so fast that some may have been missed.
+    pub partial: bool,
 }
 
-/// A connection.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct FlowRow {
-    /// Whether it is over.
-    #[serde(skip)]
-    pub over: bool,
-    /// Who connected.
-    pub client: SocketAddr,
-    /// To what.
-    pub frontend: SocketAddr,
-    /// Who answers: an endpoint, or the forwarder's listener.
-    pub endpoint: SocketAddr,
-    /// `TCP`, `UDP` or `SCTP`.
-    pub protocol: String,
-    /// As the kernel names it (`nf_conntrack_proto_tcp.c`), `active` where the protocol has none.
-    pub state: &'static str,
-    /// Seconds until the kernel forgets it, if nothing happens.
-    pub left: u32,
-}
-
-/// What connection tracking has of connections to these destinations, in the calling thread's network namespace. One walk through the table: not for a
-/// thread that others wait for.
+/// What connection tracking has of those connections that are wanted, among those whose destination was translated, in the calling thread's network namespace. One
+/// walk through the table: not for a thread that others wait for. Holds no more than some thousand beyond `most` at a time.
 ///
 /// # Errors
 /// Whatever the kernel answers.
-pub fn list_flows(destinations: &[(Protocol, Destination)], most: usize) -> Result<FlowList, ConntrackError> {
-    let wanted: HashSet<_> = destinations.iter().copied().collect();
+pub fn list_flows(wants: impl Fn(&Flow) -> bool, most: usize) -> Result<Listing, ConntrackError> {
     // An entry may come twice, and what is not shown is only counted.
-    let (mut rows, mut seen) = (Vec::new(), HashSet::new());
-    ConntrackTable::open()?.walk(|Sighting { flow, left, .. }| {
-        let (to, endpoint) = (flow.original.destination, flow.reply.source);
-        let by_port = Destination::NodePort(Family::of(to.ip()), to.port());
-        let is_wanted = [Destination::Address(to), by_port].iter().any(|to| wanted.contains(&(flow.protocol, *to)));
-        if to == endpoint || !is_wanted || !seen.insert((flow.protocol, flow.original, flow.zone)) {
+    let (mut listing, mut seen) = (Listing::default(), HashSet::new());
+    let records = &mut listing.records;
+    let order = |record: &Record| {
+        let flow = record.sighting.flow;
+        (!flow.is_active(), flow.original.source, flow.original.destination, flow.protocol)
+    };
+    let mut found = 0;
+    let dump = ConntrackTable::open()?.walk_records(|record| {
+        let flow = record.sighting.flow;
+        let is_wanted = flow.is_translated() && wants(&flow);
+        if !is_wanted || !seen.insert((flow.protocol, flow.original, flow.zone)) {
             return;
         }
-        rows.push(FlowRow {
-            over: !flow.is_active(),
-            client: flow.original.source,
-            frontend: to,
-            endpoint,
-            protocol: flow.protocol.to_string(),
-            state: state(flow.protocol, flow.state),
-            left: *left,
-        });
+        found += 1;
+        records.push(*record);
+        if records.len() >= most.saturating_mul(2).saturating_add(4096) {
+            records.sort_by_key(order);
+            records.truncate(most);
+        }
     })?;
-    rows.sort();
-    let more = rows.len().saturating_sub(most);
-    rows.truncate(most);
-    Ok(FlowList { flows: rows, more })
-}
-
-/// `enum tcp_conntrack`, `enum sctp_conntrack` (linux/netfilter/nf_conntrack_tcp.h, nf_conntrack_sctp.h).
-fn state(protocol: Protocol, state: Option<u8>) -> &'static str {
-    const TCP: [&str; 10] = [
-        "none",
-        "SYN sent",
-        "SYN received",
-        "established",
-        "FIN wait",
-        "close wait",
-        "last ACK",
-        "time wait",
-        "closed",
-        "SYN sent",
-    ];
-    const SCTP: [&str; 9] = [
-        "none",
-        "closed",
-        "cookie wait",
-        "cookie echoed",
-        "established",
-        "shutdown sent",
-        "shutdown received",
-        "shutdown ACK sent",
-        "heartbeat sent",
-    ];
-    let names: &[&str] = match protocol {
-        Protocol::Tcp => &TCP,
-        Protocol::Sctp => &SCTP,
-        Protocol::Udp => &[],
-    };
-    state.and_then(|state| names.get(usize::from(state)).copied()).unwrap_or("active")
+    records.sort_by_key(order);
+    records.truncate(most);
+    listing.more = found - records.len();
+    (listing.read, listing.partial) = (dump.read, dump.partial);
+    Ok(listing)
 }

@@ -10,7 +10,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 
 use super::wire;
 use crate::conntrack::census::Sighting;
-use crate::conntrack::{Destination, Flow};
+use crate::conntrack::{Destination, Flow, Record};
 use crate::model::{Family, Protocol};
 use crate::status::Traffic;
 
@@ -211,19 +211,58 @@ impl ConntrackTable {
     ///
     /// # Errors
     /// As [`ConntrackTable::dump`].
-    pub fn walk(&mut self, mut each: impl FnMut(&Sighting)) -> Result<Dump, ConntrackError> {
+    pub fn walk(&mut self, each: impl FnMut(&Sighting)) -> Result<Dump, ConntrackError> {
+        self.walk_as(wire::sighting, each)
+    }
+
+    /// The same with all that is to be known of each.
+    ///
+    /// # Errors
+    /// As [`ConntrackTable::dump`].
+    pub fn walk_records(&mut self, each: impl FnMut(&Record)) -> Result<Dump, ConntrackError> {
+        self.walk_as(wire::record, each)
+    }
+
+    /// One entry as it is now; `None` if it is gone.
+    ///
+    /// # Errors
+    /// Whatever the kernel answers else.
+    pub fn get(&mut self, flow: &Flow) -> Result<Option<Record>, ConntrackError> {
+        const ACTION: &str = "read an entry of";
+        self.seq = self.seq.wrapping_add(1);
+        let mut request = Writer::new();
+        wire::get(&mut request, self.seq, flow);
+        self.send(&request, ACTION)?;
+        while let Some(len) = self.receive(ACTION)? {
+            for message in messages(&self.receive[..len]).filter(|message| message.seq == self.seq) {
+                match status(&message).map(Errno::from_raw) {
+                    None if wire::is_entry(&message) => return Ok(wire::record(&message)),
+                    Some(Errno::ENOENT) => return Ok(None),
+                    Some(errno) if errno != Errno::UnknownErrno => return Err(ConntrackError { action: ACTION, errno }),
+                    _ => {}
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn walk_as<T>(
+        &mut self,
+        read: impl Fn(&Message<'_>) -> Option<T>,
+        mut each: impl FnMut(&T),
+    ) -> Result<Dump, ConntrackError> {
         let mut dump = Dump { filtered: true, ..Dump::default() };
         for _ in 0..DUMP_ATTEMPTS {
             self.seq = self.seq.wrapping_add(1);
             let mut request = Writer::new();
             wire::dump_translated(&mut request, self.seq);
             self.send(&request, "read")?;
-            let read = &mut dump.read;
+            let count = &mut dump.read;
             let complete = self.take_dump(|message| {
                 let Some(message) = message else { return };
-                *read += 1;
-                if let Some(sighting) = wire::sighting(message) {
-                    each(&sighting);
+                *count += 1;
+                if let Some(entry) = read(message) {
+                    each(&entry);
                 }
             })?;
             dump.partial = !complete;

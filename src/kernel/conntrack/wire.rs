@@ -4,12 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use nft::netlink::{Message, Writer, attributes, find};
 use nft::uapi::{NLM_F_DUMP, NLM_F_REQUEST};
+use jiff::Timestamp;
 use nix::libc;
 
 use super::table::Filter;
 use crate::conntrack::census::Sighting;
 use crate::conntrack::ledger::Event;
-use crate::conntrack::{Flow, Tuple};
+use crate::conntrack::{Flow, Record, Tuple};
 use crate::model::{Family, Protocol};
 use crate::status::Traffic;
 
@@ -30,6 +31,9 @@ const CTA_COUNTERS_BYTES: u16 = 2;
 const CTA_TIMEOUT: u16 = 7;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
+const CTA_TIMESTAMP: u16 = 20;
+const CTA_TIMESTAMP_START: u16 = 1;
+const CTA_TIMESTAMP_STOP: u16 = 2;
 const CTA_FILTER: u16 = 25;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -104,6 +108,27 @@ pub(super) fn sighting(message: &Message<'_>) -> Option<Sighting> {
     Some(Sighting { flow, status: number(CTA_STATUS), left: number(CTA_TIMEOUT) })
 }
 
+/// Reads an entry with all that people want to know of it.
+pub(super) fn record(message: &Message<'_>) -> Option<Record> {
+    let sighting = sighting(message)?;
+    let times = message.payload.get(NFGENMSG_LEN..).and_then(|bytes| find(bytes, CTA_TIMESTAMP));
+    let time = |kind| {
+        let nanoseconds = u64::from_be_bytes(find(times?.value, kind)?.value.try_into().ok()?);
+        Timestamp::from_nanosecond(nanoseconds.into()).ok()
+    };
+    Some(Record {
+        sighting,
+        traffic: read_traffic(message),
+        began: time(CTA_TIMESTAMP_START),
+        ended: time(CTA_TIMESTAMP_STOP),
+    })
+}
+
+/// Writes a request for one entry.
+pub(super) fn get(writer: &mut Writer, seq: u32, flow: &Flow) {
+    name(writer, IPCTNL_MSG_CT_GET, seq, flow);
+}
+
 /// Writes a request for the number of entries.
 pub(super) fn count(writer: &mut Writer, seq: u32) {
     let kind = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET_STATS;
@@ -113,7 +138,12 @@ pub(super) fn count(writer: &mut Writer, seq: u32) {
 
 /// Writes the removal of one entry. Only a failure is answered.
 pub(super) fn delete(writer: &mut Writer, seq: u32, flow: &Flow) {
-    let kind = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE;
+    name(writer, IPCTNL_MSG_CT_DELETE, seq, flow);
+}
+
+/// Writes a request about exactly this entry.
+fn name(writer: &mut Writer, what: u16, seq: u32, flow: &Flow) {
+    let kind = NFNL_SUBSYS_CTNETLINK << 8 | what;
     let family = family_number(Family::of(flow.original.destination.ip()));
     let message = writer.begin(kind, NLM_F_REQUEST, seq, &[family, 0, 0, 0]);
     write_tuple(writer, CTA_TUPLE_ORIG, flow.protocol, &flow.original);
@@ -285,7 +315,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
             let message = Message { kind: 256, flags: 0, seq: 0, port: 0, payload: &bytes };
-            let _ = (read(&message), read_traffic(&message));
+            let _ = (read(&message), record(&message));
         }
     }
 }

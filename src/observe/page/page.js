@@ -160,11 +160,9 @@ async function loadFlows(key) {
   try {
     const found = await get("flows/" + path());
     if (key !== detail.key) return;
-    const pods = new Map(detail.view.ports.flatMap((port) => port.endpoints.map((one) => [at(one.address, one.port), one])));
     $("flows-note").textContent = found.flows.length ? (found.more ? "The first " + found.flows.length + " of " + number(found.flows.length + found.more) : many(found.flows.length, "connection")) + " that connection tracking remembers." : "Connection tracking remembers none.";
     $("flows").replaceChildren(...(found.flows.length ? [head(["Client", "Connects to", "Answered by", "State", "Forgotten in"])] : []), el("tbody", {}, found.flows.map((flow) => {
-      const by = pods.get(flow.endpoint);
-      return el("tr", {}, el("td", { class: "mono" }, flow.client), el("td", { class: "mono" }, flow.frontend), el("td", {}, by && by.pod ? plain(by.pod) + " " : "", el("span", { class: "mono quiet" }, flow.endpoint)), el("td", {}, flow.protocol + " " + flow.state), el("td", { class: "number" }, flow.left + " s"));
+      return el("tr", {}, el("td", { class: "mono" }, flow.client), el("td", { class: "mono" }, flow.frontend), el("td", {}, flow.pod ? plain(flow.pod) + " " : "", el("span", { class: "mono quiet" }, flow.endpoint || "")), el("td", {}, flow.protocol + " " + flow.state + (flow.userspace ? ", userspace" : "")), el("td", { class: "number" }, flow.leftSeconds === undefined ? "" : flow.leftSeconds + " s"));
     })));
   } catch (error) { $("flows-note").textContent = error.message; }
 }

@@ -1,0 +1,213 @@
+//! Who is carried where: every connection and UDP flow of the forwarder, for people who look.
+//!
+//! To connection tracking, what the forwarder carries ends at a listener; only the forwarder knows who answers. So each connection has an
+//! [`Entry`] from the moment at which its endpoint is known to its end, by what connection tracking knows of it, too: protocol, the
+//! client as the listener sees it, and the listener's port. One register serves all forwarders of the process.
+//!
+//! Entering and leaving take a lock that is one of [`SHARDS`], for less than a microsecond per connection, and some 130 bytes. While somebody
+//! follows ([`Register::follow`]), who left is remembered for [`RECENT`]: a connection may be over before whoever follows asks.
+//!
+//! Proven by the tests below, and by `tests/e2e/flows.rs`.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::model::Protocol;
+
+/// Locks, so that threads seldom meet.
+const SHARDS: usize = 16;
+
+/// How long who left is remembered while somebody follows, and how many per lock.
+const RECENT: Duration = Duration::from_secs(5);
+const RECENT_COUNT: usize = 1024;
+
+/// By what a connection is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CarriedKey {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The client, as the listener sees it.
+    pub client: SocketAddr,
+    /// The listener's port.
+    pub listener: u16,
+}
+
+/// A connection that is carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// Who answers.
+    pub endpoint: SocketAddr,
+    /// What the client connected to, where that is the listener itself: connection tracking knows of no translation then.
+    pub direct: Option<SocketAddr>,
+    /// When the endpoint was found.
+    pub since: Timestamp,
+}
+
+/// All of them. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Register(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    shards: [Mutex<Shard>; SHARDS],
+    followers: AtomicUsize,
+    /// How many of them are direct.
+    direct: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    live: HashMap<CarriedKey, Carried>,
+    /// Those who left, the oldest first.
+    recent: VecDeque<(Instant, CarriedKey, Carried)>,
+}
+
+/// A connection's place; dropping it leaves.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    register: Register,
+    key: CarriedKey,
+    since: Timestamp,
+}
+
+/// Somebody follows, until this is dropped.
+#[derive(Debug)]
+pub struct Following(Register);
+
+// === impl Register ===
+
+impl Register {
+    /// A connection found its endpoint. `direct`: see [`Carried`].
+    pub(crate) fn enter(&self, key: CarriedKey, endpoint: SocketAddr, direct: Option<SocketAddr>) -> Entry {
+        let since = Timestamp::now();
+        let before = self.shard(&key).live.insert(key, Carried { endpoint, direct, since });
+        let directs = |carried: Option<SocketAddr>| usize::from(carried.is_some());
+        self.0.direct.fetch_add(directs(direct), Ordering::Relaxed);
+        self.0.direct.fetch_sub(directs(before.and_then(|before| before.direct)), Ordering::Relaxed);
+        Entry { register: self.clone(), key, since }
+    }
+
+    /// Who carries this one, or did a moment ago.
+    pub fn find(&self, key: &CarriedKey) -> Option<Carried> {
+        let shard = self.shard(key);
+        let recent = || shard.recent.iter().rev().find(|(_, known, _)| known == key).map(|(_, _, carried)| *carried);
+        shard.live.get(key).copied().or_else(recent)
+    }
+
+    /// All that are carried now.
+    pub fn all(&self) -> HashMap<CarriedKey, Carried> {
+        let mut all = HashMap::new();
+        for shard in &self.0.shards {
+            all.extend(locked(shard).live.iter().map(|(key, carried)| (*key, *carried)));
+        }
+        all
+    }
+
+    /// Those among them that connection tracking does not know as translated.
+    pub fn direct(&self) -> HashMap<CarriedKey, Carried> {
+        if self.0.direct.load(Ordering::Relaxed) == 0 {
+            return HashMap::new();
+        }
+        let mut all = self.all();
+        all.retain(|_, carried| carried.direct.is_some());
+        all
+    }
+
+    /// Has who leaves remembered for a while, as long as the value lives.
+    pub fn follow(&self) -> Following {
+        self.0.followers.fetch_add(1, Ordering::Relaxed);
+        Following(self.clone())
+    }
+
+    fn shard(&self, key: &CarriedKey) -> MutexGuard<'_, Shard> {
+        // Clients of one address differ in their ports, and these in their low bits.
+        locked(&self.0.shards[usize::from(key.client.port()) % SHARDS])
+    }
+
+    fn leave(&self, key: &CarriedKey, since: Timestamp) {
+        let followed = self.0.followers.load(Ordering::Relaxed) > 0;
+        let mut shard = self.shard(key);
+        // Another connection may have taken the place: the client's port is free before we are here.
+        let Some(carried) = shard.live.get(key).filter(|carried| carried.since == since).copied() else { return };
+        shard.live.remove(key);
+        self.0.direct.fetch_sub(usize::from(carried.direct.is_some()), Ordering::Relaxed);
+        if !followed {
+            shard.recent = VecDeque::new();
+            return;
+        }
+        let now = Instant::now();
+        let is_over = |(at, _, _): &(Instant, _, _)| now.duration_since(*at) > RECENT;
+        while shard.recent.len() >= RECENT_COUNT || shard.recent.front().is_some_and(is_over) {
+            shard.recent.pop_front();
+        }
+        shard.recent.push_back((now, *key, carried));
+    }
+}
+
+fn locked(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    // Nothing in there is left half done by a panic.
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// Another endpoint answers from now on.
+    pub fn move_to(&self, endpoint: SocketAddr) {
+        if let Some(carried) = self.register.shard(&self.key).live.get_mut(&self.key) {
+            carried.endpoint = endpoint;
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.register.leave(&self.key, self.since);
+    }
+}
+
+// === impl Following ===
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.0.0.followers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(port: u16) -> CarriedKey {
+        CarriedKey { protocol: Protocol::Tcp, client: ([192, 168, 0, 1], port).into(), listener: 40000 }
+    }
+
+    #[test]
+    fn who_left_is_remembered_while_somebody_follows() {
+        let register = Register::default();
+        let endpoint: SocketAddr = ([10, 244, 0, 1], 80).into();
+        let entry = register.enter(key(1), endpoint, None);
+        assert_eq!(register.find(&key(1)).map(|carried| carried.endpoint), Some(endpoint));
+        let other: SocketAddr = ([10, 244, 0, 2], 80).into();
+        entry.move_to(other);
+        assert_eq!(register.all()[&key(1)].endpoint, other);
+        drop(entry);
+        assert!(register.find(&key(1)).is_none() && register.all().is_empty(), "nobody followed");
+        let following = register.follow();
+        drop(register.enter(key(2), endpoint, None));
+        assert!(register.find(&key(2)).is_some() && register.all().is_empty());
+        for port in 0..40_000 {
+            drop(register.enter(key(port), endpoint, None));
+        }
+        let remembered: usize = register.0.shards.iter().map(|shard| locked(shard).recent.len()).sum();
+        assert_eq!(remembered, SHARDS * RECENT_COUNT, "and no more than that");
+        drop(following);
+        (0..32).for_each(|port| drop(register.enter(key(port), endpoint, None)));
+        assert!(register.0.shards.iter().all(|shard| locked(shard).recent.is_empty()));
+    }
+}
