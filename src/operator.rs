@@ -2,10 +2,10 @@
 //!
 //! Every command asks the daemon over its socket ([`client`]) for the views of [`crate::status`] and shows them: as tables for people, or
 //! with `-o json` and `-o yaml` just as the daemon said it. Nothing is decided here: what a table says was decided by the daemon. Where no
-//! daemon runs, `list` reads the kernel's own tables (`tables`), which know frontends and endpoints, and no reasons.
+//! daemon runs, `list` and `flows` read the kernel's own tables (`tables`), which know frontends and endpoints, and no reasons.
 //!
 //! Where things are: [`cli`] what can be said on the command line, from which completions and the man page are made, too; `list` the shape of
-//! `ipvsadm -ln`; `get` wide tables; `explain` words for a decision; [`doctor`] how the node and the daemon are; [`orders`] what is said by hand: `drain`, `weight`, `undrain`; `text` columns, colours and what hostile names may not do.
+//! `ipvsadm -ln`; `get` wide tables; `explain` words for a decision; `flows` connections one by one; [`doctor`] how the node and the daemon are; [`orders`] what is said by hand: `drain`, `weight`, `undrain`; `text` columns, colours and what hostile names may not do.
 //!
 //! Invariants: what comes from objects (names, labels, annotations) reaches a terminal with control characters escaped; colours only where
 //! somebody looks; an error is one line on standard error, and the exit status is 1.
@@ -16,6 +16,7 @@ pub mod cli;
 pub mod client;
 pub mod doctor;
 mod explain;
+mod flows;
 mod get;
 mod list;
 pub mod orders;
@@ -44,6 +45,10 @@ enum Failure {
     Nobody { client: ClientError, kernel: KernelError },
     #[error("{client}; and the kernel has no table of ours in this network namespace")]
     Nothing { client: ClientError },
+    #[error(transparent)]
+    Conntrack(crate::kernel::conntrack::ConntrackError),
+    #[error(transparent)]
+    Query(#[from] crate::status::SearchError),
     #[error("cannot write: {0}")]
     Write(#[from] io::Error),
     #[error("cannot be said as JSON or YAML: {0}")]
@@ -76,6 +81,7 @@ fn perform(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Drain(options) => return orders::drain(socket, options),
         Command::Weight(options) => return orders::weight(socket, options),
         Command::Undrain(options) => return orders::undrain(socket, options),
+        Command::Flows(options) => flows::run(socket, options),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "pointsman", &mut io::stdout());
             Ok(())

@@ -79,6 +79,15 @@ pub enum Command {
     /// Take back what `drain` or `weight` said
     #[command(after_help = DRAIN_EXAMPLES)]
     Undrain(UndrainOptions),
+    /// Show live connections: client, frontend, and the pod that answers
+    ///
+    /// From connection tracking; what the userspace forwarder carries is shown with the endpoint that it chose. TARGET is a Service ([NAMESPACE/]NAME[:PORT]),
+    /// the address of a frontend or endpoint (ADDRESS[:PORT]) or a frontend's port.
+    ///
+    /// Packets, bytes and ages are known where the kernel keeps them: net.netfilter.nf_conntrack_acct and nf_conntrack_timestamp. While nobody
+    /// follows, nothing is listened to. Without a daemon Services are known by the kernel's own tables, and pods are not.
+    #[command(after_help = FLOWS_EXAMPLES)]
+    Flows(FlowsOptions),
     /// Run a small shop on this machine and connect to it: a node, a client and pods as network namespaces
     ///
     /// Starts the real daemon on the example shop's manifests, connects through the ClusterIPs all the while, scales a Service up and
@@ -182,6 +191,54 @@ pub struct ExplainOptions {
     pub output: Option<Format>,
 }
 
+/// Which connections `flows` shows, and how.
+#[derive(Clone, Debug, Args)]
+pub struct FlowsOptions {
+    /// A Service, an address or a port; without it, all connections to Services
+    pub target: Option<String>,
+
+    /// Show connections as they come and go, a line each
+    #[arg(short, long)]
+    pub follow: bool,
+
+    /// Only those from this address or network
+    #[arg(long, value_name = "ADDRESS[/BITS]")]
+    pub client: Option<String>,
+
+    /// Only those that this address or pod answers
+    #[arg(long, value_name = "ADDRESS[:PORT]|POD")]
+    pub endpoint: Option<String>,
+
+    /// Only those of this protocol
+    #[arg(long, value_name = "PROTOCOL", value_parser = ["tcp", "udp", "sctp"], ignore_case = true)]
+    pub protocol: Option<String>,
+
+    /// Only those in this state: open, closing, or as the kernel names it (established, time-wait...)
+    #[arg(long)]
+    pub state: Option<String>,
+
+    /// Only those whose endpoint is on this node
+    #[arg(long)]
+    pub node: Option<String>,
+
+    /// Write one line of JSON per connection that ends, with OpenTelemetry's attribute names, to this file (`-`: standard output). The file is opened again on
+    /// SIGHUP and when it was moved away
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "watch"])]
+    pub log: Option<PathBuf>,
+
+    /// Show so many at most
+    #[arg(long, default_value_t = 10_000, value_name = "NUMBER", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    pub most: usize,
+
+    /// Write this instead of a table; with --follow, an object per event
+    #[arg(short, long, value_enum)]
+    pub output: Option<Format>,
+
+    /// Show again every so many seconds
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = interval, conflicts_with = "follow")]
+    pub watch: Option<f64>,
+}
+
 /// For scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -240,6 +297,7 @@ const EXAMPLES: &str = "Examples:
   sudo pointsman explain 10.96.0.50:80       what becomes of a connection
   sudo pointsman doctor                      what is not as it should be here
   sudo pointsman drain web-1 --for 10m       no new connections for a pod, on this node
+  sudo pointsman flows shop/web --follow     which pod connections reach, as they come
   sudo pointsman demo                        a quarter of a minute of real traffic";
 
 const LIST_EXAMPLES: &str = "Examples:
@@ -273,6 +331,12 @@ const DRAIN_EXAMPLES: &str = "Examples:
   sudo pointsman weight web-1 1 --for 30m               a tenth of what the others get, if they weigh 10
   sudo pointsman undrain web-1
   sudo pointsman undrain --all";
+
+const FLOWS_EXAMPLES: &str = "Examples:
+  sudo pointsman flows shop/web                        which pod does each connection have
+  sudo pointsman flows --client 192.0.2.7 --follow     what one client does, as it happens
+  sudo pointsman flows --state established -o json     for scripts
+  sudo pointsman flows --log /var/log/flows.jsonl      for a log store";
 
 const DEMO_EXAMPLES: &str = "Examples:
   sudo pointsman demo                           as it comes

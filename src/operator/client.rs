@@ -1,4 +1,4 @@
-//! Asking the daemon: one request per connection over its Unix socket.
+//! Asking the daemon: one request per connection over its Unix socket, answered at once or line by line.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 pub(super) use hyper::Method;
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -63,23 +63,91 @@ pub(super) fn send<T: DeserializeOwned>(socket: &Path, method: Method, path: &st
     let answer = runtime.block_on(talking);
     let (status, body) = match answer {
         Err(_) => return Err(failed(format!("no answer within {} s", PATIENCE.as_secs()))),
-        Ok(Err(Talk::Connect(error))) => {
-            return Err(match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoDaemon(socket.to_owned()),
-                io::ErrorKind::PermissionDenied => ClientError::Forbidden(socket.to_owned()),
-                _ => failed(error.to_string()),
-            });
-        }
-        Ok(Err(Talk::Http(error))) => return Err(failed(error.to_string())),
+        Ok(Err(talk)) => return Err(talk.into_error(socket, path)),
         Ok(Ok(answer)) => answer,
     };
     match status {
         200 => serde_json::from_slice(&body).map_err(|error| failed(format!("an answer that is none: {error}"))),
-        403 => Err(ClientError::Forbidden(socket.to_owned())),
-        status => Err(match serde_json::from_slice::<ErrorBody>(&body) {
-            Ok(body) => ClientError::Refused(body.error),
-            Err(_) => failed(format!("status {status}")),
-        }),
+        status => Err(refusal(socket, path, status, &body)),
+    }
+}
+
+fn refusal(socket: &Path, path: &str, status: u16, body: &[u8]) -> ClientError {
+    let (socket, path) = (socket.to_owned(), path.to_owned());
+    match serde_json::from_slice::<ErrorBody>(body) {
+        _ if status == 403 => ClientError::Forbidden(socket),
+        Ok(body) => ClientError::Refused(body.error),
+        Err(_) => ClientError::Failed { socket, path, error: format!("status {status}") },
+    }
+}
+
+/// An answer that comes line by line.
+#[derive(Debug)]
+pub struct Stream {
+    body: Incoming,
+    rest: Vec<u8>,
+    driver: tokio::task::JoinHandle<Result<(), hyper::Error>>,
+    /// For errors.
+    socket: PathBuf,
+    path: String,
+}
+
+/// Asks for what happens from now on. Within a tokio runtime.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn follow(socket: &Path, path: &str) -> Result<Stream, ClientError> {
+    let failed = |error: String| ClientError::Failed { socket: socket.to_owned(), path: path.to_owned(), error };
+    let (answer, driver) = match tokio::time::timeout(PATIENCE, open(socket, Method::GET, path)).await {
+        Err(_) => return Err(failed(format!("no answer within {} s", PATIENCE.as_secs()))),
+        Ok(Err(talk)) => return Err(talk.into_error(socket, path)),
+        Ok(Ok(sent)) => sent,
+    };
+    let status = answer.status().as_u16();
+    let body = answer.into_body();
+    if status == 200 {
+        return Ok(Stream { body, rest: Vec::new(), driver, socket: socket.to_owned(), path: path.to_owned() });
+    }
+    let body = body.collect().await.map_err(|error| failed(error.to_string()))?.to_bytes();
+    driver.abort();
+    Err(refusal(socket, path, status, &body))
+}
+
+// === impl Stream ===
+
+impl Stream {
+    /// The next line; `None` when there will be no more.
+    ///
+    /// # Errors
+    /// The conversation failed, or a line is none.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                if line.len() == 1 {
+                    continue;
+                }
+                return match serde_json::from_slice(&line) {
+                    Ok(value) => Ok(Some(value)),
+                    Err(error) => Err(self.failed(format!("a line that is none: {error}"))),
+                };
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => self.rest.extend(frame.into_data().unwrap_or_default()),
+                Some(Err(error)) => return Err(self.failed(error.to_string())),
+            }
+        }
+    }
+
+    fn failed(&self, error: String) -> ClientError {
+        ClientError::Failed { socket: self.socket.clone(), path: self.path.clone(), error }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.driver.abort();
     }
 }
 
@@ -88,18 +156,40 @@ enum Talk {
     Http(hyper::Error),
 }
 
+// === impl Talk ===
+
+impl Talk {
+    fn into_error(self, socket: &Path, path: &str) -> ClientError {
+        let (socket, path) = (socket.to_owned(), path.to_owned());
+        match self {
+            Talk::Connect(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoDaemon(socket),
+                io::ErrorKind::PermissionDenied => ClientError::Forbidden(socket),
+                _ => ClientError::Failed { socket, path, error: error.to_string() },
+            },
+            Talk::Http(error) => ClientError::Failed { socket, path, error: error.to_string() },
+        }
+    }
+}
+
 async fn talk(socket: &Path, method: Method, path: &str) -> Result<(u16, Bytes), Talk> {
+    let (answer, driver) = open(socket, method, path).await?;
+    let status = answer.status().as_u16();
+    let body = answer.into_body().collect().await.map_err(Talk::Http)?.to_bytes();
+    driver.abort();
+    Ok((status, body))
+}
+
+type Sent = (hyper::Response<Incoming>, tokio::task::JoinHandle<Result<(), hyper::Error>>);
+
+async fn open(socket: &Path, method: Method, path: &str) -> Result<Sent, Talk> {
     let stream = UnixStream::connect(socket).await.map_err(Talk::Connect)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Talk::Http)?;
     let driver = tokio::spawn(connection);
     let request = hyper::Request::builder().method(method).uri(path).header("host", "pointsman");
     let request = request.body(Empty::<Bytes>::new());
     let request = request.map_err(|error| Talk::Connect(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
-    let answer = sender.send_request(request).await.map_err(Talk::Http)?;
-    let status = answer.status().as_u16();
-    let body = answer.into_body().collect().await.map_err(Talk::Http)?.to_bytes();
-    driver.abort();
-    Ok((status, body))
+    Ok((sender.send_request(request).await.map_err(Talk::Http)?, driver))
 }
 
 /// A query of these parameters, those without a value left out.
