@@ -120,8 +120,10 @@ pub async fn run(config: Config, verbosity: Verbosity) -> anyhow::Result<()> {
     check_families(&config, families)?;
     prepare(&config)?;
     // Before anything is programmed, and not before it is clear that something can be.
-    let (observer, _servers) =
-        observe::start(settings::observe(&config, families, verbosity, clients.is_some(), desk, census, carried), clients)?;
+    let (observer, _servers) = observe::start(
+        settings::observe(&config, families, verbosity, clients.is_some(), desk, census, carried),
+        clients,
+    )?;
     drop(observe.send(observer));
     info!(node = config.node, mode = %config.mode, scheduler = %config.scheduler, "serving");
     // As the first process of a container we get no signal that we do not ask for.

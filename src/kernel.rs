@@ -35,6 +35,7 @@ mod read;
 pub mod redirects;
 mod shadows;
 mod skeleton;
+pub mod trap;
 pub mod watch;
 mod write;
 

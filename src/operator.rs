@@ -5,7 +5,7 @@
 //! daemon runs, `list` and `flows` read the kernel's own tables (`tables`), which know frontends and endpoints, and no reasons.
 //!
 //! Where things are: [`cli`] what can be said on the command line, from which completions and the man page are made, too; `list` the shape of
-//! `ipvsadm -ln`; `get` wide tables; `explain` words for a decision; `flows` connections one by one; [`doctor`] how the node and the daemon are; [`orders`] what is said by hand: `drain`, `weight`, `undrain`; `text` columns, colours and what hostile names may not do.
+//! `ipvsadm -ln`; `get` wide tables; `explain` words for a decision; `flows` connections one by one; `trace` rules that packets took; [`doctor`] how the node and the daemon are; [`orders`] what is said by hand: `drain`, `weight`, `undrain`; `text` columns, colours and what hostile names may not do.
 //!
 //! Invariants: what comes from objects (names, labels, annotations) reaches a terminal with control characters escaped; colours only where
 //! somebody looks; an error is one line on standard error, and the exit status is 1.
@@ -23,6 +23,7 @@ pub mod orders;
 mod probe;
 mod tables;
 mod text;
+mod trace;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -53,6 +54,8 @@ enum Failure {
     Write(#[from] io::Error),
     #[error("cannot be said as JSON or YAML: {0}")]
     Say(String),
+    #[error(transparent)]
+    Trace(#[from] trace::TraceError),
     #[error("{0}")]
     Target(#[from] explain::TargetError),
 }
@@ -82,6 +85,7 @@ fn perform(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Weight(options) => return orders::weight(socket, options),
         Command::Undrain(options) => return orders::undrain(socket, options),
         Command::Flows(options) => flows::run(socket, options),
+        Command::Trace(options) => trace::run(socket, options),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "pointsman", &mut io::stdout());
             Ok(())

@@ -5,7 +5,7 @@
 //!
 //! Where things are: `manifests` a directory as the source; `api` an API server as the source; `flags` what the command line does and how
 //! starts fail; `guard` what others do to our tables; `life` kills at the worst moments, upgrades; `input` objects that are wrong; `observe` health, metrics and Events; `node` our Node when it is late; `settings` each
-//! setting, seen from outside; `status` what the daemon tells over its socket; `operator` the command that asks it; `orders` what is said by hand; `doctor` what it says of a node; `swap` taking over from another proxy and back; `live` schedulers that go by counts of connections;
+//! setting, seen from outside; `status` what the daemon tells over its socket; `operator` the command that asks it, `flows` its view of connections one by one, `trace` its view of packets; `orders` what is said by hand; `doctor` what it says of a node; `swap` taking over from another proxy and back; `live` schedulers that go by counts of connections;
 //! `tuning` weights, shares, slow start and drain; `daemon` the child process.
 
 #[path = "e2e/api.rs"]
@@ -18,6 +18,8 @@ mod daemon;
 mod doctor;
 #[path = "e2e/flags.rs"]
 mod flags;
+#[path = "e2e/flows.rs"]
+mod flows;
 #[path = "e2e/forward.rs"]
 mod forward;
 #[path = "e2e/grafana.rs"]
@@ -50,5 +52,7 @@ mod status;
 mod support;
 #[path = "e2e/swap.rs"]
 mod swap;
+#[path = "e2e/trace.rs"]
+mod trace;
 #[path = "e2e/tuning.rs"]
 mod tuning;

@@ -5,7 +5,8 @@
 //!
 //! Vocabulary: a [`Table`] holds [`Chain`]s of [`Rule`]s made of [`Expr`]essions, and [`Set`]s of [`Element`]s; a *map* is a set
 //! whose elements carry data or a [`Verdict`]. A [`Transaction`] collects additions and deletions, a [`Connection`] commits it in
-//! one datagram: all of it happens or none. A [`Monitor`] hears of everybody's changes.
+//! one datagram: all of it happens or none. A [`Monitor`] hears of everybody's changes, a [`Tracer`] of
+//! the rules that packets take.
 //!
 //! Invariants: definitions are serialised by libnftnl, elements by our own encoder; both end up in one buffer. `unsafe` is
 //! confined to the private module `sys`. What the kernel refuses comes back as an [`Error`] that names the object and, for
@@ -31,6 +32,7 @@ mod set;
 #[allow(unsafe_code)]
 mod sys;
 mod table;
+mod trace;
 mod transaction;
 pub mod uapi;
 mod userdata;
@@ -51,5 +53,6 @@ pub use object::{Stateful, StatefulKind};
 pub use rule::{Rule, RuleInfo};
 pub use set::{Set, SetData, SetInfo, SetRef};
 pub use table::{Family, Table, TableFlags, TableInfo};
+pub use trace::{Step, Trace, TraceAt, TraceVerdict, Tracer};
 pub use transaction::Transaction;
 pub use verdict::Verdict;

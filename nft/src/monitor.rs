@@ -83,21 +83,27 @@ pub struct Change {
     pub port: u32,
 }
 
+/// A socket that hears of what the kernel tells a group, with so much room in bytes.
+pub(crate) fn subscribe(group: u32, room: usize) -> Result<Socket, Error> {
+    let socket = Socket::open(1 << (group - 1)).map_err(|error| match error.raw_os_error() {
+        Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
+            Error::Unavailable(Errno::from_raw(error.raw_os_error().unwrap_or_default()))
+        }
+        Some(libc::EPERM) => Error::Permission,
+        _ => Error::socket("subscribe", &error),
+    })?;
+    if setsockopt(&socket, sockopt::RcvBufForce, &room).is_err() {
+        let _ = setsockopt(&socket, sockopt::RcvBuf, &room);
+    }
+    Ok(socket)
+}
+
 // === impl Monitor ===
 
 impl Monitor {
     /// Subscribes in the calling thread's network namespace.
     pub fn open() -> Result<Self, Error> {
-        let socket = Socket::open(1 << (uapi::NFNLGRP_NFTABLES - 1)).map_err(|error| match error.raw_os_error() {
-            Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
-                Error::Unavailable(Errno::from_raw(error.raw_os_error().unwrap_or_default()))
-            }
-            Some(libc::EPERM) => Error::Permission,
-            _ => Error::socket("subscribe", &error),
-        })?;
-        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-            let _ = setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER);
-        }
+        let socket = subscribe(uapi::NFNLGRP_NFTABLES, RECEIVE_BUFFER)?;
         Ok(Self { socket, receive: vec![0; RECEIVE_LEN], pending: VecDeque::new() })
     }
 

@@ -43,7 +43,7 @@ use tracing::warn;
 
 use super::contact;
 use super::desk::{Busy, Desk, Glance};
-use super::flows::{Asked, FollowError, Flows, ListError, leads_to};
+use super::flows::{Asked, Flows, FollowError, ListError, leads_to};
 use super::http::{Answer, Handler, answer};
 use super::kept;
 use crate::conntrack::{Destination, Flow};
@@ -54,8 +54,8 @@ use crate::kernel::addresses::interface_addresses;
 use crate::kernel::conntrack::{ConntrackError, accounting, take_census};
 use crate::kernel::glance::{self, Comparison, Difference};
 use crate::model::{Families, Family, Protocol, ServiceKey};
-use crate::status::flows::{FlowFilter, FlowList};
 use crate::status::explain::{DifferenceView, Explanation, Question, VerificationView, explain};
+use crate::status::flows::{FlowFilter, FlowList};
 use crate::status::{
     self, CHUNK, ConnectionList, DriftView, FamilyHealth, HealthView, Lift, OverrideList, OverrideView, Page, Search,
     SearchError, ServicePage, ServiceView, Sums, VERSION, VirtualList,
@@ -448,7 +448,6 @@ impl Api {
     }
 }
 
-
 /// Where the clients of a Service connect to.
 fn destinations(service: &ServiceView) -> Vec<(Protocol, Destination)> {
     let mut destinations = Vec::new();
@@ -583,11 +582,7 @@ impl Refusal {
             Refusal::Query(_) => StatusCode::BAD_REQUEST,
             Refusal::Follow(FollowError::Many) => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Refusal::Loading
-            | Refusal::Busy(_)
-            | Refusal::Conntrack(_)
-            | Refusal::Kernel(_)
-            | Refusal::Follow(_) => {
+            Refusal::Loading | Refusal::Busy(_) | Refusal::Conntrack(_) | Refusal::Kernel(_) | Refusal::Follow(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
         };

@@ -236,10 +236,14 @@ fn run(
         }
         let wait = if teller.waits() { SOON } else { ATTENTION };
         let (mut happened, mut lost) = (Vec::new(), false);
-        let stepped = follower.step(wait, |flow| filter.may_want(flow), |news| match news {
-            News::Flow(happening) => happened.push(*happening),
-            News::Lost => lost = true,
-        });
+        let stepped = follower.step(
+            wait,
+            |flow| filter.may_want(flow),
+            |news| match news {
+                News::Flow(happening) => happened.push(*happening),
+                News::Lost => lost = true,
+            },
+        );
         if let Err(error) = stepped {
             return warn!(%error, "somebody follows connections no more");
         }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -88,6 +89,15 @@ pub enum Command {
     /// follows, nothing is listened to. Without a daemon Services are known by the kernel's own tables, and pods are not.
     #[command(after_help = FLOWS_EXAMPLES)]
     Flows(FlowsOptions),
+    /// Show which rules packets really take, in words
+    ///
+    /// For a while the kernel traces the packets that open connections to TARGET, and every rule that one takes is shown: ours by what they mean, those of others
+    /// by table, chain and handle. Then one sentence says what became of the packet.
+    ///
+    /// Needs root and works in the network namespace it runs in. The table that does it goes with this process, however that ends. At most 20 packets a
+    /// second are traced.
+    #[command(after_help = TRACE_EXAMPLES)]
+    Trace(TraceOptions),
     /// Run a small shop on this machine and connect to it: a node, a client and pods as network namespaces
     ///
     /// Starts the real daemon on the example shop's manifests, connects through the ClusterIPs all the while, scales a Service up and
@@ -239,6 +249,33 @@ pub struct FlowsOptions {
     pub watch: Option<f64>,
 }
 
+/// What `trace` traces.
+#[derive(Clone, Debug, Args)]
+pub struct TraceOptions {
+    /// ADDRESS:PORT, a node port's number, NAMESPACE/NAME, or NAMESPACE/NAME:PORT with the port's name or number
+    pub target: String,
+
+    /// Only packets of this client
+    #[arg(long, value_name = "ADDRESS")]
+    pub from: Option<IpAddr>,
+
+    /// The protocol: tcp, udp or sctp; without it, tcp and udp, or what the Service has
+    #[arg(long, value_name = "PROTOCOL", value_parser = ["tcp", "udp", "sctp"], ignore_case = true)]
+    pub proto: Option<String>,
+
+    /// For how long: seconds, or as in 1m30s
+    #[arg(long = "for", value_name = "DURATION", default_value = "30s", value_parser = span_of_time)]
+    pub duration: Duration,
+
+    /// End after so many packets
+    #[arg(short, long, value_name = "NUMBER", default_value_t = 10, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    pub count: usize,
+
+    /// Write this instead of words, an object per packet
+    #[arg(short, long, value_enum)]
+    pub output: Option<Format>,
+}
+
 /// For scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -286,6 +323,23 @@ impl State {
     }
 }
 
+/// A time to wait: a second to a day.
+fn span_of_time(text: &str) -> Result<Duration, String> {
+    let given = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?,
+        Err(_) => {
+            let span = text.parse::<jiff::SignedDuration>().map_err(|_| "not a time as in 1m30s".to_owned())?;
+            Duration::try_from(span).map_err(|_| "less than nothing".to_owned())?
+        }
+    };
+    let most = Duration::from_secs(86_400);
+    if (Duration::from_millis(100)..=most).contains(&given) {
+        Ok(given)
+    } else {
+        Err("not within 0.1 s and a day".to_owned())
+    }
+}
+
 fn interval(text: &str) -> Result<f64, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     if (0.1..=86_400.0).contains(&seconds) { Ok(seconds) } else { Err("not within 0.1 and 86400 seconds".to_owned()) }
@@ -298,6 +352,7 @@ const EXAMPLES: &str = "Examples:
   sudo pointsman doctor                      what is not as it should be here
   sudo pointsman drain web-1 --for 10m       no new connections for a pod, on this node
   sudo pointsman flows shop/web --follow     which pod connections reach, as they come
+  sudo pointsman trace 10.96.0.50:80         which rules their packets take
   sudo pointsman demo                        a quarter of a minute of real traffic";
 
 const LIST_EXAMPLES: &str = "Examples:
@@ -338,6 +393,11 @@ const FLOWS_EXAMPLES: &str = "Examples:
   sudo pointsman flows --state established -o json     for scripts
   sudo pointsman flows --log /var/log/flows.jsonl      for a log store";
 
+const TRACE_EXAMPLES: &str = "Examples:
+  sudo pointsman trace shop/web                               the next ten connections
+  sudo pointsman trace 10.96.0.50:80 --from 192.0.2.7 -c 1    one client's next one
+  sudo pointsman trace 30080 --for 1m -o json                 a node port, for scripts";
+
 const DEMO_EXAMPLES: &str = "Examples:
   sudo pointsman demo                           as it comes
   sudo pointsman demo --keep                    and look around afterwards
@@ -359,6 +419,13 @@ mod tests {
         assert_eq!((options.watch, cli.socket), (Some(2.0), "/x".into()));
         assert!(Cli::try_parse_from(["pointsman", "list", "--watch=0"]).is_err());
         assert!(Cli::try_parse_from(["pointsman", "list", "--stats", "--rate"]).is_err());
+        let time = |text: &str| match Cli::try_parse_from(["pointsman", "trace", "30080", "--for", text]).ok()?.command
+        {
+            Command::Trace(options) => Some(options.duration),
+            _ => None,
+        };
+        assert_eq!((time("90"), time("1m30s")), (Some(Duration::from_secs(90)), Some(Duration::from_secs(90))));
+        assert_eq!((time("0"), time("2d"), time("-1s"), time("soon")), (None, None, None, None));
     }
 
     #[test]

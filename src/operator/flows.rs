@@ -77,7 +77,7 @@ fn remark(settings: &FlowSettings) {
         eprintln!("pointsman: packets and bytes are not counted: net.netfilter.nf_conntrack_acct is 0");
     }
     if !settings.timestamps {
-        eprintln!("pointsman: ages are known of connections that began while we looked: net.netfilter.nf_conntrack_timestamp is 0");
+        eprintln!("pointsman: ages are not known: net.netfilter.nf_conntrack_timestamp is 0");
     }
 }
 
@@ -85,7 +85,8 @@ fn write(out: &mut impl Write, list: &FlowList, colours: bool) -> io::Result<()>
     let mut table =
         Table::new(["PROTO", "CLIENT", "FRONTEND", "SERVICE", "ENDPOINT", "POD", "NODE", "STATE", "IN", "OUT", "AGE"]);
     for flow in &list.flows {
-        let bytes = |of: fn(&crate::status::Traffic) -> u64| flow.traffic.as_ref().map(of).map(size).unwrap_or_default();
+        let bytes =
+            |of: fn(&crate::status::Traffic) -> u64| flow.traffic.as_ref().map(of).map(size).unwrap_or_default();
         let state = if flow.userspace { format!("{}, userspace", flow.state) } else { flow.state.clone() };
         table.push([
             (&flow.protocol).into(),
@@ -115,7 +116,7 @@ fn write(out: &mut impl Write, list: &FlowList, colours: bool) -> io::Result<()>
 fn size(bytes: u64) -> String {
     let mut rest = bytes as f64;
     for unit in ["B", "kB", "MB", "GB"] {
-        if rest < 999.5 {
+        if rest < if unit == "B" { 999.5 } else { 999.95 } {
             return if unit == "B" { format!("{bytes}B") } else { format!("{rest:.1}{unit}") };
         }
         rest /= 1000.0;
@@ -130,7 +131,12 @@ async fn follow(socket: &Path, options: &FlowsOptions) -> Result<(), Failure> {
     let (events, mut heard) = mpsc::channel(BUFFERED);
     // The first attempt decides who is listened to.
     match client::follow(socket, &path(options, &[("follow", Some("true"))])).await {
-        Ok(stream) => drop(tokio::spawn(from_daemon(socket.to_owned(), path(options, &[("follow", Some("true"))]), stream, events))),
+        Ok(stream) => drop(tokio::spawn(from_daemon(
+            socket.to_owned(),
+            path(options, &[("follow", Some("true"))]),
+            stream,
+            events,
+        ))),
         Err(error @ ClientError::NoDaemon(_)) => local::follow(options, error, events)?,
         Err(error) => return Err(error.into()),
     }
@@ -206,7 +212,9 @@ fn notice(event: &FlowEvent) {
                 eprintln!("pointsman: packets and bytes are not counted: net.netfilter.nf_conntrack_acct is 0");
             }
             if !settings.events {
-                eprintln!("pointsman: net.netfilter.nf_conntrack_events is 0: connection tracking is read once a second, and what is shorter is not seen");
+                eprintln!(
+                    "pointsman: net.netfilter.nf_conntrack_events is 0: connection tracking is read once a second, and what is shorter is not seen"
+                );
             }
         }
         (FlowWord::Lost, _) => {
@@ -248,7 +256,8 @@ fn line(event: &FlowEvent, flow: &FlowView, colours: bool) -> String {
     let pod = flow.pod.as_deref().map(|pod| format!(" {pod}")).unwrap_or_default();
     let node = flow.node.as_deref().map(|node| format!(" on {node}")).unwrap_or_default();
     let userspace = if flow.userspace { ", userspace" } else { "" };
-    let traffic = flow.traffic.map(|traffic| format!("  in {}, out {}", size(traffic.bytes_in), size(traffic.bytes_out)));
+    let traffic =
+        flow.traffic.map(|traffic| format!("  in {}, out {}", size(traffic.bytes_in), size(traffic.bytes_out)));
     let age = flow.age_seconds.map(|age| format!("  {age:.3}s")).filter(|_| event.event == FlowWord::End);
     let text = format!(
         "{} {} -> {}{service} -> {endpoint}{pod}{node}  {}{userspace}{}{}",
@@ -289,6 +298,9 @@ mod tests {
 
     #[test]
     fn sizes_have_one_unit() {
-        assert_eq!([0, 999, 1000, 999_949, 999_951, 5_000_000_000].map(size), ["0B", "999B", "1.0kB", "999.9kB", "1.0MB", "5.0GB"]);
+        assert_eq!(
+            [0, 999, 1000, 999_949, 999_951, 5_000_000_000].map(size),
+            ["0B", "999B", "1.0kB", "999.9kB", "1.0MB", "5.0GB"]
+        );
     }
 }

@@ -142,7 +142,8 @@ impl Sums {
             }
             port.endpoints = endpoints;
             let sums = [&self.sums, &self.through];
-            let to_listeners = port.path.listeners.iter().flat_map(|listener| sums.map(|sums| sums.of(port, *listener)));
+            let to_listeners =
+                port.path.listeners.iter().flat_map(|listener| sums.map(|sums| sums.of(port, *listener)));
             port.path.connections = to_listeners.flatten().reduce(|mut sum, more| {
                 sum += more;
                 sum

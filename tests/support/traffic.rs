@@ -102,6 +102,11 @@ impl Held {
         Self { stream, pod: String::from_utf8(pod).expect("a name") }
     }
 
+    /// Where it comes from.
+    pub fn local(&self) -> SocketAddr {
+        self.stream.local_addr().expect("a connected socket")
+    }
+
     /// Whether the other end still echoes.
     pub fn echoes(&mut self) -> bool {
         let mut echo = [0; 4];

@@ -107,11 +107,11 @@ impl Follower {
         if self.review_at.is_some_and(|at| at <= Instant::now()) {
             self.review(&wants, &mut tell)?;
         }
-        let (known, at) = (&mut self.known, Timestamp::now());
+        let known = &mut self.known;
         let mut heard_of = Vec::new();
         let heard = self.events.take_records(|event, record| {
             if wants(&record.sighting.flow) {
-                heard_of.extend(known.hear(event, record, at));
+                heard_of.extend(known.hear(event, record, Timestamp::now()));
             }
         })?;
         for happening in heard_of {

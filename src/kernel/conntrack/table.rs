@@ -238,7 +238,9 @@ impl ConntrackTable {
                 match status(&message).map(Errno::from_raw) {
                     None if wire::is_entry(&message) => return Ok(wire::record(&message)),
                     Some(Errno::ENOENT) => return Ok(None),
-                    Some(errno) if errno != Errno::UnknownErrno => return Err(ConntrackError { action: ACTION, errno }),
+                    Some(errno) if errno != Errno::UnknownErrno => {
+                        return Err(ConntrackError { action: ACTION, errno });
+                    }
                     _ => {}
                 }
             }

@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use jiff::Timestamp;
 use nft::netlink::{Message, Writer, attributes, find};
 use nft::uapi::{NLM_F_DUMP, NLM_F_REQUEST};
-use jiff::Timestamp;
 use nix::libc;
 
 use super::table::Filter;

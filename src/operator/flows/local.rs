@@ -71,10 +71,14 @@ pub(super) fn follow(
                 }
             }
             let (mut happened, mut lost) = (Vec::new(), false);
-            let stepped = follower.step(WAIT, |flow| filter.may_want(flow), |news| match news {
-                News::Flow(happening) => happened.push(*happening),
-                News::Lost => lost = true,
-            });
+            let stepped = follower.step(
+                WAIT,
+                |flow| filter.may_want(flow),
+                |news| match news {
+                    News::Flow(happening) => happened.push(*happening),
+                    News::Lost => lost = true,
+                },
+            );
             if let Err(error) = stepped {
                 return drop(events.blocking_send(Err(Failure::Conntrack(error))));
             }
@@ -87,7 +91,8 @@ pub(super) fn follow(
 
 fn filter(options: &FlowsOptions) -> Result<FlowFilter, Failure> {
     let given = parameters(options);
-    let given: Vec<_> = given.iter().filter_map(|(name, value)| Some(((*name).to_owned(), (*value)?.to_owned()))).collect();
+    let given: Vec<_> =
+        given.iter().filter_map(|(name, value)| Some(((*name).to_owned(), (*value)?.to_owned()))).collect();
     Ok(FlowFilter::of(&given)?)
 }
 
@@ -129,7 +134,7 @@ impl Labels {
             // What was read before is better than nothing.
             drop(self.read());
         }
-        pairs.iter().map(|pair| self.label(pair).map(|label| named(label)).unwrap_or_default()).collect()
+        pairs.iter().map(|pair| self.label(pair).map(named).unwrap_or_default()).collect()
     }
 
     fn label(&self, pair: &Pair) -> Option<&str> {

@@ -147,9 +147,12 @@ impl Log {
 
 fn open(path: &Path) -> io::Result<File> {
     // Who talks to whom is not for everybody.
-    OpenOptions::new().create(true).append(true).mode(0o640).open(path).map_err(|error| {
-        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-    })
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o640)
+        .open(path)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 // === impl Line ===

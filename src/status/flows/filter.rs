@@ -50,8 +50,7 @@ impl FlowFilter {
             let value = parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.trim().to_owned());
             value.filter(|value| !value.is_empty()).map(|value| (name, value))
         };
-        let refused =
-            |(parameter, value): (&'static str, String), reason| SearchError { parameter, value, reason };
+        let refused = |(parameter, value): (&'static str, String), reason| SearchError { parameter, value, reason };
         let mut filter = Self::default();
         if let Some(asked) = get("target") {
             let reason = "neither a Service ([NAMESPACE/]NAME[:PORT]), an ADDRESS[:PORT] nor a port";
@@ -73,9 +72,13 @@ impl FlowFilter {
         }
         if let Some(asked) = get("state") {
             let state = letters(&asked.1);
-            let known = ["open", "closing"].iter().any(|word| *word == state) || states().any(|one| letters(one) == state);
+            let known =
+                ["open", "closing"].iter().any(|word| *word == state) || states().any(|one| letters(one) == state);
             if !known {
-                return Err(refused(asked, "neither open, closing nor a state of TCP or SCTP, as `established` or `time-wait`"));
+                return Err(refused(
+                    asked,
+                    "neither open, closing nor a state of TCP or SCTP, as `established` or `time-wait`",
+                ));
             }
             filter.state = Some(state);
         }
@@ -110,7 +113,8 @@ impl FlowFilter {
 
     /// Whether a connection is wanted; one without an endpoint yet may be.
     pub fn wants(&self, flow: &FlowView) -> bool {
-        let is_at = |at: SocketAddr, ip: IpAddr, port: Option<u16>| at.ip() == ip && port.is_none_or(|port| port == at.port());
+        let is_at =
+            |at: SocketAddr, ip: IpAddr, port: Option<u16>| at.ip() == ip && port.is_none_or(|port| port == at.port());
         let target = self.target.as_ref().is_none_or(|target| match target {
             Target::Service(namespace, name, port) => {
                 let is = |wanted: &str, known: &Option<_>| known.as_deref().is_some_and(|known: &str| known == wanted);
@@ -205,7 +209,10 @@ mod tests {
     #[test]
     fn each_filter_takes_what_it_says() {
         let taken = [
-            ("target", "web shop/web shop/web:http shop/web:80 web:http 10.96.0.1 10.96.0.1:80 10.1.0.1 10.1.0.1:8080 80"),
+            (
+                "target",
+                "web shop/web shop/web:http shop/web:80 web:http 10.96.0.1 10.96.0.1:80 10.1.0.1 10.1.0.1:8080 80",
+            ),
             ("client", "10.9.0.1 10.9.0.0/16"),
             ("endpoint", "10.1.0.1 10.1.0.1:8080 web-1"),
             ("protocol", "tcp TCP"),

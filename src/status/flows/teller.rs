@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::{FlowEvent, FlowFilter, FlowView, FlowWord, Named, Pair};
-use crate::conntrack::{Flow, Record};
 use crate::conntrack::following::{Happening, What};
+use crate::conntrack::{Flow, Record};
 use crate::forward::{Carried, CarriedKey, Following, Register};
 use crate::model::Protocol;
 
@@ -208,7 +208,11 @@ impl Teller {
     }
 
     fn behind(&self, record: &Record) -> Option<SocketAddr> {
-        self.named(&Pair::of(record)).listener.then(|| self.register.find(&CarriedKey::of(&record.sighting.flow)))??.endpoint.into()
+        self.named(&Pair::of(record))
+            .listener
+            .then(|| self.register.find(&CarriedKey::of(&record.sighting.flow)))??
+            .endpoint
+            .into()
     }
 
     fn named(&self, pair: &Pair) -> Arc<Named> {
@@ -310,8 +314,8 @@ impl Id {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conntrack::census::Sighting;
     use crate::conntrack::Tuple;
+    use crate::conntrack::census::Sighting;
 
     fn at(text: &str) -> SocketAddr {
         text.parse().expect("an address")
@@ -370,10 +374,7 @@ mod tests {
         drop(register.enter(key, at("10.1.0.7:8080"), None));
         // It is over already: the register remembers for a while.
         let then = teller.tell(vec![happening(What::Update, 1, listener)], now, &mut names);
-        assert_eq!(
-            told(&then),
-            [(FlowWord::New, Some("pod-10.1.0.7")), (FlowWord::Update, Some("pod-10.1.0.7"))]
-        );
+        assert_eq!(told(&then), [(FlowWord::New, Some("pod-10.1.0.7")), (FlowWord::Update, Some("pod-10.1.0.7"))]);
         assert!(then.iter().all(|event| event.flow.as_ref().is_some_and(|flow| flow.userspace)));
         // One that finds nobody is told in the end.
         teller.tell(vec![happening(What::New, 2, listener)], now, &mut names);
