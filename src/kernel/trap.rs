@@ -23,6 +23,9 @@ use nft::{
 use super::encode::nft_family;
 use crate::model::{Family, Protocol};
 
+/// What the names of such tables begin with; the process's number follows.
+pub const PREFIX: &str = "pointsman-trace-";
+
 /// Ahead of `NF_IP_PRI_RAW` (-300, linux/netfilter_ipv4.h), behind defragmentation (-400).
 pub const FIRST: i32 = -350;
 /// Behind `NF_IP_PRI_NAT_SRC` (100) and `NF_IP_PRI_CONNTRACK_HELPER` (300).
@@ -79,7 +82,7 @@ impl Trap {
     /// # Errors
     /// Without `CAP_NET_ADMIN`, or whatever the kernel answers.
     pub fn set(aims: &[Aim]) -> Result<Self, Error> {
-        let table = format!("pointsman-trace-{}", std::process::id());
+        let table = format!("{PREFIX}{}", std::process::id());
         let tracer = Tracer::open()?;
         let mut connection = Connection::open()?;
         let mut transaction = Transaction::new();

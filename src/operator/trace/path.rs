@@ -12,6 +12,7 @@ use nft::{Hook, Trace, TraceAt, TraceVerdict};
 use serde::Serialize;
 
 use super::words::{self, Known};
+use crate::kernel::trap::PREFIX;
 use crate::model::Protocol;
 
 /// Packets put together at a time; one too many takes the oldest's place.
@@ -143,7 +144,8 @@ impl Paths {
         packet.heard = now;
         packet.hook = hook.or(packet.hook);
         packet.last = header.unwrap_or(packet.last);
-        if !ours {
+        // Nor is what others' traces do.
+        if !trace.table.starts_with(PREFIX) {
             packet.steps.push(Met { hook: packet.hook, trace });
         }
     }

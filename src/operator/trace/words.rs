@@ -12,7 +12,7 @@ use crate::compile::layout::{Decision, DedicatedChain, Plan, PoolId, TABLE};
 use crate::compile::{Hop, Stage, TableImage};
 use crate::forward::CLIENT_IP_TABLE;
 use crate::kernel::redirects;
-use crate::kernel::trap::Ruleset;
+use crate::kernel::trap::{PREFIX, Ruleset};
 use crate::model::Family;
 use crate::policy::{Frontend, NodePort};
 
@@ -40,8 +40,7 @@ impl Known {
     pub(super) fn lacks(&self, trace: &Trace) -> bool {
         match trace.at {
             TraceAt::Rule { handle, .. } => {
-                !trace.table.starts_with("pointsman-trace-")
-                    && self.rules.rule(trace.family, &trace.table, handle).is_none()
+                !trace.table.starts_with(PREFIX) && self.rules.rule(trace.family, &trace.table, handle).is_none()
             }
             _ => false,
         }
@@ -49,7 +48,7 @@ impl Known {
 
     /// Where a base chain is hooked; those of the table that marks packets have the names of their hooks.
     pub(super) fn hook(&self, trace: &Trace) -> Option<Hook> {
-        if trace.table.starts_with("pointsman-trace-") {
+        if trace.table.starts_with(PREFIX) {
             return match &*trace.chain {
                 "prerouting" => Some(Hook::Prerouting),
                 "output" => Some(Hook::Output),
