@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::conntrack::Destination;
+use crate::conntrack::Flow;
 use crate::kernel::addresses::interface_addresses;
 use crate::kernel::conntrack::list_flows;
 use crate::model::Protocol;
@@ -17,9 +17,6 @@ use crate::status::explain::{Answer, Outcome};
 
 /// How long a connection may take. A SYN that is lost is sent again after a second.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Flows looked through.
-const MOST: usize = 100_000;
 
 /// What came of a connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -110,8 +107,10 @@ fn judge(answer: &Answer, seen: &ProbeView) -> Option<bool> {
 
 /// Who answers a connection, as connection tracking has it.
 fn answered_by(from: SocketAddr, target: SocketAddr) -> Option<SocketAddr> {
-    let flows = list_flows(&[(Protocol::Tcp, Destination::Address(target))], MOST).ok()?.flows;
-    flows.into_iter().find(|flow| flow.client == from && flow.frontend == target).map(|flow| flow.endpoint)
+    let is_ours = |flow: &Flow| {
+        flow.protocol == Protocol::Tcp && flow.original.source == from && flow.original.destination == target
+    };
+    Some(list_flows(is_ours, 1).ok()?.records.first()?.sighting.flow.reply.source)
 }
 
 fn host_address(v6: bool) -> Option<IpAddr> {
