@@ -187,6 +187,8 @@ impl Known {
             Entry::Occupied(mut place) => {
                 let seen = place.get_mut();
                 (seen.review, seen.reply) = (review, flow.reply);
+                // A review may have found it before its beginning was heard.
+                seen.began = seen.began.or(began);
                 // An event need not say everything.
                 let state = flow.state.or(seen.state);
                 if state == seen.state || seen.ended {

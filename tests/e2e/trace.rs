@@ -127,7 +127,7 @@ fn packets_are_told_with_the_rules_they_took() {
     assert_eq!(packets[0]["endpoint"], packets[1]["endpoint"]);
 
     // Somebody else's table drops it, and is named.
-    let others = "table ip firewall { chain wall { type filter hook forward priority 0; ip daddr 10.244.0.0/16 tcp dport 8080 drop comment \"no way\"; } }";
+    let others = "table ip firewall {\n chain wall {\n type filter hook forward priority 0\n ip daddr 10.244.0.0/16 tcp dport 8080 drop comment \"no way\"\n }\n}";
     nft(lab.node().namespace(), &[others]);
     let tracing = trace(lab.node(), &lab, &bed, &["shop/web", "--from", &client, "-c", "1"]);
     assert!(lab.client(0).connect(v4, SHORT).is_err());
