@@ -2,7 +2,8 @@
 //!
 //! Both get the same flags. `--iptables-min-sync-period=1ms` takes away the second that kube-proxy waits between two syncs by default, so
 //! that what is measured is work and not waiting; `--conntrack-*=0`, because a namespace may not set the machine's limits. Mode userspace gets
-//! `--forward-drain=1s`: a restart ends the connections that it carries, after a second instead of half a minute.
+//! `--forward-drain=1s`: a restart ends the connections that it carries, after a second instead of half a minute. Ours gets no status socket,
+//! because its path is the machine's, not the namespace's: it would be another daemon's. All other addresses are those of the namespace.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -71,8 +72,9 @@ impl Daemon {
             "--conntrack-tcp-timeout-established=0s",
             "--conntrack-tcp-timeout-close-wait=0s",
         ];
-        let drain = (self.mode == "userspace").then(|| "--forward-drain=1s".to_owned());
-        [mode, clients].into_iter().chain(fixed.map(str::to_owned)).chain(drain).collect()
+        let own = [("--status-socket=", self.kind == Kind::Ours), ("--forward-drain=1s", self.mode == "userspace")];
+        let own = own.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag);
+        [mode, clients].into_iter().chain(fixed.into_iter().chain(own).map(str::to_owned)).collect()
     }
 }
 

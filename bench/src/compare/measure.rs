@@ -288,8 +288,11 @@ impl Scene<'_> {
         let mut event = |name: &str, work: &mut dyn FnMut() -> anyhow::Result<()>| -> anyhow::Result<()> {
             self.settle();
             let door = self.stage.web(model::web([], None).to());
+            door.clear()?;
             let hold = || (0..HELD).map(|_| door.open()).collect::<anyhow::Result<Vec<Open>>>();
             let held = self.stage.client().run(hold).context("connections to hold")?;
+            // One that a proxy made too late for its client would be taken for the next one's.
+            anyhow::ensure!(held.iter().all(Open::alive), "a connection to hold does not carry a byte");
             let churn = self.churn(work)?;
             let broken = held.iter().filter(|open| !open.alive()).count();
             let found = [
@@ -327,7 +330,10 @@ impl Scene<'_> {
                         let at = Instant::now();
                         match door.open_from(None, Duration::from_secs(1)) {
                             Ok(open) => met.push((at, open.endpoint)),
-                            Err(_) => failed += 1,
+                            Err(_) => {
+                                failed += 1;
+                                let _ = door.clear();
+                            }
                         }
                         std::thread::sleep(Duration::from_micros(500));
                     }
