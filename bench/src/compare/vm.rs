@@ -49,7 +49,8 @@ pub fn run(options: &Options, directory: &Path) -> anyhow::Result<()> {
     let part = std::path::absolute(&part)?;
     let mut command = Command::new(script);
     command.args(["--kernel", kernel, "--program"]).arg(&program).args(["compare", "--resume", "--out", INSIDE]);
-    command.args(["--place", &place, "--mirror", SERIAL, "--commit", &report::commit()]);
+    let commit = options.commit.clone().unwrap_or_else(report::commit);
+    command.args(["--place", &place, "--mirror", SERIAL, "--commit", &commit]);
     let list = |sizes: &Vec<u32>| sizes.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let given = [
         ("--sizes", options.sizes.as_ref().map(list)),
