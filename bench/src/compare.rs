@@ -2,7 +2,7 @@
 //!
 //! Vocabulary: a *contender* serves Services ([`contender`]); a *measurement* has figures ([`model`], taken in [`measure`]); a *session* is one
 //! contender on a stage of its own ([`stage`]) with one number of Services; a *round* has a session for each ([`plan`]); a *place* is a kernel
-//! on which everything was run, with a *journal* of raw data ([`record`]). The *report* ([`html`], [`summary`], [`chart`]) is made of all
+//! on which everything was run, with a *journal* of raw data ([`record`]). The *report* ([`html`], [`markdown`], [`summary`], [`chart`]) is made of all
 //! journals of a directory; the VM ([`vm`]) is another place, for what this kernel lacks.
 //!
 //! Invariants:
@@ -17,6 +17,7 @@ mod fixed;
 mod html;
 mod iptables;
 mod ipvs;
+mod markdown;
 mod measure;
 mod model;
 mod nftables;

@@ -1,7 +1,7 @@
 //! Charts as SVG: lines over the number of Services, and bars.
 //!
-//! Colours are CSS variables (`var(--ink)`, `var(--pointsman)`), so that the page decides between light and dark; [`png`] puts the light
-//! ones in. Lines are named at their ends and have marks of their own, so that colours are not all there is to tell them apart.
+//! Colours are CSS variables (`var(--ink)`, `var(--pointsman)`), so that the page decides between light and dark; [`png`] puts
+//! either in. Lines are named at their ends and have marks of their own, so that colours are not all there is to tell them apart.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -208,11 +208,11 @@ pub fn bars(frame: &Frame, bars: &[Bar]) -> String {
     svg + "</svg>\n"
 }
 
-/// Draws a chart on paper.
-pub fn png(svg: &str, path: &Path) -> anyhow::Result<()> {
+/// Draws a chart on paper, which may be dark.
+pub fn png(svg: &str, dark: bool, path: &Path) -> anyhow::Result<()> {
     let mut drawn = svg.replace(FONT, "DejaVu Sans");
-    for (name, light, _) in COLOURS {
-        drawn = drawn.replace(&format!("var(--{name})"), light);
+    for (name, light, on_dark) in COLOURS {
+        drawn = drawn.replace(&format!("var(--{name})"), if dark { on_dark } else { light });
     }
     let mut options = usvg::Options::default();
     options.fontdb_mut().load_system_fonts();

@@ -1,4 +1,4 @@
-//! The report: one HTML file that needs nothing else, a table of all rows as CSV, a summary as Markdown, and the main chart as PNG.
+//! The report: one HTML file that needs nothing else, a table of all rows as CSV, the tables as Markdown, and the main charts as PNG.
 //!
 //! What is in it is computed from the journals alone, so `--report` makes the same again. Figures are medians over rounds with quartiles;
 //! what failed stands where its figure would be, and what was not tried says why.
@@ -10,16 +10,18 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::chart::{self, Bar, COLOURS, Frame, Line, escape};
+use super::markdown;
 use super::model::{Figure, Measurement};
 use super::record::{Manifest, Place};
 use super::summary::{self, Row, Worse, number};
-use crate::report::Table;
 
 /// Files of the report.
 const HTML: &str = "compare.html";
 const CSV: &str = "compare.csv";
 const MARKDOWN: &str = "compare.md";
-const CHART: &str = "compare-setup.png";
+
+/// Charts for where only pictures are shown, each for light and dark pages: of which lines, and the file's name.
+const PICTURES: [(usize, &str); 2] = [(0, "compare-setup"), (2, "compare-one-change")];
 
 const STYLE: &str = "\
 body{margin:0 auto;max-width:60rem;padding:1.5rem;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,'Segoe UI',sans-serif}
@@ -64,15 +66,22 @@ pub fn write(directory: &Path, places: &[Place]) -> anyhow::Result<()> {
     };
     put(HTML, &page(places))?;
     put(CSV, &summary::csv(places))?;
-    put(MARKDOWN, &markdown(places))?;
-    let first = &places[0];
-    let main = line_chart(first, &summary::rows(first), LINES[0]);
-    if main.is_empty() {
-        eprintln!("no {CHART}: there are no figures for it yet");
-    } else if let Err(error) = chart::png(&main, &directory.join(CHART)) {
-        eprintln!("no {CHART}: {error:#}");
+    put(MARKDOWN, &markdown::page(places))?;
+    let rows = summary::rows(&places[0]);
+    for (line, name) in PICTURES {
+        let drawn = line_chart(&places[0], &rows, LINES[line]);
+        if drawn.is_empty() {
+            eprintln!("no {name}.png: there are no figures for it yet");
+            continue;
+        }
+        for (suffix, dark) in [("", false), ("-dark", true)] {
+            let name = format!("{name}{suffix}.png");
+            if let Err(error) = chart::png(&drawn, dark, &directory.join(&name)) {
+                eprintln!("no {name}: {error:#}");
+            }
+        }
     }
-    println!("written to {}: {HTML}, {CSV}, {MARKDOWN}, {CHART}", directory.display());
+    println!("written to {}: {HTML}, {CSV}, {MARKDOWN} and the main charts", directory.display());
     Ok(())
 }
 
@@ -179,11 +188,13 @@ fn place(page: &mut String, place: &Place) {
          has no control plane of its own.</p>\n",
     );
     let _ = writeln!(page, "<h3 id=\"{name}-charts\">Charts</h3>");
-    for line in LINES {
-        page.push_str(&line_chart(place, &rows, line));
-    }
-    for (measurement, key) in BARS {
-        page.push_str(&bar_chart(place, &rows, measurement, key));
+    let charts = LINES.map(|line| (line.0, line_chart(place, &rows, line)));
+    let charts = charts
+        .into_iter()
+        .chain(BARS.map(|(measurement, key)| (measurement, bar_chart(place, &rows, measurement, key))));
+    for (measurement, drawn) in charts.filter(|(_, drawn)| !drawn.is_empty()) {
+        page.push_str(&drawn);
+        caveat(page, measurement);
     }
     worse(page, name, &summary::worse(&rows));
     let _ = writeln!(page, "<h3 id=\"{name}-tables\">All figures</h3>");
@@ -193,6 +204,7 @@ fn place(page: &mut String, place: &Place) {
             continue;
         }
         let _ = writeln!(page, "<h4 id=\"{name}-{}\">{}</h4>", measurement.name(), measurement.title());
+        caveat(page, measurement);
         if measurement.by_size() {
             by_size(page, name, measurement, &of)
         } else {
@@ -201,7 +213,8 @@ fn place(page: &mut String, place: &Place) {
     }
 }
 
-fn runs(place: &Place) -> String {
+/// When it was run.
+pub fn runs(place: &Place) -> String {
     let (first, last) = (&place.manifests[0], place.manifest());
     match place.manifests.len() {
         1 => first.when.clone(),
@@ -236,6 +249,13 @@ fn worse(page: &mut String, name: &str, found: &[Worse]) {
         );
     }
     page.push_str("</table>\n");
+}
+
+/// What a figure must not be read without.
+fn caveat(page: &mut String, measurement: Measurement) {
+    if let Some(caveat) = measurement.caveat() {
+        let _ = writeln!(page, "<p class=\"muted\">{}</p>", escape(caveat));
+    }
 }
 
 fn figure(measurement: Measurement, key: &str) -> &'static Figure {
@@ -395,50 +415,4 @@ fn by_variant(page: &mut String, place: &str, measurement: Measurement, rows: &[
         }
     }
     page.push_str("</table>\n");
-}
-
-/// The most important tables, for where HTML is not shown.
-fn markdown(places: &[Place]) -> String {
-    let mut text = "# compare\n\nComputed from the journals beside this file by `cargo run --release -p bench -- compare --report`. Everything else, and charts: `compare.html`.\n".to_owned();
-    for place in places {
-        let (manifest, rows) = (place.manifest(), summary::rows(place));
-        let Manifest { place: name, kernel, machine, commit, command, rounds, .. } = manifest;
-        let _ = writeln!(
-            text,
-            "\n## {name}: Linux {kernel}\n\n- machine: {machine}\n- when: {}\n- commit: {commit}\n- command: `{command}`\n- medians [quartiles] over rounds, of which there are {rounds}",
-            runs(place)
-        );
-        for (measurement, key, _) in LINES {
-            let figure = figure(measurement, key);
-            let _ = writeln!(text, "\n### {name}: {}: {}, {}\n", measurement.title(), figure.title, figure.unit);
-            let mut head = vec!["contender".to_owned()];
-            head.extend(manifest.sizes.iter().map(u32::to_string));
-            let mut table = Table::new(&head.iter().map(String::as_str).collect::<Vec<_>>());
-            for one in &manifest.contenders {
-                let mut cells = vec![one.name.clone()];
-                for size in &manifest.sizes {
-                    let row = summary::find(&rows, &one.name, measurement, *size, "");
-                    let spread = row.and_then(|row| row.figures.get(key));
-                    cells.push(spread.map_or("-".to_owned(), |spread| {
-                        format!("{} [{}, {}]", number(spread.median), number(spread.low), number(spread.high))
-                    }));
-                }
-                if cells[1..].iter().any(|cell| cell != "-") {
-                    table.row(&cells.iter().map(|cell| cell as &dyn std::fmt::Display).collect::<Vec<_>>());
-                }
-            }
-            let _ = write!(text, "{table}");
-        }
-        let found = summary::worse(&rows);
-        let _ = writeln!(text, "\n### {name}: where we are worse\n");
-        let mut table = Table::new(&["figure", "ours", "peer", "Services: ours to theirs"]);
-        for one in &found {
-            let what =
-                format!("{}: {}, {} {}", one.measurement.title(), one.figure.title, one.figure.unit, one.variant);
-            let at = one.at.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            table.row(&[&what.trim_end(), &one.ours, &one.peer, &at]);
-        }
-        let _ = if found.is_empty() { writeln!(text, "Nowhere by more than 2 %.") } else { write!(text, "{table}") };
-    }
-    text
 }

@@ -262,6 +262,25 @@ impl Measurement {
         }
     }
 
+    /// What its figures must not be read without, because it is not the same for all: stands wherever they do.
+    pub fn caveat(self) -> Option<&'static str> {
+        match self {
+            Self::FirstSync => Some(
+                "A daemon's figure includes an API server's work (a double, on the same two cores): it lists all objects, writes them as JSON, and the daemon reads them. The baselines', HAProxy's and nginx's is only the program that is given input prepared beforehand.",
+            ),
+            Self::Cost => Some(
+                "A daemon's CPU time includes reading all objects from an API server (whose own is not in it), and its memory is that of the process that stays. A baseline's are those of the program that writes to the kernel, and ends.",
+            ),
+            Self::OneChange => Some(
+                "A daemon's figure includes an API server's (double's) writing the change and the daemon's reading it. The baselines' begins with the start of the program (nft, iptables-restore, ipvsadm), HAProxy's and nginx's with writing a new configuration.",
+            ),
+            Self::Setup => {
+                Some("Of the userspace proxies it is the handshake alone, which they answer themselves: see the next.")
+            }
+            _ => None,
+        }
+    }
+
     /// What it says; the first is what charts show.
     pub fn figures(self) -> &'static [Figure] {
         match self {

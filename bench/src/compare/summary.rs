@@ -124,23 +124,6 @@ impl Row {
     }
 }
 
-/// A row with this content, if it has figures.
-pub fn find<'a>(
-    rows: &'a [Row],
-    contender: &str,
-    measurement: Measurement,
-    services: u32,
-    variant: &str,
-) -> Option<&'a Row> {
-    rows.iter().find(|row| {
-        row.contender == contender
-            && row.measurement == measurement
-            && row.services == services
-            && row.variant == variant
-            && row.runs > 0
-    })
-}
-
 /// What different programs call the same.
 fn canonical(variant: &str) -> &str {
     match variant {
