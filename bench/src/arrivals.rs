@@ -72,6 +72,14 @@ pub fn listen(port: u16) -> anyhow::Result<Socket> {
     Ok(socket)
 }
 
+/// Whether the other side has neither closed nor reset it; nobody sends anything.
+fn is_open(client: &Socket) -> io::Result<bool> {
+    client.set_nonblocking(true)?;
+    let waits = client.peek(&mut [std::mem::MaybeUninit::uninit()]);
+    client.set_nonblocking(false)?;
+    Ok(waits.is_err_and(|error| error.kind() == ErrorKind::WouldBlock))
+}
+
 // === impl Door ===
 
 impl Door<'_> {
@@ -95,6 +103,7 @@ impl Door<'_> {
                 return Ok(Open { client, server, endpoint });
             }
             if begin.elapsed() > Duration::from_millis(1) {
+                anyhow::ensure!(is_open(&client)?, "whoever took the connection ended it");
                 // A proxy in user space needs the CPU more than this loop.
                 std::thread::yield_now();
             }

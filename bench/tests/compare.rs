@@ -107,7 +107,9 @@ fn everything_has_rows_or_a_reason_and_a_run_that_was_broken_off_goes_on() {
     assert!(page.contains("Where we are worse") && page.contains(version) && page.contains("<svg"));
     assert!(!page.contains("src=") && !page.contains("<script") && !page.contains("@import"), "it needs nothing else");
     let table = fs::read_to_string(out.join("compare.csv")).expect("a table");
-    assert!(table.lines().any(|line| line.starts_with("host,pointsman,\"real binary, ours\",20,setup,\"\",p50_us,")));
+    assert!(
+        table.lines().any(|line| line.starts_with("host,pointsman,\"real binary, ours\",20,setup,\"\",p50_ratio,"))
+    );
     for picture in
         ["compare-setup.png", "compare-setup-dark.png", "compare-one-change.png", "compare-one-change-dark.png"]
     {
@@ -115,7 +117,7 @@ fn everything_has_rows_or_a_reason_and_a_run_that_was_broken_off_goes_on() {
     }
     // Rows that can be linked to.
     let text = fs::read_to_string(out.join("compare.md")).expect("the tables");
-    for anchor in ["host-setup-p50_us-pointsman", "host-balance-pointsman-lc", "host-disruption-haproxy-rolling"] {
+    for anchor in ["host-setup-p50_ratio-pointsman", "host-balance-pointsman-lc", "host-disruption-haproxy-rolling"] {
         assert!(text.contains(&format!("<a id=\"{anchor}\">")), "{anchor} is not in the tables");
     }
 

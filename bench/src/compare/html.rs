@@ -21,7 +21,7 @@ const CSV: &str = "compare.csv";
 const MARKDOWN: &str = "compare.md";
 
 /// Charts for where only pictures are shown, each for light and dark pages: of which lines, and the file's name.
-const PICTURES: [(usize, &str); 2] = [(0, "compare-setup"), (2, "compare-one-change")];
+const PICTURES: [(usize, &str); 2] = [(0, "compare-setup"), (3, "compare-one-change")];
 
 const STYLE: &str = "\
 body{margin:0 auto;max-width:60rem;padding:1.5rem;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,'Segoe UI',sans-serif}
@@ -35,7 +35,8 @@ svg{max-width:100%;height:auto;display:block;margin:.5rem 0}code{font-size:.9em}
 ";
 
 /// What the lines of charts are drawn of.
-const LINES: [(Measurement, &str, bool); 7] = [
+const LINES: [(Measurement, &str, bool); 8] = [
+    (Measurement::Setup, "p50_ratio", true),
     (Measurement::Setup, "p50_us", true),
     (Measurement::Setup, "p99_us", true),
     (Measurement::OneChange, "p50_ms", true),

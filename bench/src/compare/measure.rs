@@ -18,7 +18,7 @@ use crate::first_packet::connect;
 use crate::forward::load as tcp;
 use crate::forward_udp::load::{self as udp, Load};
 use crate::live::{Holding, schedule};
-use crate::stats::quantile;
+use crate::stats::{Spread, quantile};
 
 /// Endpoints of the Service whose balance is looked at.
 const BALANCED: usize = 10;
@@ -32,6 +32,8 @@ const ASKING: usize = 16;
 const STREAMS: usize = 4;
 /// Removals that are timed.
 const REMOVALS: usize = 5;
+/// Connections between two looks at the floor, in a set-up block.
+const SLICE: usize = 200;
 
 /// How long and how often.
 #[derive(Debug, Clone)]
@@ -53,6 +55,8 @@ pub struct Pace {
 /// What is at hand for a measurement.
 pub struct Scene<'a> {
     pub stage: &'a Stage,
+    /// The stage without a proxy.
+    pub floor: &'a Stage,
     pub cluster: &'a [Service],
     pub services: u32,
     pub contender: &'a dyn Contender,
@@ -113,16 +117,27 @@ impl Scene<'_> {
         Ok(self.contender.address(service))
     }
 
+    /// Slices of connections and of the floor's take turns: the machine's speed may change by half within a second, and what it does to a
+    /// slice it does to the floor beside it. So the ratio is the median of ratios of neighbours, not a ratio of medians.
     fn setup(&self) -> anyhow::Result<Values> {
-        let (count, samples) = (self.contender.targets(self.services), self.pace.samples);
+        let (count, slices) = (self.contender.targets(self.services), self.pace.samples.div_ceil(SLICE));
         // Steps of a prime: neighbours in number are not neighbours in time.
         let service = |step: u32| &self.cluster[(step.wrapping_mul(7919) % count) as usize];
         let mut targets = (0..).map(|step| self.contender.address(service(step)));
-        let begin = Instant::now();
-        let block = self.stage.client().run(|| connect::measure(&mut targets, self.stage.bulk(), samples))?;
-        let rate = block.sorted.len() as f64 / begin.elapsed().as_secs_f64();
-        let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|share| micros(quantile(&block.sorted, share)));
-        Ok(values([("p50_us", p50), ("p90_us", p90), ("p99_us", p99), ("rate", rate)]))
+        let (mut all, mut ratios) = (Vec::new(), Vec::new());
+        let mut before = floor(self.floor, SLICE)?;
+        for _ in 0..slices {
+            let block = self.stage.client().run(|| connect::measure(&mut targets, self.stage.bulk(), SLICE))?;
+            let after = floor(self.floor, SLICE)?;
+            ratios.push(micros(quantile(&block.sorted, 0.5)) * 2.0 / (before + after));
+            all.extend(block.sorted);
+            before = after;
+        }
+        all.sort();
+        let rate = all.len() as f64 / all.iter().sum::<Duration>().as_secs_f64();
+        let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|share| micros(quantile(&all, share)));
+        let ratio = Spread::of(ratios).median;
+        Ok(values([("p50_ratio", ratio), ("p50_us", p50), ("p90_us", p90), ("p99_us", p99), ("rate", rate)]))
     }
 
     fn requests(&self) -> anyhow::Result<Values> {

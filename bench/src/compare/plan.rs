@@ -186,6 +186,7 @@ impl Session<'_> {
             };
             let scene = Scene {
                 stage: &stage,
+                floor,
                 cluster: &cluster,
                 services: self.services,
                 contender: self.contender,
@@ -201,7 +202,7 @@ impl Session<'_> {
                 let taken = match measurement {
                     Measurement::FirstSync => at_start([("ms".to_owned(), begun.took.as_secs_f64() * 1e3)].into()),
                     Measurement::Cost => at_start(begun.cost.clone()),
-                    _ => self.repeat(*measurement, &scene, floor, &mut *begun.running, plan.attempts)?,
+                    _ => self.repeat(*measurement, &scene, &mut *begun.running, plan.attempts)?,
                 };
                 if let Err(reason) = &taken.outcome {
                     let (what, name) = (measurement.name(), self.contender.name());
@@ -250,16 +251,15 @@ impl Session<'_> {
         &self,
         measurement: Measurement,
         scene: &Scene,
-        stage: &Stage,
         running: &mut dyn Running,
         most: u32,
     ) -> anyhow::Result<Taken> {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let before = measure::floor(stage, FLOOR_SAMPLES)?;
+            let before = measure::floor(scene.floor, FLOOR_SAMPLES)?;
             let outcome = scene.measure(measurement, running).map_err(|error| format!("{error:#}"));
-            let floor = [before, measure::floor(stage, FLOOR_SAMPLES)?];
+            let floor = [before, measure::floor(scene.floor, FLOOR_SAMPLES)?];
             let again = outcome.is_ok() && measurement.repeatable() && drifted(floor) && attempts < most;
             if !again {
                 return Ok(Taken { outcome, floor, attempts });
@@ -273,16 +273,9 @@ impl Session<'_> {
         let record = |variant, outcome| Record { key: self.key(measurement), variant, outcome, parts, floor, attempts };
         match outcome {
             Err(reason) => vec![record(String::new(), Outcome::Failed(reason))],
-            Ok(observations) => observations
-                .into_iter()
-                .map(|(variant, mut values)| {
-                    if measurement == Measurement::Setup {
-                        let ratio = values["p50_us"] * 2.0 / (floor[0] + floor[1]);
-                        values.insert("p50_ratio".to_owned(), ratio);
-                    }
-                    record(variant, Outcome::Values(values))
-                })
-                .collect(),
+            Ok(observations) => {
+                observations.into_iter().map(|(variant, values)| record(variant, Outcome::Values(values))).collect()
+            }
         }
     }
 }

@@ -75,7 +75,7 @@ fn redirect(cluster: &[Service]) -> String {
 
 fn haproxy(cluster: &[Service], _: &std::path::Path) -> String {
     let mut text =
-        "global\n  nbthread 2\n  maxconn 7900\ndefaults\n  mode tcp\n  option splice-auto\n  option splice-request\n  \
+        "global\n  nbthread 2\n  maxconn 4000\ndefaults\n  mode tcp\n  option splice-auto\n  option splice-request\n  \
                     option splice-response\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
             .to_owned();
     for (service, port) in cluster.iter().zip(FIRST..).filter(|(service, _)| service.protocol == Protocol::Tcp) {
@@ -112,9 +112,14 @@ fn nginx(cluster: &[Service], directory: &std::path::Path) -> String {
     text + "}\n"
 }
 
+/// What a process complains about, beside its configuration.
+fn errors(file: &std::path::Path) -> anyhow::Result<fs::File> {
+    Ok(fs::OpenOptions::new().create(true).append(true).open(file.with_extension("errors"))?)
+}
+
 fn reload_haproxy(host: &Host, running: Option<&mut Child>, file: &std::path::Path) -> anyhow::Result<Option<Child>> {
     let mut command = Command::new(tool::find("haproxy").map_err(anyhow::Error::msg)?);
-    command.args(["-db", "-f"]).arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(["-db", "-f"]).arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors(file)?);
     if let Some(running) = running {
         command.args(["-sf", &running.id().to_string()]);
     }
@@ -127,7 +132,7 @@ fn reload_nginx(host: &Host, running: Option<&mut Child>, file: &std::path::Path
         return Ok(None);
     }
     let mut command = Command::new(tool::find("nginx").map_err(anyhow::Error::msg)?);
-    command.args(["-e", "stderr", "-c"]).arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(["-e", "stderr", "-c"]).arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors(file)?);
     Ok(Some(host.spawn(command).context("starting nginx")?))
 }
 
@@ -248,9 +253,10 @@ impl Running for Loaded<'_> {
     }
 
     fn alive(&mut self) -> anyhow::Result<()> {
-        let ended = self.child.try_wait()?;
-        anyhow::ensure!(ended.is_none(), "it ended: {ended:?}");
-        Ok(())
+        let Some(status) = self.child.try_wait()? else { return Ok(()) };
+        let said = fs::read_to_string(self.file.with_extension("errors")).unwrap_or_default();
+        let lines: Vec<_> = said.lines().collect();
+        anyhow::bail!("it ended: {status}: {}", lines[lines.len().saturating_sub(3)..].join("; "))
     }
 
     fn change(&mut self, service: &Service) -> anyhow::Result<()> {
