@@ -1,18 +1,28 @@
 //! What the README says of the comparison stands in the results that it links to.
 //!
-//! A figure is a link to a row of a `compare.md` (`[10.6](bench/results/.../compare.md#host-setup-p50_us-pointsman)`): the row must be there,
-//! and every number of the link's text in it.
+//! A figure is a link to a row of a `compare.md`, written inline or by reference (`[1.35][setup]`, and `[setup]:
+//! bench/results/.../compare.md#host-setup-p50_ratio-pointsman` elsewhere): the row must be there, and every number of the link's text in it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 /// Text and target of links in Markdown.
 fn links(text: &str) -> Vec<(String, String)> {
+    let definition = |line: &str| {
+        let (name, target) = line.strip_prefix('[')?.split_once("]: ")?;
+        Some((name.to_owned(), target.trim().to_owned()))
+    };
+    let definitions: BTreeMap<String, String> = text.lines().filter_map(definition).collect();
     let mut links = Vec::new();
-    for (at, _) in text.match_indices("](") {
-        let Some(begin) = text[..at].rfind('[') else { continue };
-        let Some(end) = text[at..].find(')') else { continue };
-        links.push((text[begin + 1..at].to_owned(), text[at + 2..at + end].to_owned()));
+    for (between, closing) in [("](", ')'), ("][", ']')] {
+        for (at, _) in text.match_indices(between) {
+            let Some(begin) = text[..at].rfind('[') else { continue };
+            let target = &text[at + 2..];
+            let Some(target) = target.find(closing).map(|end| target[..end].to_owned()) else { continue };
+            let target = if closing == ')' { Some(target) } else { definitions.get(&target).cloned() };
+            links.extend(target.map(|target| (text[begin + 1..at].to_owned(), target)));
+        }
     }
     links
 }
@@ -25,7 +35,9 @@ fn numbers(text: &str) -> Vec<&str> {
 #[test]
 fn numbers_are_read() {
     assert_eq!(numbers("**1,234** to 10.5 µs, 3."), ["1,234", "10.5", "3"]);
-    assert_eq!(links("a [b](c#d), [e](f)"), [("b".to_owned(), "c#d".to_owned()), ("e".to_owned(), "f".to_owned())]);
+    let pair = |text: &str, target: &str| (text.to_owned(), target.to_owned());
+    let found = links("a [b](c#d), [1.5][e]\n\n[e]: f#g\n");
+    assert_eq!(found, [pair("b", "c#d"), pair("1.5", "f#g")]);
 }
 
 #[test]

@@ -96,7 +96,9 @@ pub fn lines(frame: &Frame, lines: &[Line]) -> String {
     sizes.sort_by(f64::total_cmp);
     sizes.dedup();
     for size in &sizes {
-        text(&mut svg, x.at(*size), BOTTOM + 20.0, "middle", "muted", &number(*size));
+        // 5,000 and 10,000 would touch.
+        let short = if *size >= 1_000.0 { format!("{}k", number(*size / 1_000.0)) } else { number(*size) };
+        text(&mut svg, x.at(*size), BOTTOM + 20.0, "middle", "muted", &short);
     }
     text(&mut svg, (LEFT + RIGHT) / 2.0, BOTTOM + 42.0, "middle", "muted", "Services, 10 endpoints each");
     let mut names: Vec<(f64, &str, f64)> = Vec::new();
@@ -286,7 +288,8 @@ impl Scale {
                 };
                 found.copied().unwrap_or(value)
             };
-            let low = round(least, false);
+            // What is just below a round number may stand on the edge.
+            let low = round(least * 1.03, false);
             (low, round(most, true).max(low * 2.0))
         } else {
             (0.0, most * 1.05)

@@ -12,7 +12,7 @@ use anyhow::Context;
 
 use super::contender::{Contender, Running};
 use super::model::{self, Measurement, Service};
-use super::stage::{CLIENTS, Stage, client_address};
+use super::stage::{CLIENTS, Stage, WEB_ENDPOINTS, client_address};
 use crate::arrivals::Open;
 use crate::first_packet::connect;
 use crate::forward::load as tcp;
@@ -205,7 +205,8 @@ impl Scene<'_> {
         self.settle();
         let (mut times, begin) = (Vec::new(), Instant::now());
         for number in 0..self.pace.changes {
-            let endpoint = (number + 1) % 2;
+            // One that no recent change had: proxies that are told to read again keep processes of an earlier configuration for a while.
+            let endpoint = (number + 1) % WEB_ENDPOINTS;
             times.push(self.until(running, &model::web([endpoint], None), endpoint)?);
             // Some changes take so long that few of them say enough.
             if begin.elapsed() > self.pace.limit / 6 && times.len() > 2 {

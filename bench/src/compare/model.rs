@@ -297,7 +297,7 @@ impl Measurement {
             Self::Setup => {
                 const {
                     &[
-                        less("p50_ratio", "p50 to the floor's", "times", 0.0),
+                        less("p50_ratio", "p50 against no proxy", "times", 0.0),
                         less("p50_us", "p50", "µs", 0.0),
                         less("p90_us", "p90", "µs", 0.0),
                         less("p99_us", "p99", "µs", 0.0),
