@@ -27,7 +27,7 @@ mod triggers;
 mod tuning_tests;
 mod warmth;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -38,6 +38,7 @@ use crate::compile::{self, Compiler, Delta, Image};
 use crate::conntrack::ledger::Report;
 use crate::conntrack::{Cut, Destination, Directory, FlowBook, Interests, View, WatchBook, census};
 use crate::forward::RouteId;
+use crate::model::map::HashMap;
 use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, Protocol, ServiceKey, Store};
 use crate::policy::{self, Claim, Claims, Context, Frontend, HealthCheck, NodePort, ResolvedPort, Roster, Settings};
 use crate::schedule::Scheduler;
@@ -190,7 +191,7 @@ impl Engine {
             lacking: BTreeMap::new(),
             no_local_endpoints: NoLocalEndpoints::default(),
             touched: Touched::default(),
-            rosters: HashMap::new(),
+            rosters: HashMap::default(),
             roster_from: exchange::ROSTER_FROM,
             exchanges: 0,
             networks_touched: true,
@@ -348,7 +349,7 @@ impl Engine {
     fn compile_with(&mut self, outcome: &mut Outcome, keep_delta: bool, elements: usize) {
         // Those between whom frontends may move, and all others; of these, those whose slices alone have changed.
         let (mut moving, mut staying) = (BTreeSet::new(), BTreeSet::new());
-        let mut by_slices: HashMap<ServiceKey, Slices> = HashMap::new();
+        let mut by_slices: HashMap<ServiceKey, Slices> = HashMap::default();
         for (key, touch) in self.touched.take() {
             if let Touch::Slices(slices) = touch {
                 // What it asks for does not depend on them.

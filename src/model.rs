@@ -14,6 +14,7 @@
 
 mod address;
 mod families;
+pub(crate) mod map;
 mod names;
 mod network;
 mod node;

@@ -25,6 +25,10 @@ use serde_json::{Value, json};
 
 use cluster::Endpoints;
 
+/// The daemon's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const SLICES: u16 = 10;
 const PER_SLICE: u16 = 100;
 

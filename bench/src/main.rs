@@ -36,6 +36,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+/// The daemon's allocator: what is measured in this process is measured as the daemon does it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures Pointsman on this machine. Needs root: every measurement runs in network namespaces of its own.
 #[derive(Debug, Parser)]
 #[command(name = "bench", version)]

@@ -11,6 +11,11 @@ use pointsman::logging::{FLAGS, Verbosity};
 use pointsman::{daemon, logging};
 use tracing::{info, warn};
 
+/// A cluster is millions of small pieces of a few sizes: first loads take a fifth less time than by the C library's allocator, and large clusters
+/// less memory (bench/README.md, "scale").
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let flags = match Flags::parse(std::env::args_os()) {
         Ok(Parsed::Flags(flags)) => flags,

@@ -1,6 +1,5 @@
 //! Remembers what was desired last and answers each update with what differs.
 
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use super::pools::Pools;
 use super::shared::Shared;
 use crate::conntrack::Subject;
 use crate::conntrack::ledger::Report;
+use crate::model::map::HashMap;
 use crate::model::{AddressRange, Family, PortKey, ServiceKey};
 use crate::policy::{Exchange, Frontend, NodePort, Path, PortExchange, ResolvedPort, Role, Verdict};
 use crate::schedule::live::Redeal;
@@ -97,7 +97,7 @@ impl Compiler {
         Self {
             seed: hash(&node),
             tables: TableSizes::default(),
-            ports: HashMap::new(),
+            ports: HashMap::default(),
             pools: Pools::default(),
             common: Default::default(),
             found: Image::default(),

@@ -1,11 +1,12 @@
 //! Differences between two states of the data plane.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 use super::elements::{TableDelta, TableImage};
 use crate::model::Family;
+use crate::model::map::HashMap;
 
 /// What one map element was and is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -308,7 +309,7 @@ mod tests {
     #[test]
     fn what_a_kernel_has_already_is_no_difference() {
         let mut edits = Edits::default();
-        let mut actual = HashMap::from([("same", 1), ("other", 9), ("stale", 4)]);
+        let mut actual = HashMap::from_iter([("same", 1), ("other", 9), ("stale", 4)]);
         for (key, value) in [("same", 1), ("other", 2), ("new", 3)] {
             let mut part = Edits::default();
             part.note(key, None, Some(value));

@@ -3,13 +3,13 @@
 //! One field of [`TableDelta`] and [`TableImage`] per kind of element. `each_map!` goes through all of them, so that whoever
 //! applies, reads or compares tables cannot forget one.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::delta::Edits;
 use super::layout::{Decision, DedicatedChain, MemberId, PoolId};
 use crate::model::AddressRange;
+use crate::model::map::HashMap;
 use crate::policy::{Frontend, NodePort};
 
 /// Where a connection goes next.

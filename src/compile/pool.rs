@@ -1,12 +1,12 @@
 //! One pool as it is to be programmed: its slots and, with session affinity, its members.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
 use super::elements::{Slot, SlotKey, TableDelta, TableImage};
 use super::layout::{Decision, DedicatedChain, MAX_MEMBERS, MAX_SHARED_SLOTS, MemberId, Plan, PoolId};
 use crate::model::PortKey;
+use crate::model::map::HashMap;
 use crate::policy::Exchange;
 use crate::schedule::{Buckets, Candidate, Pick, Scheduler, Swap};
 

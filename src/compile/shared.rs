@@ -1,9 +1,9 @@
 //! Elements that several Service ports ask for: in the set as long as one of them does.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 
 use super::delta::Edits;
+use crate::model::map::HashMap;
 
 /// Counts who asks for each element.
 #[derive(Debug)]
@@ -11,7 +11,7 @@ pub(super) struct Shared<K>(HashMap<K, usize>);
 
 impl<K> Default for Shared<K> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self(HashMap::default())
     }
 }
 

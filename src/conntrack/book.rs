@@ -4,12 +4,12 @@
 //! only when it has stopped answering. The book therefore follows the decisions of [`crate::policy`], not the
 //! [`crate::compile::Delta`]; an update without UDP ports before and after returns at once.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::flow::{Destination, Expected, View};
 use crate::compile::Image;
+use crate::model::map::HashMap;
 use crate::model::{AddressRange, Family, Protocol, ServiceKey};
 use crate::policy::ResolvedPort;
 

@@ -3,11 +3,11 @@
 //! Only Service ports whose scheduler goes by counts are in here ([`crate::schedule::live`]); a Service without one costs a look at
 //! its ports.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use super::flow::Destination;
 use crate::compile::Ring;
+use crate::model::map::HashMap;
 use crate::model::{Family, PortKey, Protocol, ServiceKey};
 use crate::policy::ResolvedPort;
 use crate::schedule::Candidate;

@@ -1,9 +1,10 @@
 //! When Services have to be looked at again though nothing changed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use crate::model::ServiceKey;
+use crate::model::map::HashMap;
 
 /// At most one time per Service; the earliest is found without looking at the others.
 #[derive(Debug, Default)]

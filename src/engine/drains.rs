@@ -10,12 +10,13 @@
 //! Invariants: no clock; a Service without the annotation costs nothing and leaves nothing. Proven by `engine/tuning_tests.rs` and, on
 //! the real kernel, `tests/conntrack/drain.rs`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::conntrack::{Cut, Destination};
+use crate::model::map::HashMap;
 use crate::model::{Family, Protocol, Service, ServiceKey, Slice};
 use crate::policy::ResolvedPort;
 

@@ -3,13 +3,13 @@
 //! Nothing here changes anything, and nothing is kept for it but the times of changes: what is asked for is worked out when it is asked for, by the
 //! functions that decide ([`policy::survey`]), as of the time of the last compilation.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use super::{Engine, Leaving};
 use crate::compile::TableImage;
 use crate::forward::RouteId;
+use crate::model::map::HashMap;
 use crate::model::{Family, PortKey, Problem, Service, ServiceKey};
 use crate::policy::{self, Assessment, Claim, Context, Override, Surveyed, Warming};
 use crate::schedule::Scheduler;

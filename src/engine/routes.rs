@@ -9,11 +9,12 @@
 //!
 //! Invariants: no I/O; a wish is handed out once per change. Proven by the engine's property test (`route_tests`).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::forward::{ClientIp, Method, Options, Route, RouteId};
+use crate::model::map::HashMap;
 use crate::model::{Protocol, Service, ServiceKey};
 use crate::policy::{self, Path, Reason, ResolvedPort, Settings, Verdict};
 use crate::schedule::{Candidate, Exact, Scheduler};

@@ -15,7 +15,7 @@ use crate::source::{Object, ObjectKey};
 
 /// Applies edits as a kernel would, refusing what a kernel would refuse.
 fn apply_edits<K: Ord + std::hash::Hash + Clone + std::fmt::Debug, V: PartialEq + Clone + std::fmt::Debug>(
-    map: &mut std::collections::HashMap<K, V>,
+    map: &mut HashMap<K, V>,
     edits: &Edits<K, V>,
 ) {
     for (key, before) in edits.removed() {

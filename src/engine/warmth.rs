@@ -10,11 +10,12 @@
 //! Invariants: no clock; a Service without the annotation costs nothing and leaves nothing; a wake-up is asked for only while somebody
 //! grows. Proven by `engine/tuning_tests.rs`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::model::map::HashMap;
 use crate::model::tuning::SlowStart;
 use crate::model::{Endpoint, Service, ServiceKey, Slice};
 use crate::policy::Warming;

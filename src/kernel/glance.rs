@@ -4,7 +4,7 @@
 //!
 //! Proven by `tests/e2e/operator.rs`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use nft::Connection;
@@ -17,6 +17,7 @@ use super::skeleton::{SOURCE_RANGES, set_ref};
 use crate::compile::layout::{TABLE, VERSION};
 use crate::compile::{TableImage, each_map};
 use crate::model::Family;
+use crate::model::map::HashMap;
 
 /// An element that the kernel does not have as it is expected.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@
 //!
 //! Proven by `tests/kernel/adopt.rs` and `tests/kernel/reading.rs`; the figures are `bench read`'s.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -28,6 +28,7 @@ use super::skeleton::{self, ENDPOINTS, MEMBER_SLOTS, MEMBERS, Sizes, set_ref};
 use crate::compile::layout::Plan;
 use crate::compile::{SlotKey, TableImage, each_map};
 use crate::model::Family;
+use crate::model::map::{HashMap, HashSet};
 
 /// From so many elements on, asking for them by key is faster than a listing (`bench read`: the lines cross between 50,000 and
 /// 100,000).

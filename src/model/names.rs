@@ -3,8 +3,9 @@
 //! Thousands of endpoints run on the same node, in the same zone, behind the same Service. Objects come off the wire with a string of
 //! their own for each; here they share one.
 
-use std::collections::HashSet;
 use std::sync::Arc;
+
+use crate::model::map::HashSet;
 
 /// Names are not looked through before there are so many.
 const FEW: usize = 1024;
@@ -21,7 +22,7 @@ pub struct Names {
 
 impl Default for Names {
     fn default() -> Self {
-        Self { known: HashSet::new(), limit: FEW }
+        Self { known: HashSet::default(), limit: FEW }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Everything known, and which Services a change touches.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
@@ -11,12 +11,14 @@ use super::node::Node;
 use super::problem::{Problem, Problems, Report};
 use super::service::{Service, ServiceKey};
 use super::slice::Slice;
+use crate::model::map::HashMap;
 use crate::source::{Change, Kind, Object, ObjectKey};
 
 /// The objects known now. Owned and changed by a single task.
 #[derive(Debug, Default)]
 pub struct Store {
-    services: HashMap<ServiceKey, Service>,
+    /// Boxed: a third of a table's places and more are empty.
+    services: HashMap<ServiceKey, Box<Service>>,
     /// Slices by the Service they belong to, then by name: the name's order decides between duplicate endpoints, so that the
     /// outcome does not depend on which slice came first.
     ///
@@ -112,12 +114,12 @@ impl Store {
 
     /// The Service of this name, if it is served here.
     pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
-        self.services.get(key)
+        self.services.get(key).map(|service| &**service)
     }
 
     /// All Services served here, in no particular order.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.values()
+        self.services.values().map(|service| &**service)
     }
 
     /// The slices of a Service, in the order of their names.
@@ -163,9 +165,11 @@ impl Store {
     fn put_service(&mut self, key: &ObjectKey, now: Option<Service>, problems: Vec<Problem>) -> Effect {
         let problems = self.problems.replace(Kind::Service, key, problems);
         let key = ServiceKey { namespace: self.names.get(&key.namespace), name: self.names.get(&key.name) };
-        let changed = self.services.get(&key) != now.as_ref();
+        let changed = self.service(&key) != now.as_ref();
         match now {
-            Some(service) => drop(self.services.insert(key.clone(), Service { key: key.clone(), ..service })),
+            Some(service) => {
+                drop(self.services.insert(key.clone(), Box::new(Service { key: key.clone(), ..service })));
+            }
             None => drop(self.services.remove(&key)),
         }
         let services = if changed { vec![key] } else { Vec::new() };

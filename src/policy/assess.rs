@@ -4,11 +4,11 @@
 //! same for all of them, so it is asked once per endpoint and compilation, and which patterns mean nobody comes of the same pass. What was said by hand
 //! ([`Override`]) may be about one port of an endpoint, and is few: it is looked up each time.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use super::overrides::{Override, add_weights, weight_of};
 use super::weigh::is_weighted;
+use crate::model::map::HashMap;
 use crate::model::tuning::Pattern;
 use crate::model::{Endpoint, Service, Slice, Tuning};
 
@@ -59,7 +59,7 @@ impl<'a> Assessment<'a> {
                 weighted: false,
                 asks_for_weights: false,
                 overrides_weigh: false,
-                known: HashMap::new(),
+                known: HashMap::default(),
                 idle_weights: Vec::new(),
                 idle_groups: Vec::new(),
             }
@@ -70,7 +70,7 @@ impl<'a> Assessment<'a> {
     pub(super) fn of<'b>(tuning: &'a Tuning, endpoints: impl Iterator<Item = &'b Endpoint>) -> Self {
         let groups = tuning.split.as_ref().map_or(&[][..], |split| split.groups());
         let mut means_somebody = (vec![false; tuning.weights.len()], vec![false; groups.len()]);
-        let mut known = HashMap::new();
+        let mut known = HashMap::default();
         for endpoint in endpoints {
             let said = assess(tuning, endpoint, |at| means_somebody.0[at] = true, |at| means_somebody.1[at] = true);
             known.insert(place(endpoint), said);

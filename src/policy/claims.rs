@@ -4,10 +4,11 @@
 //! ClusterIP goes before a load balancer's address, and that before one of `externalIPs`, which anybody may write into a Service: nobody
 //! can take what the API server gave to another. Among equals the oldest Service has it, then the first by name; the others are told. When the holder goes, the next in line takes over.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use super::{Claim, Role};
 use crate::model::ServiceKey;
+use crate::model::map::HashMap;
 
 /// The order of precedence: what kind of address it is, creation time, then name.
 type Rank = (Role, i64, ServiceKey);
@@ -187,7 +188,7 @@ mod tests {
         #[test]
         fn the_best_claim_always_holds(history in proptest::collection::vec((0u8..4, 0i64..3, proptest::collection::hash_map(1u16..4, 0usize..3, 0..3)), 1..30)) {
             let mut claims = Claims::default();
-            let mut asks: HashMap<ServiceKey, (i64, HashMap<u16, usize>)> = HashMap::new();
+            let mut asks: HashMap<ServiceKey, (i64, std::collections::HashMap<u16, usize>)> = HashMap::default();
             for (name, created, ports) in history {
                 let service = key(&name.to_string());
                 let before: HashMap<_, _> = (1..4).map(|port| (port, claims.holder(&frontend(port)).cloned())).collect();

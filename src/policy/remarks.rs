@@ -3,10 +3,11 @@
 //! Parsing an annotation cannot tell that a pattern matches nobody, that everybody is drained, or that the scheduler does not look at
 //! weights. Each is a standing problem of the Service: said once, gone when it is mended.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::weigh::{all_drained, scheduler, share_of};
 use super::{Assessment, Context, ResolvedPort};
+use crate::model::map::HashMap;
 use crate::model::tuning::{SLOW_START_ANNOTATION, SPLIT_ANNOTATION, Split, WEIGHT_ANNOTATION, WEIGHTS_ANNOTATION};
 use crate::model::{Endpoint, Problem, Service, Slice};
 use crate::schedule::live::Rule;

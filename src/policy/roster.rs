@@ -13,11 +13,11 @@
 //! Invariants: no I/O; after an exchange the decision is what `resolve` would say. Proven by the engine's property test, which compares
 //! every difference with that of an engine that never exchanges.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::select::{Modes, Place, Sets, Tally, Uses, gather};
 use super::{Context, Path, ResolvedPort, is_external, uses};
+use crate::model::map::HashSet;
 use crate::model::{Endpoint, Family, PortKey, Protocol, Service, Slice};
 use crate::schedule::Scheduler;
 
@@ -155,7 +155,7 @@ impl Listed {
             slices.clone().map(|slice| targets(slice, &port.key, port.family).count() * slice.endpoints.len()).sum();
         let (place, uses) = (context.place(), uses(service, is_external(service, asked, port.family)));
         let mut tally = Tally::default();
-        let mut known = HashSet::with_capacity(entries);
+        let mut known = HashSet::with_capacity_and_hasher(entries, Default::default());
         for (address, endpoint) in gather(asked, slices) {
             tally.add(endpoint, place);
             known.insert(address.ip());

@@ -62,7 +62,10 @@ pub(super) fn keep_places<T: Copy + Eq + Hash>(previous: &[T], wanted: &[T], fir
     for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
         *slot = homeless.next();
     }
-    slots.into_iter().flatten().collect()
+    // Exactly as many as are needed: there is such a list for every port of every Service.
+    let mut dealt = Vec::with_capacity(slots.len());
+    dealt.extend(slots.into_iter().flatten());
+    dealt
 }
 
 /// Slots that changed hands, and who had them before; `None`: there was no such slot.

@@ -4,8 +4,6 @@
 //! off is simply begun again; nothing is taken back on half a picture. An object that cannot be decoded counts as present, so
 //! what was last known of it stays.
 
-use std::collections::HashMap;
-
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use tokio::sync::mpsc;
@@ -14,6 +12,7 @@ use tracing::warn;
 use super::decode::Broken;
 use super::trouble::Failure;
 use super::{Change, Kind, Object, ObjectKey};
+use crate::model::map::HashMap;
 
 /// A kind of object we watch.
 pub(super) trait Watched:
