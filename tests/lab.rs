@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use pointsman::lab::{ConnectError, Host, Lab, Listen, NETNS_DIR, NODE, Namespace, find_leftovers};
 
 /// Generous: nothing here waits for it unless something is broken.
@@ -188,6 +190,39 @@ fn a_killed_labs_leftovers_are_cleared_by_the_next_one() {
     assert!(lab.client(0).connect(SocketAddr::new(NODE.v4.into(), 1), PATIENCE).is_err());
     let state = std::fs::read_to_string(Path::new("/proc").join(inhabitant).join("stat"));
     assert!(state.is_err() || state.is_ok_and(|stat| stat.contains(") Z ")), "the process inside is ended too");
+}
+
+/// What `ip netns add` does before it makes a name, wherever it runs first (iproute2, `netns_add`).
+fn share_names_as_iproute2() {
+    let none = None::<&str>;
+    let share = || mount(none, NETNS_DIR, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none);
+    if share().is_err() {
+        let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+        mount(Some(NETNS_DIR), NETNS_DIR, none, bind, none).expect("names over themselves");
+        share().expect("it is a mount point now");
+    }
+}
+
+#[test]
+fn names_can_be_removed_after_somebody_else_made_one_with_ip_netns_add() {
+    // In a mount namespace of its own, where nobody has done so before.
+    let apart = std::thread::spawn(|| {
+        let none = None::<&str>;
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).expect("nobody else sees what follows");
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("an empty /run");
+        let namespace = Namespace::named("pmtest-covered").expect("a namespace");
+        share_names_as_iproute2();
+        drop(namespace);
+        assert_eq!(namespaces_of("pmtest"), [""; 0]);
+        // A name that somebody mounted on once more.
+        let namespace = Namespace::named("pmtest-twice").expect("a namespace");
+        let path = Path::new(NETNS_DIR).join("pmtest-twice");
+        mount(Some("/proc/thread-self/ns/net"), &path, none, MsFlags::MS_BIND, none).expect("another mount");
+        drop(namespace);
+        assert_eq!(namespaces_of("pmtest"), [""; 0]);
+    });
+    apart.join().expect("names go");
 }
 
 /// Not a test: the process that [`a_killed_labs_leftovers_are_cleared_by_the_next_one`] kills.

@@ -4,6 +4,9 @@
 //! the convention of iproute2, so that `ip netns exec NAME` and `nsenter --net=/run/netns/NAME` enter it; an *anonymous* one only
 //! by the file descriptor in the value. Dropping takes both away.
 //!
+//! iproute2 mounts `/run/netns` over itself, once, so that mount namespaces share what is mounted there. Names mounted before that
+//! would be covered, and could not be removed any more; so whoever makes the first name here does the same before, in the same way.
+//!
 //! `setns(2)` moves one thread, not the process. So everything that runs inside does so on a thread made for it:
 //! [`Namespace::run`] for a closure, [`Namespace::thread`] for a worker that stays, [`Namespace::spawn`] for a child process (which
 //! inherits the namespace of the thread that forks it). A socket belongs for good to the namespace in which it was created, so it
@@ -18,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -45,7 +49,7 @@ impl Namespace {
     pub fn named(name: &str) -> Result<Self, LabError> {
         let path = mount_point(name);
         let failed = |source| LabError::new("make network namespace", name, source);
-        fs::create_dir_all(NETNS_DIR).map_err(failed)?;
+        share_names().map_err(failed)?;
         File::create_new(&path).map_err(failed)?;
         let made = on_new_namespace(|own| {
             mount(Some(OWN_NETNS), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
@@ -183,10 +187,31 @@ pub(super) fn mount_point(name: &str) -> PathBuf {
 /// Takes a name away; the namespace goes when nothing else refers to it.
 pub(super) fn unmount(name: &str) -> io::Result<()> {
     let path = mount_point(name);
-    match umount2(&path, MntFlags::MNT_DETACH) {
-        // EINVAL: not a mount point, left by a process that died between creating the file and mounting on it.
-        Ok(()) | Err(nix::errno::Errno::EINVAL) => fs::remove_file(&path),
-        Err(errno) => Err(errno.into()),
+    loop {
+        match umount2(&path, MntFlags::MNT_DETACH) {
+            // Somebody may have mounted on it again.
+            Ok(()) => {}
+            // Not a mount point any more, or never: its maker died between creating the file and mounting on it.
+            Err(Errno::EINVAL) => return fs::remove_file(&path),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Makes the directory of names a mount of its own that is shared with other mount namespaces, unless it is one: as `ip netns add`
+/// does, under the same lock, because two that do it at once would cover each other's names.
+fn share_names() -> io::Result<()> {
+    fs::create_dir_all(NETNS_DIR)?;
+    let directory = File::open(NETNS_DIR)?;
+    directory.lock()?;
+    let none = None::<&str>;
+    let share = || mount(none, NETNS_DIR, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none);
+    match share() {
+        Err(Errno::EINVAL) => {
+            mount(Some(NETNS_DIR), NETNS_DIR, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
+            Ok(share()?)
+        }
+        other => Ok(other?),
     }
 }
 
