@@ -12,6 +12,7 @@ mod change_tests;
 mod deadlines;
 mod drains;
 mod exchange;
+mod fallback;
 mod look;
 #[cfg(test)]
 mod override_tests;
@@ -53,9 +54,10 @@ use triggers::Triggers;
 use warmth::Warmth;
 
 pub use drains::Leaving;
+pub use fallback::{Fallback, Learned};
 pub use look::Seen;
 pub use overrides::{MOST_OVERRIDES, Order, OrderError, ServiceName, Who};
-pub use routes::{Fallback, ListenerKey, Wish};
+pub use routes::{ListenerKey, Wish};
 
 /// Model, policy, schedule and compile under one roof.
 #[derive(Debug)]

@@ -50,13 +50,14 @@ use std::time::{Duration, Instant};
 
 pub use balance::Method;
 pub use client_ip::TABLE as CLIENT_IP_TABLE;
+pub use limits::Gate;
 pub use register::{Carried, CarriedKey, Following, Register};
 pub use route::{ClientIp, Options, ProxyProtocol, Route, RouteId};
 pub use status::{EndpointStatus, Refusal, RouteStatus};
 
 use crate::model::{Family, Protocol};
 use client_ip::Clients;
-use limits::{Gate, Spare};
+use limits::Spare;
 use tcp::TcpRoute;
 use workers::{Places, Workers};
 
@@ -114,7 +115,7 @@ pub struct Forwarder {
 /// What all routes share.
 #[derive(Debug)]
 struct Shared {
-    gate: Gate,
+    gate: Arc<Gate>,
     spare: Spare,
     places: Places,
     clients: Clients,
@@ -147,16 +148,16 @@ impl Forwarder {
     /// # Errors
     /// When the system gives no more threads or descriptors.
     pub fn start(settings: Settings) -> Result<Self, ForwardError> {
-        Self::start_with(settings, Register::default())
+        let gate = Gate::of_process(settings.max_connections);
+        Self::start_with(settings, Arc::new(gate), Register::default())
     }
 
-    /// The same, with a register that others look into.
+    /// The same, with a register that others look into, and counting its connections at a gate that other forwarders share, instead of by
+    /// its settings' limit.
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn start_with(settings: Settings, register: Register) -> Result<Self, ForwardError> {
-        let descriptors = limits::raise_descriptors();
-        let limit = settings.max_connections.unwrap_or_else(|| limits::connections_for(descriptors));
+    pub fn start_with(settings: Settings, gate: Arc<Gate>, register: Register) -> Result<Self, ForwardError> {
         let count = if settings.workers > 0 {
             settings.workers
         } else {
@@ -164,7 +165,7 @@ impl Forwarder {
         };
         let workers = Workers::start("forward", count).map_err(|source| ForwardError::Start { source })?;
         let shared = Arc::new(Shared {
-            gate: Gate::new(limit),
+            gate,
             spare: Spare::new(),
             places: workers.places(),
             clients: Clients::default(),
@@ -235,7 +236,8 @@ impl Forwarder {
 
     /// Connections of all routes.
     pub fn connections(&self) -> usize {
-        self.shared.gate.active()
+        let routes = self.routes.values().chain(self.leaving.iter().map(|(_, route)| route));
+        routes.map(TcpRoute::connections).sum()
     }
 
     /// Removes all routes, as [`Self::remove`] does.
@@ -267,6 +269,6 @@ impl Forwarder {
     }
 
     fn forget_the_gone(&mut self) {
-        self.leaving.retain(|(_, route)| route.status().active > 0);
+        self.leaving.retain(|(_, route)| route.connections() > 0);
     }
 }

@@ -12,6 +12,8 @@
 //!
 //! Nothing is started before there is something to forward.
 
+mod backoff;
+mod leading;
 mod meter;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,20 +25,18 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::backoff::Backoff;
+use self::leading::Leading;
 use self::meter::Meter;
-use super::host_address::host_address;
+use super::host_address::HostAddresses;
 use crate::config::ForwardConfig;
 use crate::engine::{Engine, Fallback, ListenerKey, Outcome, Wish};
 use crate::forward::udp::{UdpForwarder, UdpOptions, UdpRoute};
-use crate::forward::{Forwarder, Register, RouteId, Settings};
-use crate::kernel::redirects::{Redirect, Redirects};
+use crate::forward::{Forwarder, Gate, Register, RouteId, Settings};
+use crate::kernel::redirects::Redirect;
 use crate::model::{Family, Protocol, ServiceKey};
 use crate::observe::{Observer, metrics};
 use crate::policy::{NodeAddresses, Reason};
-
-/// Pause before another attempt to open a listener, doubled with each further one.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// How often metrics are brought up to date.
 const MEASURE: Duration = Duration::from_secs(5);
@@ -47,7 +47,10 @@ const UDP_WORKERS: usize = 2;
 /// All listeners.
 #[derive(Debug, Default)]
 pub(super) struct Forwarding {
-    limits: Settings,
+    /// Most TCP connections, if the operator says so.
+    max_connections: Option<usize>,
+    /// What all of them enter by.
+    gate: Option<Arc<Gate>>,
     /// How long a stop waits for connections.
     drain: Duration,
     /// Whether anybody depends on us, for who may want to end the process at once.
@@ -67,15 +70,12 @@ pub(super) struct Forwarding {
     untold: BTreeSet<ListenerKey>,
     /// To be closed when the kernel knows.
     closing: BTreeSet<ListenerKey>,
-    /// What leads to listeners, once something does.
-    redirects: Option<Redirects>,
-    redirected: BTreeMap<RouteId, Redirect>,
-    /// Not before this time again, after the kernel refused.
-    redirect_at: Option<Instant>,
+    leading: Leading,
     /// Nobody is to be led here any more.
     handed_over: bool,
     /// Where the kernel finds us, IPv4 and IPv6.
     addresses: [Option<IpAddr>; 2],
+    host: HostAddresses,
     tcp_meter: Meter,
     udp_meter: Meter,
     /// When metrics are to be brought up to date, while there is something to measure.
@@ -93,7 +93,7 @@ enum State {
     /// It listens at this address; the unspecified one stands for all.
     Open(SocketAddr),
     /// It could not be opened.
-    Failed { retry_at: Instant, pause: Duration },
+    Failed(Backoff),
 }
 
 // === impl Forwarding ===
@@ -101,8 +101,7 @@ enum State {
 impl Forwarding {
     /// With nothing to forward.
     pub(super) fn new(config: ForwardConfig) -> Self {
-        let limits = Settings { max_connections: config.max_connections, ..Settings::default() };
-        Self { limits, drain: config.drain, ..Self::default() }
+        Self { max_connections: config.max_connections, drain: config.drain, ..Self::default() }
     }
 
     /// Tells, at any time and from any thread, whether a stop has something to wait for.
@@ -135,10 +134,10 @@ impl Forwarding {
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let failed = self.failed.iter().filter_map(|listener| self.wanted.get(listener));
         let retries = failed.filter_map(|wanted| match wanted.state {
-            State::Failed { retry_at, .. } => Some(retry_at),
+            State::Failed(backoff) => Some(backoff.at),
             State::Open(_) => None,
         });
-        retries.chain(self.measure_at).chain(self.redirect_at).min()
+        retries.chain(self.measure_at).chain(self.leading.deadline()).min()
     }
 
     /// Opens and changes what the engine wishes for, and has it compiled what follows from that, into `outcome`.
@@ -176,7 +175,7 @@ impl Forwarding {
         }
         let closing = std::mem::take(&mut self.closing);
         let ended = closing.iter().filter(|listener| listener.loopback.is_none());
-        self.redirect(ended.map(|listener| (listener.route.clone(), None)).collect());
+        self.lead(ended.map(|listener| (listener.route.clone(), None)).collect());
         for listener in closing {
             self.close(&listener);
             if listener.loopback.is_none() {
@@ -187,8 +186,7 @@ impl Forwarding {
 
     /// Nobody is led here any more, from this moment on.
     pub(super) fn hand_over(&mut self) {
-        (self.redirects, self.handed_over) = (None, true);
-        self.redirected.clear();
+        (self.leading, self.handed_over) = (Leading::default(), true);
     }
 
     /// Closes all listeners, waits for connections for as long as that may take, and ends the others.
@@ -238,14 +236,14 @@ impl Forwarding {
 
     fn want(&mut self, listener: ListenerKey, wish: Wish, observer: &Observer) {
         self.closing.remove(&listener);
-        let pause = match self.wanted.get(&listener).map(|wanted| wanted.state) {
-            Some(State::Failed { retry_at, pause }) if retry_at > Instant::now() => {
+        let failed = match self.wanted.get(&listener).map(|wanted| wanted.state) {
+            Some(state @ State::Failed(backoff)) if !backoff.is_due(Instant::now()) => {
                 // Its time will come.
-                self.wanted.insert(listener, Wanted { wish, state: State::Failed { retry_at, pause } });
+                self.wanted.insert(listener, Wanted { wish, state });
                 return;
             }
-            Some(State::Failed { pause, .. }) => pause,
-            Some(State::Open(_)) | None => FIRST_PAUSE,
+            Some(State::Failed(backoff)) => Some(backoff),
+            Some(State::Open(_)) | None => None,
         };
         let state = match self.open(&listener, &wish) {
             Ok(address) => {
@@ -262,15 +260,15 @@ impl Forwarding {
                     Some(at) => format!("local processes do not find it at {at}"),
                     None => "the kernel carries it where it can".to_owned(),
                 };
-                error!(%service, error, retry_in = ?pause, "the forwarder cannot listen; {instead}");
+                let again = Backoff::after(failed, Instant::now());
+                error!(%service, error, retry_in = ?again.pause, "the forwarder cannot listen; {instead}");
                 observer.forwarder_cannot_listen(service, format!("{error}; {instead}"));
-                let retry_at = Instant::now() + pause;
-                State::Failed { retry_at, pause: (pause * 2).min(LONGEST_PAUSE) }
+                State::Failed(again)
             }
         };
         match state {
             State::Open(_) => self.failed.remove(&listener),
-            State::Failed { .. } => self.failed.insert(listener.clone()),
+            State::Failed(_) => self.failed.insert(listener.clone()),
         };
         if listener.loopback.is_none() {
             self.untold.insert(listener.clone());
@@ -280,7 +278,7 @@ impl Forwarding {
 
     fn retry(&mut self, observer: &Observer) {
         let now = Instant::now();
-        let due = |listener: &&ListenerKey| matches!(self.wanted[*listener].state, State::Failed { retry_at, .. } if retry_at <= now);
+        let due = |listener: &&ListenerKey| matches!(self.wanted[*listener].state, State::Failed(backoff) if backoff.is_due(now));
         let due: Vec<_> = self.failed.iter().filter(due).cloned().collect();
         for listener in due {
             let wish = self.wanted[&listener].wish.clone();
@@ -296,8 +294,8 @@ impl Forwarding {
         }
         let known = NodeAddresses::new(engine.settings(), engine.store().node());
         let mut everybody = false;
-        for family in Family::ALL {
-            let address = host_address(family, known.known(family));
+        let found = self.host.look(Family::ALL.map(|family| known.known(family)));
+        for (family, address) in Family::ALL.into_iter().zip(found) {
             let before = std::mem::replace(&mut self.addresses[family as usize], address);
             everybody |= before != address;
             match address {
@@ -323,55 +321,24 @@ impl Forwarding {
                 State::Open(bound) => {
                     self.addresses[listener.route.family as usize].map(|address| SocketAddr::new(address, bound.port()))
                 }
-                State::Failed { .. } => None,
+                State::Failed(_) => None,
             };
             moved |= engine.set_listener(&listener.route, address);
             let redirect = address.zip(engine.pool(&listener.route)).map(|(to, pool)| Redirect { pool, to });
             redirects.insert(listener.route.clone(), redirect);
         }
-        if self.redirect_at.is_some_and(|at| at <= Instant::now()) {
-            self.redirect_at = None;
-        }
-        match self.redirect_at {
-            None => self.redirect(redirects),
-            Some(_) => self.untold.extend(concerned),
+        match self.leading.may_ask(Instant::now()) {
+            true => self.lead(redirects),
+            false => self.untold.extend(concerned),
         }
         moved
     }
 
     /// Has the kernel lead these routes' connections there, or to nobody of ours.
-    fn redirect(&mut self, wanted: BTreeMap<RouteId, Option<Redirect>>) {
-        let (mut ended, mut begun) = (Vec::new(), Vec::new());
-        for (route, after) in &wanted {
-            let before = self.redirected.get(route).copied();
-            if before != *after {
-                ended.extend(before);
-                begun.extend(*after);
-            }
-        }
-        if ended.is_empty() && begun.is_empty() {
-            return;
-        }
-        let redirects = match &mut self.redirects {
-            Some(redirects) => Ok(redirects),
-            none => Redirects::open().map(|opened| none.insert(opened)),
-        };
-        match redirects.and_then(|redirects| redirects.change(&ended, &begun)) {
-            Ok(()) => {
-                for (route, redirect) in wanted {
-                    match redirect {
-                        Some(redirect) => self.redirected.insert(route, redirect),
-                        None => self.redirected.remove(&route),
-                    };
-                }
-            }
-            Err(error) => {
-                error!(%error, retry_in = ?FIRST_PAUSE, "connections cannot be led to the forwarder; the kernel carries them where it can");
-                // What the table still had goes with it: it would not be known any more.
-                (self.redirects, self.redirect_at) = (None, Some(Instant::now() + FIRST_PAUSE));
-                self.redirected.clear();
-                self.untold.extend(self.wanted.keys().filter(|listener| listener.loopback.is_none()).cloned());
-            }
+    fn lead(&mut self, wanted: BTreeMap<RouteId, Option<Redirect>>) {
+        if !self.leading.change(wanted) {
+            // It leads nobody here any more: all of them shall be led again.
+            self.untold.extend(self.wanted.keys().filter(|listener| listener.loopback.is_none()).cloned());
         }
     }
 
@@ -389,14 +356,18 @@ impl Forwarding {
                 udp.set(&name(listener), udp_route(listener, wish)).map_err(|error| error.to_string())
             }
             Protocol::Tcp | Protocol::Sctp => {
-                let (slot, limits) = match listener.loopback {
-                    None => (&mut self.tcp, self.limits.clone()),
-                    Some(_) => (&mut self.loopback, Settings { workers: 1, ..self.limits.clone() }),
+                let gate = || Arc::new(Gate::of_process(self.max_connections));
+                let gate = self.gate.get_or_insert_with(gate).clone();
+                let (slot, workers) = match listener.loopback {
+                    None => (&mut self.tcp, 0),
+                    Some(_) => (&mut self.loopback, 1),
                 };
+                let settings = Settings { workers, ..Settings::default() };
                 let register = self.register.clone();
+                let start = || Forwarder::start_with(settings, gate, register).map_err(|error| error.to_string());
                 let forwarder = match slot {
                     Some(forwarder) => forwarder,
-                    none => none.insert(Forwarder::start_with(limits, register).map_err(|error| error.to_string())?),
+                    none => none.insert(start()?),
                 };
                 let opened = match listener.loopback {
                     None => forwarder.set(route, &wish.route),
@@ -452,17 +423,10 @@ fn udp_route(listener: &ListenerKey, wish: &Wish) -> UdpRoute {
 /// Says, once, who carries a Service and why.
 fn announce(service: &ServiceKey, fallback: Option<Fallback>, observer: &Observer) {
     match fallback {
-        Some(Fallback { reason, hides_clients }) => {
-            metrics::fell_back(reason.label());
-            let client = match hides_clients {
-                true => "endpoints see an address of the node instead of the client's",
-                false if reason == Reason::ProxyProtocol => {
-                    "endpoints are told the client's address by the PROXY protocol"
-                }
-                false => "endpoints see the client's address",
-            };
-            info!(%service, reason = reason.label(), "carried by the userspace forwarder; {client}");
-            let note = format!("carried by the userspace forwarder ({}); {client}", reason.label());
+        Some(fallback) => {
+            let (reason, note) = (fallback.reason.label(), fallback.note());
+            metrics::fell_back(reason);
+            info!(%service, reason, "{note}");
             observer.carried_in_userspace(service, note);
         }
         None => info!(%service, "carried by the kernel alone again"),

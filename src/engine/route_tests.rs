@@ -191,7 +191,7 @@ fn a_port_is_the_forwarders_by_its_decision_and_the_kernel_has_the_endpoints_too
     assert_eq!(decided.iter().map(|decision| decision.plan).collect::<Vec<_>>(), [Plan::Userspace]);
     let route = forwarder.open.keys().next().expect("a listener").route.clone();
     assert_eq!(engine.pool(&route), decided[0].pool);
-    assert_eq!(engine.take_fallbacks()[0].1.map(|fallback| fallback.reason), Some(Reason::Annotation));
+    assert_eq!(engine.take_fallbacks()[0].1.as_ref().map(|fallback| fallback.reason), Some(Reason::Annotation));
     // One that is elsewhere: nobody on this node could meet itself less.
     engine.take(slice("s", "web", false, &[1, 3, 4, 5].into()));
     let mut outcome = engine.compile();

@@ -13,12 +13,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::forward::{ClientIp, Method, Options, Route, RouteId};
+use crate::forward::{Method, Options, Route, RouteId};
 use crate::model::map::HashMap;
 use crate::model::{Protocol, Service, ServiceKey};
 use crate::policy::{self, Path, Reason, ResolvedPort, Settings, Verdict};
 use crate::schedule::{Candidate, Exact, Scheduler};
 
+use super::fallback::Fallback;
 use crate::forward::balance::HashPort;
 
 /// A listener that shall be there.
@@ -37,15 +38,6 @@ pub struct Wish {
     pub route: Route,
     /// Endpoints that keep the UDP flows they have.
     pub draining: Vec<SocketAddr>,
-}
-
-/// Why a Service is the forwarder's, and what its users should know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fallback {
-    /// The first reason of all its ports.
-    pub reason: Reason,
-    /// Whether endpoints see an address of the node instead of the client's, and are not told otherwise.
-    pub hides_clients: bool,
 }
 
 /// All wishes, and the listeners that are open.
@@ -69,20 +61,15 @@ impl Routes {
         resolved: &mut [ResolvedPort],
         settings: &Settings,
     ) {
-        let mut wishes = BTreeMap::new();
-        let mut fallback: Option<Fallback> = None;
+        let (mut wishes, mut fallback) = (BTreeMap::new(), None);
         if let Some(service) = service {
+            wishes.extend(resolved.iter().flat_map(|port| wished(service, port, settings)));
+            let loopback = wishes.keys().any(|listener| listener.loopback.is_some());
+            fallback = Fallback::of(service, resolved, loopback);
             for port in resolved {
-                for (listener, wish) in wished(service, port, settings) {
-                    wishes.insert(listener, wish);
+                if let Path::Userspace(reason) = port.path {
+                    self.prepare(port, reason);
                 }
-                let Path::Userspace(reason) = port.path else { continue };
-                fallback = Some(Fallback {
-                    reason: fallback.map_or(reason, |known| known.reason.min(reason)),
-                    hides_clients: fallback.is_some_and(|known| known.hides_clients)
-                        || hides_clients(service, port, reason),
-                });
-                self.prepare(port, reason);
             }
         }
         let before = match wishes.is_empty() {
@@ -94,12 +81,12 @@ impl Routes {
         self.changed.extend(before.keys().filter(|listener| !now.contains_key(*listener)).cloned());
         self.changed
             .extend(now.iter().filter(|(key, wish)| before.get(*key) != Some(*wish)).map(|(key, _)| key.clone()));
-        let before = match fallback {
-            Some(fallback) => self.fallbacks.insert(key.clone(), fallback),
-            None => self.fallbacks.remove(key),
-        };
-        if before != fallback {
+        if self.fallbacks.get(key) != fallback.as_ref() {
             self.fallbacks_changed.insert(key.clone());
+            match fallback {
+                Some(fallback) => self.fallbacks.insert(key.clone(), fallback),
+                None => self.fallbacks.remove(key),
+            };
         }
     }
 
@@ -140,7 +127,7 @@ impl Routes {
     /// The Services of the forwarder that became so, or for another reason, since the last call; `None` for those that are the kernel's again.
     pub(super) fn take_fallbacks(&mut self) -> Vec<(ServiceKey, Option<Fallback>)> {
         let changed = std::mem::take(&mut self.fallbacks_changed).into_iter();
-        changed.map(|service| (service.clone(), self.fallbacks.get(&service).copied())).collect()
+        changed.map(|service| (service.clone(), self.fallbacks.get(&service).cloned())).collect()
     }
 
     /// All Services of the forwarder.
@@ -203,12 +190,6 @@ fn wished(service: &Service, port: &ResolvedPort, settings: &Settings) -> Vec<(L
         wish(false, Some(SocketAddr::new(address, node_port.port)), &port.cluster);
     }
     wished
-}
-
-/// Whether endpoints of a port neither see nor are told the client's address.
-fn hides_clients(service: &Service, port: &ResolvedPort, reason: Reason) -> bool {
-    let preserved = service.tuning.forwarding.client_ip == ClientIp::Preserve && port.key.protocol == Protocol::Tcp;
-    reason != Reason::ProxyProtocol && !preserved
 }
 
 fn options(service: &Service, port: &ResolvedPort, settings: &Settings) -> Options {

@@ -18,9 +18,9 @@ const RESERVE: u64 = 512;
 /// Between two log lines about the same trouble.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How many there may be at once, and how many there are.
+/// How many connections there may be at once, and how many there are: of one forwarder, or of several that share it.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub struct Gate {
     limit: usize,
     active: AtomicUsize,
 }
@@ -37,13 +37,13 @@ pub(super) struct Occasionally {
 }
 
 /// Raises the soft limit of open descriptors to the hard limit. Returns what it is now.
-pub(super) fn raise_descriptors() -> u64 {
+fn raise_descriptors() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
     if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
 }
 
 /// How many connections so many descriptors are enough for.
-pub(super) fn connections_for(descriptors: u64) -> usize {
+fn connections_for(descriptors: u64) -> usize {
     usize::try_from(descriptors.saturating_sub(RESERVE) / 2).unwrap_or(usize::MAX).max(16)
 }
 
@@ -55,8 +55,14 @@ impl Gate {
         Self { limit, active: AtomicUsize::new(0) }
     }
 
+    /// For so many, or else as many as the process has descriptors for. Raises the soft limit of those to the hard one.
+    pub fn of_process(limit: Option<usize>) -> Self {
+        let descriptors = raise_descriptors();
+        Self::new(limit.unwrap_or_else(|| connections_for(descriptors)))
+    }
+
     /// One more, unless there are too many.
-    pub fn enter(&self) -> bool {
+    pub(super) fn enter(&self) -> bool {
         let entered = self.active.fetch_add(1, Ordering::AcqRel) < self.limit;
         if !entered {
             self.leave();
@@ -65,7 +71,7 @@ impl Gate {
     }
 
     /// One less.
-    pub fn leave(&self) {
+    pub(super) fn leave(&self) {
         self.active.fetch_sub(1, Ordering::AcqRel);
     }
 

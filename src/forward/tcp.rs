@@ -122,12 +122,17 @@ impl TcpRoute {
         let counters = &self.state.pool.counters;
         RouteStatus {
             listener: (!self.stop.is_cancelled()).then_some(self.state.listener),
-            active: counters.active.load(Ordering::Relaxed),
+            active: self.connections(),
             accepted: counters.accepted.load(Ordering::Relaxed),
             refused: counters.refused(),
             unpreserved: counters.unpreserved.load(Ordering::Relaxed),
             endpoints: self.state.pool.endpoints(),
         }
+    }
+
+    /// Connections now, those that are still being connected included.
+    pub fn connections(&self) -> usize {
+        self.state.pool.counters.active.load(Ordering::Relaxed)
     }
 
     /// Closes the listener, after those who wait have been accepted. Connections live on.

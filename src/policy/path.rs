@@ -41,6 +41,8 @@ pub enum Reason {
     Annotation,
     /// The operator says so for all.
     Mode,
+    /// Only its node ports on loopback addresses, where no rule can lead packets anywhere else; never a [`Path`]'s.
+    LoopbackNodePort,
 }
 
 // === impl Path ===
@@ -75,7 +77,8 @@ impl Path {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Reason; 4] = [Reason::ProxyProtocol, Reason::Scheduler, Reason::Annotation, Reason::Mode];
+    pub const ALL: [Reason; 5] =
+        [Reason::ProxyProtocol, Reason::Scheduler, Reason::Annotation, Reason::Mode, Reason::LoopbackNodePort];
 
     /// As a label of a metric and in log lines.
     pub fn label(self) -> &'static str {
@@ -84,6 +87,7 @@ impl Reason {
             Reason::Scheduler => "scheduler",
             Reason::Annotation => "annotation",
             Reason::Mode => "mode",
+            Reason::LoopbackNodePort => "loopback_node_port",
         }
     }
 

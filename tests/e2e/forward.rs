@@ -227,9 +227,14 @@ fn node_ports_on_loopback_addresses() {
     }
     let asked = lab.client(0).run(|| connect(SocketAddr::new(NODE.v4.into(), NODE_PORTS[0]), PATIENCE));
     assert!(asked.is_ok(), "the kernel's part is the kernel's: {asked:?}");
-    assert_eq!(daemon.count(&["carried by the userspace forwarder"]), 0, "{:#?}", daemon.said());
+    let carried =
+        ["NodePorts on loopback addresses are carried by the userspace forwarder", "shop/web", "loopback_node_port"];
+    assert_eq!(daemon.count(&carried), 1, "{:#?}", daemon.said());
+    assert_eq!(daemon.count(&["carried by the userspace forwarder"]), 1, "{:#?}", daemon.said());
+    let by_reason = "pointsman_userspace_services{reason=\"loopback_node_port\"}";
+    eventually("metrics", || metric(&lab, by_reason) == 1.0);
     manifests.write("all.json", &shop("web", 1, &pods(1..=2)));
-    daemon.programmed();
+    daemon.hear(&["carried by the kernel alone again", "shop/web"]);
     eventually("the listeners to be closed", || {
         lab.node().run(|| TcpListener::bind(loopback(0, NODE_PORTS[0])).is_ok())
     });
@@ -282,7 +287,7 @@ fn a_cluster_is_told_and_the_address_follows_the_node() {
     let second: IpAddr = "172.31.0.1".parse().expect("an address");
     links.add_address("lo", second, 32).expect("an address");
     let double = lab.node().run(ApiDouble::start);
-    for object in userspace("web", 1, &[1, 2]) {
+    for object in userspace("web", 1, &[1, 2]).into_iter().chain(with_node_ports(shop("ported", 2, &pods([1])))) {
         double.apply(object);
     }
     double.apply(node("n1", &[("InternalIP", "192.168.50.1")]));
@@ -291,14 +296,16 @@ fn a_cluster_is_told_and_the_address_follows_the_node() {
     let mut daemon = Daemon::start(lab.node(), &["--kubeconfig", kubeconfig.to_str().expect("UTF-8")]);
     daemon.hear(&["connections for the forwarder are sent to", "192.168.50.1"]);
     daemon.hear(&["\"first load programmed\""]);
-    eventually("an Event", || {
-        double.events().iter().any(|event| {
-            event["reason"] == "CarriedInUserspace"
-                && event["type"] == "Normal"
-                && event["regarding"]["name"] == "web"
-                && event["note"].as_str().is_some_and(|note| note.contains("(annotation)"))
-        })
-    });
+    for (service, reason) in [("web", "(annotation)"), ("ported", "(loopback_node_port)")] {
+        eventually("an Event", || {
+            double.events().iter().any(|event| {
+                event["reason"] == "CarriedInUserspace"
+                    && event["type"] == "Normal"
+                    && event["regarding"]["name"] == service
+                    && event["note"].as_str().is_some_and(|note| note.contains(reason))
+            })
+        });
+    }
     let to = frontends(1, 80)[0];
     assert_eq!(tally(lab.client(0), to, 20).len(), 2);
     eventually("metrics", || metric(&lab, "pointsman_userspace_connections_total{protocol=\"tcp\"}") >= 20.0);
@@ -314,7 +321,54 @@ fn a_cluster_is_told_and_the_address_follows_the_node() {
         listed.contains("172.31.0.1") && !listed.contains("192.168.50.1")
     });
     client.wait_for(20);
+    // One that the host does not have; then it does, and nobody but the kernel says so.
+    let third: IpAddr = "172.31.0.2".parse().expect("an address");
+    double.apply(node("n1", &[("InternalIP", &third.to_string())]));
+    daemon.hear(&["connections for the forwarder are sent to", "192.168.50.1"]);
+    client.wait_for(20);
+    links.add_address("lo", third, 32).expect("an address");
+    daemon.hear(&["connections for the forwarder are sent to", &third.to_string()]);
+    client.wait_for(20);
     client.assert_uninterrupted("the Node's address changed");
+}
+
+#[test]
+fn a_refusal_of_the_kernel_to_lead_here_is_said_once_and_outlived() {
+    let lab = bed(2);
+    let inside = lab.node().namespace();
+    nft(inside, &["add", "table", "ip", "pointsman-userspace"]);
+    let manifests = Manifests::of(&userspace("web", 1, &[1, 2]));
+    let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
+    let refused = ["ERROR", "connections cannot be led to the forwarder; the kernel carries them where it can"];
+    daemon.hear(&refused);
+    daemon.hear(&["\"first load programmed\""]);
+    let to = frontends(1, 80)[0];
+    assert_eq!(tally(lab.client(0), to, 30).len(), 2, "by the kernel");
+    assert!(!is_forwarded(&lab, &daemon, to));
+    // Longer than the first pauses take.
+    std::thread::sleep(Duration::from_millis(4000));
+    assert_eq!(daemon.count(&refused), 1, "{:#?}", daemon.said());
+    nft(inside, &["delete", "table", "ip", "pointsman-userspace"]);
+    daemon.hear(&["connections are led to the forwarder again"]);
+    assert!(is_forwarded(&lab, &daemon, to));
+    assert_eq!(tally(lab.client(0), to, 30).len(), 2, "by the forwarder");
+}
+
+#[test]
+fn the_limit_for_the_process_is_for_connections_of_both_kinds() {
+    let lab = bed(1);
+    let manifests = Manifests::of(&with_node_ports(userspace("web", 1, &[1])));
+    let mut daemon = Daemon::serving(lab.node(), &manifests, &["--forward-max-connections=2"]);
+    daemon.hear(&["\"first load programmed\""]);
+    let places = [(lab.client(0), frontends(1, 80)[0]), (lab.node(), (Ipv4Addr::LOCALHOST, NODE_PORTS[0]).into())];
+    let held = places.map(|(host, to)| Held::open(host, to));
+    for (host, to) in places {
+        assert!(host.run(|| connect(to, PATIENCE)).is_err(), "{to}: one too many");
+    }
+    drop(held);
+    for (host, to) in places {
+        eventually("a place", || host.run(|| connect(to, PATIENCE)).is_ok());
+    }
 }
 
 #[test]
@@ -386,6 +440,8 @@ fn pods_see_the_clients_address_where_that_is_asked_for() {
     let mut daemon = Daemon::serving(lab.node(), &manifests, &[]);
     daemon.hear(&["\"first load programmed\""]);
     assert_eq!(daemon.count(&["WARN", "[pointsman.dev/client-ip]: \"UDP\": TCP only"]), 1, "{:#?}", daemon.said());
+    let each = "endpoints of dns/UDP see an address of the node instead of the client's; endpoints of http/TCP see the client's address";
+    assert_eq!(daemon.count(&["carried by the userspace forwarder", each]), 1, "{:#?}", daemon.said());
     let to = frontends(1, 80)[0];
     let seen = || {
         let listener = lab.pod("web-1").run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).expect("a free port"));
