@@ -5,6 +5,9 @@
 //! does not tell) can take connections to our Services. Often that is meant, as with host ports of a network plugin; when it is
 //! not, as with another kube-proxy's rules, nothing in our own table shows it. So it is said, and nothing is done about it.
 //!
+//! What is left to the userspace forwarder is translated a step later (`redirects`), so for that chains of our own priority decide
+//! before, however they were registered (`tests/kernel/redirects.rs`).
+//!
 //! Proven by `tests/kernel/watch.rs`.
 
 use std::collections::BTreeSet;
