@@ -28,6 +28,7 @@
 //!
 //! Proven by `tests/forward_udp.rs`; measured by `bench forward-udp`.
 
+mod crew;
 mod flows;
 mod route;
 mod shard;
@@ -42,15 +43,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::Socket;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use self::crew::Crew;
 use self::flows::Idle;
 use self::route::{Budget, Route};
 use self::shard::Shard;
 use super::balance::Method;
 use super::register::Register;
-use super::workers::Workers;
 use crate::schedule::Candidate;
 
 /// A Service port to carry.
@@ -124,17 +123,16 @@ pub struct UdpStatus {
     pub failures: Vec<(SocketAddr, u64)>,
 }
 
-/// All UDP routes of this process; its owner changes them, tasks on workers of its own carry the datagrams.
+/// All UDP routes of this process; its owner changes them, threads of its own carry the datagrams. Dropping it ends all routes, and
+/// returns when all their sockets are closed.
 #[derive(Debug)]
 pub struct UdpForwarder {
     budget: Arc<Budget>,
     register: Register,
     routes: HashMap<String, Running>,
-    tasks: TaskTracker,
-    /// Listeners given to workers so far: the next one's number.
-    given: usize,
-    /// Dropped last: its threads end with it.
-    workers: Workers,
+    /// Shards made so far: the next one's number.
+    given: u32,
+    crew: Crew,
 }
 
 #[derive(Debug)]
@@ -143,7 +141,6 @@ struct Running {
     bound: SocketAddr,
     shards: NonZeroUsize,
     route: Arc<Route>,
-    stop: CancellationToken,
 }
 
 // === impl UdpOptions ===
@@ -201,7 +198,7 @@ impl UdpForwarder {
     /// (`net.ipv4.ip_local_port_range`).
     pub const FLOWS: usize = 16_384;
 
-    /// Without routes. Starts so many workers, in the calling thread's network namespace; `flows` is the most that all routes may have
+    /// Without routes. Starts so many threads, in the calling thread's network namespace; `flows` is the most that all routes may have
     /// together.
     ///
     /// # Errors
@@ -215,9 +212,8 @@ impl UdpForwarder {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with(workers: usize, flows: usize, register: Register) -> io::Result<Self> {
-        let workers = Workers::start("forward-udp", workers)?;
-        let (budget, routes, tasks) = (Budget::new(flows), HashMap::new(), TaskTracker::new());
-        Ok(Self { budget, register, routes, tasks, given: 0, workers })
+        let (budget, crew) = (Budget::new(flows), Crew::start(workers)?);
+        Ok(Self { budget, register, routes: HashMap::new(), given: 0, crew })
     }
 
     /// Makes a route, or changes the one of this name, and says where it listens. Flows stay, unless the address to listen at or the
@@ -236,7 +232,7 @@ impl UdpForwarder {
         let running = self.open(&settings)?;
         let bound = running.bound;
         if let Some(before) = self.routes.insert(name.to_owned(), running) {
-            before.stop.cancel();
+            self.end(&before);
         }
         Ok(bound)
     }
@@ -245,7 +241,7 @@ impl UdpForwarder {
     pub fn remove(&mut self, name: &str) -> bool {
         let removed = self.routes.remove(name);
         if let Some(running) = &removed {
-            running.stop.cancel();
+            self.end(running);
         }
         removed.is_some()
     }
@@ -265,11 +261,9 @@ impl UdpForwarder {
         self.budget.used()
     }
 
-    /// Ends all routes, and blocks until all their sockets are closed.
-    pub fn shutdown(mut self) {
-        self.routes.drain().for_each(|(_, running)| running.stop.cancel());
-        self.tasks.close();
-        self.workers.runtime(0).block_on(self.tasks.wait());
+    fn end(&self, running: &Running) {
+        running.route.close();
+        self.crew.look();
     }
 
     fn open(&mut self, settings: &UdpRoute) -> io::Result<Running> {
@@ -281,25 +275,18 @@ impl UdpForwarder {
         let listeners = std::iter::once(Ok(first)).chain(others).collect::<io::Result<Vec<_>>>()?;
         let route = Arc::new(Route::new(settings, bound, Arc::clone(&self.budget), self.register.clone()));
         // Each stays with one thread: a datagram wakes nobody else.
-        let shard = |(number, listener)| {
-            let runtime = self.workers.runtime(self.given + number);
-            // Sockets are registered with the runtime.
-            let _context = runtime.enter();
-            Ok((runtime, Shard::new(Arc::clone(&route), listener)?))
-        };
-        let ready = listeners.into_iter().enumerate().map(shard).collect::<io::Result<Vec<_>>>()?;
-        let stop = CancellationToken::new();
-        for (runtime, shard) in ready {
-            self.tasks.spawn_on(shard.run(stop.clone()), runtime);
+        for (number, listener) in (self.given..).zip(listeners) {
+            match Shard::new(Arc::clone(&route), listener, self.crew.watch(number)) {
+                Ok(shard) => self.crew.carry(number, Box::new(shard)),
+                Err(error) => {
+                    // Those that are carried already.
+                    route.close();
+                    self.crew.look();
+                    return Err(error);
+                }
+            }
         }
-        self.given += shards.get();
-        Ok(Running { asked: settings.listen, bound, shards, route, stop })
-    }
-}
-
-/// Routes end with their owner.
-impl Drop for UdpForwarder {
-    fn drop(&mut self) {
-        self.routes.values().for_each(|running| running.stop.cancel());
+        self.given = self.given.wrapping_add(u32::try_from(shards.get()).unwrap_or(1));
+        Ok(Running { asked: settings.listen, bound, shards, route })
     }
 }

@@ -256,8 +256,7 @@ impl Bed {
 
     /// Ends the forwarder and waits for it.
     pub fn shutdown(&mut self) {
-        let forwarder = self.forwarder.take().expect("runs");
-        forwarder.shutdown();
+        drop(self.forwarder.take().expect("runs"));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ pub(super) struct Route {
     decider: Mutex<Decider>,
     /// Goes up when `decider` changes: flows look whether their endpoint may stay.
     generation: AtomicU64,
+    closed: AtomicBool,
     pub dial: Dial,
     pub budget: Arc<Budget>,
     register: Register,
@@ -85,6 +86,7 @@ impl Route {
         let route = Self {
             decider: Mutex::new(decider),
             generation: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
             dial: settings.options.dial.clone(),
             budget,
             register,
@@ -114,6 +116,15 @@ impl Route {
 
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// Its shards shall end.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// What shards copy when the generation changes.

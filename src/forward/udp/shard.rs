@@ -1,31 +1,24 @@
-//! One listener socket with the flows whose clients the kernel gives to it, and the task that carries their datagrams.
+//! One listener socket with the flows whose clients the kernel gives to it.
 //!
-//! Listener and upstream sockets are watched by an epoll instance of the shard's own, which tokio watches as one descriptor: a turn
-//! of the task then sees all that is ready, and answers to many clients leave with one system call.
+//! A shard has no thread: its thread (`crew`) says which of its sockets are ready, and a *turn* carries what is there, up to a limit. A
+//! turn first takes all replies and sends them with one system call, then takes what clients have sent.
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::Socket;
-use tokio::io::unix::AsyncFd;
-use tokio_util::sync::CancellationToken;
 
+use super::crew::{Ready, Watch, sweep_period};
 use super::flows::{Caller, Flows, Idle};
 use super::route::{Permit, Route, count};
 use super::wire::{self, Arena, BATCH, Joining, Piece, Request, SLOTS, Sent};
 use crate::forward::register::Entry;
 
-/// The listener among the watched sockets; the others are known by their flows' keys.
-const LISTENER: u64 = u64::MAX;
-/// How many datagrams are asked for at least: one more than usually come, so that it is known when there are no more.
-const FEW: usize = 2;
-/// Turns before other tasks of this thread get theirs.
-const TURNS: usize = 16;
+/// Flows ended in one turn at most.
+const EXPIRED: usize = 64;
 /// Endpoints tried for one datagram.
 const TRIES: usize = 3;
 /// Up to this length the first datagram of a flow is kept until it is answered, to be sent elsewhere if the endpoint refuses it.
@@ -36,17 +29,17 @@ const KEPT: usize = 1_500;
 pub(super) struct Shard {
     route: Arc<Route>,
     listener: Socket,
-    watch: AsyncFd<Watch>,
+    watch: Watch,
     flows: Flows<Upstream>,
     /// Most flows at a time.
     limit: usize,
     /// The route's generation that this shard knows.
     generation: u64,
     joining: Joining,
-    /// How many datagrams to ask the kernel for: more, the more there were.
-    take: usize,
+    take: Take,
+    /// Turns so far.
+    turns: u64,
     // Kept for their memory only.
-    events: Vec<EpollEvent>,
     requests: Vec<Request>,
     replies: Vec<Request>,
     pieces: Vec<Piece>,
@@ -61,8 +54,7 @@ struct Upstream {
     refused: bool,
     generation: u64,
     joining: Joining,
-    /// How many datagrams to ask the kernel for: more, the more there were.
-    take: usize,
+    take: Take,
     /// What is asked elsewhere if this endpoint refuses.
     kept: Option<Box<[u8]>>,
     tries: usize,
@@ -70,108 +62,69 @@ struct Upstream {
     _permit: Permit,
 }
 
-#[derive(Debug)]
-struct Watch(Epoll);
-
-impl AsRawFd for Watch {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.0.as_raw_fd()
-    }
+/// How many datagrams to ask the kernel for. One while they come one by one, which saves it a look for a second one; more, the more
+/// there are.
+#[derive(Clone, Copy, Debug)]
+struct Take {
+    count: usize,
+    /// The turn after the last one that took anything.
+    next: u64,
 }
 
 // === impl Shard ===
 
 impl Shard {
-    /// On a socket that listens. Must be called within a tokio runtime.
+    /// On a socket that listens.
     ///
     /// # Errors
-    /// When there are no more descriptors.
-    pub fn new(route: Arc<Route>, listener: Socket) -> io::Result<Self> {
-        let watch = Watch(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
-        watch.0.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+    /// When the system has no more room for watched descriptors.
+    pub fn new(route: Arc<Route>, listener: Socket, watch: Watch) -> io::Result<Self> {
+        watch.listener(&listener)?;
         let generation = route.generation();
         let (idle, limit) = route.limits();
         Ok(Self {
             route,
             listener,
-            watch: register(watch)?,
+            watch,
             flows: Flows::new(idle),
             limit,
             generation,
             joining: Joining::default(),
-            take: FEW,
-            events: vec![EpollEvent::empty(); SLOTS],
+            take: Take::default(),
+            turns: 0,
             requests: Vec::with_capacity(BATCH),
             replies: Vec::with_capacity(SLOTS),
             pieces: Vec::with_capacity(BATCH),
         })
     }
 
-    /// Carries datagrams until it is told to stop.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let sweep = tokio::time::sleep(Duration::ZERO);
-        tokio::pin!(sweep);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = &mut sweep, if !self.flows.is_empty() => {
-                    self.expire(Instant::now());
-                    sweep.as_mut().reset(tokio::time::Instant::now() + self.sweep_period());
-                    continue;
-                }
-                ready = self.watch.readable() => match ready {
-                    // All that is there is carried below, so what comes after that is news.
-                    Ok(mut ready) => ready.clear_ready(),
-                    Err(error) => {
-                        // The runtime is shutting down.
-                        tracing::debug!(%error, "a UDP route ends");
-                        break;
-                    }
-                },
-            }
-            let mut turns = 0;
-            while self.turn() {
-                turns += 1;
-                if turns == TURNS {
-                    tokio::task::yield_now().await;
-                    if stop.is_cancelled() {
-                        break;
-                    }
-                    turns = 0;
-                    self.expire(Instant::now());
-                }
+    /// Carries what is there, up to a limit.
+    pub fn turn(&mut self, ready: impl Iterator<Item = Ready>, arena: &mut Arena, now: Instant) {
+        self.turns += 1;
+        self.notice_changes();
+        let mut listener = false;
+        for what in ready {
+            match what {
+                Ready::Listener => listener = true,
+                Ready::Flow(key) => self.receive(key, arena, now),
             }
         }
-        self.close_all();
-    }
-
-    /// Carries what is there, up to a limit; `false` if that was all: what comes later wakes this task again.
-    fn turn(&mut self) -> bool {
-        let mut events = std::mem::take(&mut self.events);
-        let ready = self.watch.get_ref().0.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
-        let mut more = ready == events.len();
-        if ready > 0 {
-            let now = Instant::now();
-            self.notice_changes();
-            wire::with_arena(|arena| {
-                let mut listener = false;
-                for event in &events[..ready] {
-                    match event.data() {
-                        LISTENER => listener = true,
-                        key => more |= self.receive(usize::try_from(key).expect("a key"), arena, now),
-                    }
-                }
-                self.reply(arena);
-                if listener {
-                    more |= self.listen(arena, now);
-                }
-            });
+        self.reply(arena);
+        if listener {
+            self.listen(arena, now);
         }
-        self.events = events;
-        more
     }
 
-    /// Follows the route's settings.
+    /// Whether there is anything that will expire.
+    pub fn has_flows(&self) -> bool {
+        !self.flows.is_empty()
+    }
+
+    /// Whether its route is closed.
+    pub fn is_closed(&self) -> bool {
+        self.route.is_closed()
+    }
+
     fn notice_changes(&mut self) {
         let generation = self.route.generation();
         if generation != self.generation {
@@ -184,10 +137,10 @@ impl Shard {
 
     // === from clients ===
 
-    /// Takes what clients have sent, up to a limit. Whether there may be more.
-    fn listen(&mut self, arena: &mut Arena, now: Instant) -> bool {
+    /// Takes what clients have sent, up to a limit.
+    fn listen(&mut self, arena: &mut Arena, now: Instant) {
         let mut requests = std::mem::take(&mut self.requests);
-        if wire::receive_requests(&self.listener, arena, self.take, &mut requests).is_ok() {
+        if wire::receive_requests(&self.listener, arena, self.take.count, &mut requests).is_ok() {
             // Counted first: who has a reply finds it in the counters.
             let counters = &self.route.counters;
             count(&counters.requests, requests.iter().map(|request| request.piece.datagrams()).sum());
@@ -196,12 +149,9 @@ impl Shard {
                 self.carry(group, arena, now);
             }
         }
-        let received = requests.len();
-        let more = received == self.take;
-        self.take = next_take(self.take, received);
+        self.take.took(requests.len(), self.turns);
         requests.clear();
         self.requests = requests;
-        more
     }
 
     /// Sends what one client sent on to its endpoint.
@@ -276,7 +226,7 @@ impl Shard {
             refused: false,
             generation: self.generation,
             joining: Joining::default(),
-            take: FEW,
+            take: Take::default(),
             kept: kept(first),
             tries: 1,
             entry: self.route.enter(&caller, endpoint),
@@ -364,7 +314,7 @@ impl Shard {
     }
 
     fn watch_upstream(&self, socket: &Socket, key: usize) -> bool {
-        let watched = self.watch.get_ref().0.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, key as u64));
+        let watched = self.watch.upstream(socket, key);
         if watched.is_err() {
             count(&self.route.counters.no_room, 1);
         }
@@ -373,35 +323,33 @@ impl Shard {
 
     // === from endpoints ===
 
-    /// Takes what an endpoint has sent to a flow, up to a limit, to be sent on with the others' replies. Whether there may be more.
-    fn receive(&mut self, key: usize, arena: &mut Arena, now: Instant) -> bool {
+    /// Takes what an endpoint has sent to a flow, up to a limit, to be sent on with the others' replies.
+    fn receive(&mut self, key: usize, arena: &mut Arena, now: Instant) {
         if self.replies.len() == SLOTS {
             self.reply(arena);
         }
-        let Some(flow) = self.flows.get_mut(key) else { return false };
+        let Some(flow) = self.flows.get_mut(key) else { return };
         let (caller, upstream) = (flow.caller, &mut flow.with);
         let replies = &mut self.replies;
-        let count = upstream.take.min(SLOTS - replies.len());
+        let count = upstream.take.count.min(SLOTS - replies.len());
         let received = wire::receive_replies(&upstream.socket, arena, replies.len(), count, |piece| {
             replies.push(Request { caller, piece });
         });
         match received {
             Ok(received) => {
-                upstream.take = next_take(count, received);
+                upstream.take.took(received, self.turns);
                 let endpoint = upstream.endpoint;
                 upstream.kept = None;
                 if let Some(latency) = self.flows.answered(key, now) {
                     self.route.answered(endpoint, latency, now);
                 }
-                received == count
             }
             Err(errno) if wire::is_about_the_endpoint(errno) => {
                 let refused = self.refuse(key, now);
                 self.ask_elsewhere(key, refused, now);
-                true
             }
             // Nothing there after all.
-            Err(_) => false,
+            Err(_) => {}
         }
     }
 
@@ -445,18 +393,21 @@ impl Shard {
 
     // === the end of flows ===
 
-    fn expire(&mut self, now: Instant) {
+    /// Ends flows that were idle for too long, up to a limit. Whether there may be more.
+    pub fn expire(&mut self, now: Instant) -> bool {
         self.notice_changes();
-        while let Some(key) = self.flows.expired(now) {
+        for _ in 0..EXPIRED {
+            let Some(key) = self.flows.expired(now) else { return false };
             self.close(key);
             count(&self.route.counters.expired, 1);
         }
+        true
     }
 
-    /// Often enough that an idle flow does not stay for much longer than it should.
-    fn sweep_period(&self) -> Duration {
+    /// How often it should be asked to.
+    pub fn sweep_period(&self) -> Duration {
         let Idle { flow, stream } = self.route.limits().0;
-        (flow.min(stream) / 4).clamp(Duration::from_millis(20), Duration::from_secs(1))
+        sweep_period(flow.min(stream))
     }
 
     fn evict(&mut self) {
@@ -487,9 +438,30 @@ impl Shard {
     }
 }
 
-fn register(watch: Watch) -> io::Result<AsyncFd<Watch>> {
-    #[expect(deprecated, reason = "its successor is unsafe; `Watch` owns its descriptor and never changes it")]
-    AsyncFd::new(watch)
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.close_all();
+    }
+}
+
+// === impl Take ===
+
+impl Take {
+    /// So many came. All that were asked for, turn after turn: there are more, and next time more are asked for.
+    fn took(&mut self, received: usize, turn: u64) {
+        let at_once = self.next == turn;
+        self.count = match received {
+            full if full >= self.count && (at_once || self.count > 1) => self.count * 2,
+            some => some,
+        };
+        (self.count, self.next) = (self.count.clamp(1, BATCH), turn + 1);
+    }
+}
+
+impl Default for Take {
+    fn default() -> Self {
+        Self { count: 1, next: 0 }
+    }
 }
 
 /// What to keep of a first datagram.
@@ -497,8 +469,24 @@ fn kept(first: &[u8]) -> Option<Box<[u8]>> {
     (first.len() <= KEPT).then(|| first.into())
 }
 
-/// How many datagrams to ask for next time: more if these were all that was asked for.
-fn next_take(asked: usize, received: usize) -> usize {
-    let next = if received == asked { asked * 2 } else { received + 1 };
-    next.clamp(FEW, BATCH)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_datagrams_are_asked_for_one_by_one_and_many_by_many() {
+        let mut take = Take::default();
+        for turn in [1, 3, 5] {
+            take.took(1, turn);
+            assert_eq!(take.count, 1, "a ping-pong: every other turn");
+        }
+        for (turn, expected) in (6..12).zip([2, 4, 8, 16, 32, 32]) {
+            take.took(take.count, turn);
+            assert_eq!(take.count, expected, "as many as there were, at once");
+        }
+        take.took(5, 20);
+        assert_eq!(take.count, 5, "not all that were asked for");
+        take.took(0, 21);
+        assert_eq!(take.count, 1);
+    }
 }

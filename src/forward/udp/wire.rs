@@ -12,7 +12,8 @@ use std::os::fd::AsRawFd;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, sendmsg,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrStorage, recv, recvmmsg, recvmsg,
+    sendmmsg, sendmsg,
 };
 use socket2::Socket;
 
@@ -29,13 +30,15 @@ const JOINED_SEGMENTS: usize = 64;
 const JOINED_BYTES: usize = 65_000;
 
 thread_local! {
-    static ARENA: RefCell<Arena> = RefCell::new(Arena { bytes: vec![0; SLOTS * SLOT] });
+    static ARENA: RefCell<Arena> = RefCell::new(Arena::new());
 }
 
 /// Room for received datagrams. Pages that were never written to take no memory.
 #[derive(Debug)]
 pub(super) struct Arena {
     bytes: Vec<u8>,
+    /// For control messages of a single datagram.
+    control: Vec<u8>,
 }
 
 /// One or more datagrams in a slot.
@@ -78,31 +81,44 @@ pub(super) fn receive_requests(
     count: usize,
     requests: &mut Vec<Request>,
 ) -> Result<(), Errno> {
+    requests.clear();
+    if count == 1 {
+        requests.extend(receive_request(listener, arena)?);
+        return Ok(());
+    }
     // Made anew each time: the kernel leaves the lengths in there that it filled.
     let space = nix::cmsg_space!(libc::in6_pktinfo, libc::c_int);
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(count, Some(space));
     let mut slices: Vec<_> = arena.slots_mut(0, count).map(|slot| [IoSliceMut::new(slot)]).collect();
     let received = recvmmsg(listener.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
-    requests.clear();
-    for (slot, message) in received.enumerate() {
-        let Some(client) = message.address.as_ref().and_then(address) else { continue };
-        let (mut local, mut segment) = (None, message.bytes);
-        for control in message.cmsgs().into_iter().flatten() {
-            match control {
-                ControlMessageOwned::UdpGroSegments(bytes) => segment = usize::try_from(bytes).unwrap_or(segment),
-                ControlMessageOwned::Ipv4PacketInfo(info) => {
-                    local = Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into());
-                }
-                ControlMessageOwned::Ipv6PacketInfo(info) => {
-                    local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into())
-                }
-                _ => {}
-            }
-        }
-        let piece = Piece { slot, len: message.bytes, segment: segment.min(message.bytes) };
-        requests.push(Request { caller: Caller { client, local }, piece });
-    }
+    requests.extend(received.enumerate().filter_map(|(slot, message)| request(slot, &message)));
     Ok(())
+}
+
+/// The same for a single one, with nothing made for many.
+fn receive_request(listener: &Socket, arena: &mut Arena) -> Result<Option<Request>, Errno> {
+    let Arena { bytes, control } = arena;
+    let mut slices = [IoSliceMut::new(&mut bytes[..65_536])];
+    let message = recvmsg(listener.as_raw_fd(), &mut slices, Some(control), MsgFlags::MSG_DONTWAIT)?;
+    Ok(request(0, &message))
+}
+
+/// What a listener received into a slot, and from whom.
+fn request(slot: usize, message: &RecvMsg<'_, '_, SockaddrStorage>) -> Option<Request> {
+    let client = message.address.as_ref().and_then(address)?;
+    let (mut local, mut segment) = (None, message.bytes);
+    for control in message.cmsgs().into_iter().flatten() {
+        match control {
+            ControlMessageOwned::UdpGroSegments(bytes) => segment = usize::try_from(bytes).unwrap_or(segment),
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                local = Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into());
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into()),
+            _ => {}
+        }
+    }
+    let piece = Piece { slot, len: message.bytes, segment: segment.min(message.bytes) };
+    Some(Request { caller: Caller { client, local }, piece })
 }
 
 /// Receives up to `count` datagrams from an endpoint, into the arena from slot `first` on.
@@ -113,6 +129,12 @@ pub(super) fn receive_replies(
     count: usize,
     mut each: impl FnMut(Piece),
 ) -> Result<usize, Errno> {
+    if count == 1 {
+        let slot = arena.slots_mut(first, 1).next().expect("a slot");
+        let len = recv(upstream.as_raw_fd(), slot, MsgFlags::MSG_DONTWAIT)?;
+        each(Piece { slot: first, len, segment: len });
+        return Ok(1);
+    }
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(count, None);
     let mut slices: Vec<_> = arena.slots_mut(first, count).map(|slot| [IoSliceMut::new(slot)]).collect();
     let received = recvmmsg(upstream.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
@@ -242,6 +264,11 @@ fn send_one(socket: &Socket, slices: &[IoSlice<'_>], segment: Option<u16>, to: O
 /// Sends single datagrams, as many as possible with one call.
 fn send_singles(listener: &Socket, arena: &Arena, singles: &[&Request], sent: &mut Sent) {
     for group in singles.chunk_by(|one, other| one.caller.local == other.caller.local) {
+        if let [single] = group {
+            let slices = [IoSlice::new(arena.piece(&single.piece))];
+            sent.dropped += u64::from(send_one(listener, &slices, None, Some(single.caller)).is_err());
+            continue;
+        }
         let info = group[0].caller.local.map(Info::from);
         let controls: Vec<_> = info.iter().map(Info::message).collect();
         let slices: Vec<_> = group.iter().map(|single| [IoSlice::new(arena.piece(&single.piece))]).collect();
@@ -282,6 +309,10 @@ enum Info {
 // === impl Arena ===
 
 impl Arena {
+    fn new() -> Self {
+        Self { bytes: vec![0; SLOTS * SLOT], control: nix::cmsg_space!(libc::in6_pktinfo, libc::c_int) }
+    }
+
     /// The bytes of a piece.
     pub fn piece(&self, piece: &Piece) -> &[u8] {
         &self.bytes[piece.slot * SLOT..][..piece.len]
