@@ -7,7 +7,7 @@
 pub mod load;
 mod rig;
 
-pub use self::rig::serve;
+pub use self::rig::{STAY, serve};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub struct Options {
 pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
     anyhow::ensure!(options.rounds > 0 && options.block > 0 && options.workers > 0, "nothing to measure");
     let mut report = Report::begin("forward-udp", out)?;
-    let rig = Rig::new(options.workers)?;
+    let mut rig = Rig::new(options.workers)?;
     report.say(format!("peer: {}", rig.nginx_version()));
     let length = Duration::from_millis(options.block);
     let mut csv = Csv::new("round,position,load,variant,seconds,datagrams,lost,p50_ns,p99_ns,proxy_cpu_ns");
@@ -99,7 +99,7 @@ pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
         }
         report.say(&table);
     }
-    report.say(format!("forwarder at the end: {:?}", rig.status()));
+    report.say(format!("forwarder at the end: {}", rig.end()?));
     verdicts(&mut report, &blocks);
     report.end()
 }

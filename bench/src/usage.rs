@@ -60,6 +60,12 @@ pub fn kernel_bytes() -> anyhow::Result<i64> {
     memory_bytes(&["SUnreclaim:", "VmallocUsed:", "Percpu:"])
 }
 
+/// Bytes of this machine's memory that neither are free nor hold files.
+pub fn memory_in_use() -> anyhow::Result<u64> {
+    let spare = memory_bytes(&["MemFree:", "Buffers:", "Cached:"])?;
+    Ok(u64::try_from(memory_bytes(&["MemTotal:"])? - spare)?)
+}
+
 fn memory_bytes(fields: &[&str]) -> anyhow::Result<i64> {
     let text = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
     let field = |name: &&str| {

@@ -11,7 +11,8 @@
 #
 # The end of the report names every test that failed; the exit status is 0 if there is none. Environment: VM_TIMEOUT (seconds for all of it,
 # default 5400), VM_CPUS (2), VM_MEMORY (MiB, 3072), VM_LOG (a file that keeps all that was printed), VM_FILES (FROM:TO FROM:TO..., more files
-# for the VM), VM_RECORD (a file for what is written to /dev/ttyS1 in there), VM_ICOUNT (1: one CPU whose clock counts instructions).
+# for the VM), VM_RECORD (a file for what is written to /dev/ttyS1 in there), VM_OUT (a directory for what is in the VM's /out at the end; not beside
+# VM_RECORD), VM_ICOUNT (1: one CPU whose clock counts instructions).
 #
 # Needs Debian packages, installed if missing (see below). No KVM is needed, so it is some ten times slower than the machine itself.
 set -euo pipefail
@@ -46,7 +47,7 @@ modules=$files/lib/modules/$release
 
 root=$(mktemp -d)
 log=${VM_LOG:-$root.log}
-trap 'rm -rf "$root" "$root.img" "$root.log"' EXIT
+trap 'rm -rf "$root" "$root.img" "$root.log" "$root.tar"' EXIT
 chmod 755 "$root"
 mkdir -p "$root"/{bin,sbin,proc,sys,dev,run,tmp,etc,root,usr/sbin,test,lib/modules}
 
@@ -111,12 +112,13 @@ for file in ${VM_FILES:-}; do take "${file%%:*}" "${file#*:}"; done
     printf 'mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs run /run\n'
     printf 'mkdir -p /dev/pts; mount -t devpts pts /dev/pts; ulimit -n 65536\n'
     printf 'export PATH=/bin:/sbin:/usr/sbin HOME=/root INSTA_UPDATE=no INSTA_WORKSPACE_ROOT=%s RUST_BACKTRACE=0\n' "$repository"
-    [ -z "${VM_RECORD:-}" ] || printf 'stty -F /dev/ttyS1 raw -echo\n'
+    [ -z "${VM_RECORD:-}${VM_OUT:-}" ] || printf 'stty -F /dev/ttyS1 raw -echo\n'
     printf 'ip link set lo up; cd %s 2>/dev/null; echo "vm kernel $(uname -r)"\n' "$repository"
     for line in "${plan[@]}"; do
         read -r name command <<<"$line"
         printf 'echo "vm begins %s"; %s; echo "vm ended %s $?"\n' "$name" "$command" "$name"
     done
+    [ -z "${VM_OUT:-}" ] || printf 'mkdir -p /out; tar -C /out -cf /dev/ttyS1 .\n'
     printf 'poweroff -f\n'
 } >"$root/init"
 chmod +x "$root/init"
@@ -129,9 +131,12 @@ else
 fi
 record=(-serial mon:stdio)
 [ -z "${VM_RECORD:-}" ] || record+=(-serial "file:$VM_RECORD")
+[ -z "${VM_OUT:-}" ] || record+=(-serial "file:$root.tar")
 timeout "${VM_TIMEOUT:-5400}" qemu-system-x86_64 "${clock[@]}" -cpu max -m "${VM_MEMORY:-3072}" -nographic "${record[@]}" \
     -no-reboot -kernel "$kernel" -initrd "$root.img" \
     -append "console=ttyS0 quiet loglevel=3 panic=-1 random.trust_cpu=on mitigations=off" </dev/null | stdbuf -oL tr -d '\r' | tee "$log" || true
+
+[ -z "${VM_OUT:-}" ] || { mkdir -p "$VM_OUT" && tar -C "$VM_OUT" --no-same-owner -xf "$root.tar"; }
 
 # The report, from what was printed: the serial line is the only way out.
 status=0

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nix::sys::socket::{MsgFlags, recv};
 use pointsman::lab::Host;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream as AsyncStream};
 
@@ -203,4 +204,14 @@ pub fn hold(from: &Host, to: SocketAddr, count: usize) -> anyhow::Result<Vec<Tcp
         };
         (0..count).map(one).collect()
     })
+}
+
+/// How many of these still answer.
+pub fn ask_again(held: &mut [TcpStream]) -> usize {
+    held.iter_mut().map(exchange).filter(Result::is_ok).count()
+}
+
+/// Ends connections by resets, which leave nothing behind that waits.
+pub fn abort(held: Vec<TcpStream>) -> anyhow::Result<()> {
+    held.iter().try_for_each(|stream| Ok(SockRef::from(stream).set_linger(Some(Duration::ZERO))?))
 }

@@ -13,18 +13,20 @@ use anyhow::Context;
 use clap::Subcommand;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pointsman::forward::balance::Method;
+use pointsman::forward::udp::{UdpForwarder, UdpOptions, UdpRoute};
 use pointsman::forward::{Forwarder, Options, Route, RouteId, Settings};
 use pointsman::lab::{Host, NODE};
 use pointsman::model::{Family, PortKey, Protocol, ServiceKey};
 use pointsman::schedule::Candidate;
 
+use crate::forward_udp::STAY;
 use crate::usage::{family, scheduled};
 
 /// Threads or workers of each.
 const WORKERS: usize = 2;
 
 /// A forwarder that runs in a process of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Own {
     /// Pointsman's forwarder
     Pointsman {
@@ -35,6 +37,13 @@ pub enum Own {
     Copy {
         /// The endpoint
         to: SocketAddr,
+    },
+    /// Pointsman's forwarder for UDP, for `forward-udp`
+    Udp {
+        /// Threads
+        workers: usize,
+        /// The endpoint of each route
+        to: Vec<SocketAddr>,
     },
 }
 
@@ -56,6 +65,8 @@ pub struct Usage {
     pub memory: u64,
     /// Ends of pipes.
     pub pipes: u64,
+    /// Descriptors, those among them.
+    pub descriptors: u64,
 }
 
 /// Runs one of our own until the input ends.
@@ -71,6 +82,26 @@ pub fn serve(own: Own) -> anyhow::Result<()> {
             let route = Route { candidates, method: Method::RoundRobin, affinity: None, options };
             println!("{}", forwarder.set(&id, &route)?);
             std::io::stdin().read_to_end(&mut Vec::new())?;
+        }
+        Own::Udp { workers, to } => {
+            let mut forwarder = UdpForwarder::start(workers, UdpForwarder::FLOWS)?;
+            let mut listen = |to: &SocketAddr| {
+                let route = UdpRoute {
+                    listen: SocketAddr::from((NODE.v4, 0)),
+                    candidates: vec![Candidate::equal(*to)],
+                    draining: Vec::new(),
+                    method: Method::Random,
+                    affinity: None,
+                    seed: 1,
+                    options: UdpOptions { idle: STAY, idle_stream: STAY, ..UdpOptions::default() },
+                };
+                anyhow::Ok(forwarder.set(&to.to_string(), route)?.to_string())
+            };
+            let listeners = to.iter().map(&mut listen).collect::<anyhow::Result<Vec<_>>>()?;
+            println!("{}", listeners.join(" "));
+            std::io::stdin().read_to_end(&mut Vec::new())?;
+            let first = to.first().and_then(|to| forwarder.status(&to.to_string()));
+            println!("{:?}", first.map(|(_, status)| status));
         }
         Own::Copy { to } => {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
@@ -169,6 +200,7 @@ impl Peer {
                     sum.memory += kib.parse::<u64>()? * 1024;
                 }
             }
+            sum.descriptors += fs::read_dir(format!("{directory}/fd"))?.count() as u64;
             let descriptors = fs::read_dir(format!("{directory}/fd"))?.flatten();
             let targets = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
             sum.pipes += targets.filter(|target| is_pipe(target)).count() as u64;

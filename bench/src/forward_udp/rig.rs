@@ -1,8 +1,9 @@
 //! A client, a node with nginx and the forwarder, and a pod that echoes.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -13,13 +14,11 @@ use nft::{Chain, ChainKind, Connection, Expr, Family, Hook, Key, Reg, Rule, Tabl
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pointsman::forward::balance::Method;
-use pointsman::forward::udp::{UdpForwarder, UdpOptions, UdpRoute, UdpStatus};
 use pointsman::lab::{Lab, NODE};
-use pointsman::schedule::Candidate;
 
 use super::load::{self, Block, Load};
 use crate::first_packet::flush_conntrack;
+use crate::usage::{family, scheduled};
 
 /// In this order everywhere. `nginx` ends a session after one response (`proxy_responses 1`), as is usual for DNS; `nginx-sessions`
 /// keeps it, as the forwarder keeps its flows.
@@ -35,10 +34,9 @@ const FRONTEND: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
 /// See the module.
 pub struct Rig {
-    forwarder: Option<UdpForwarder>,
+    forwarder: Child,
+    said: BufReader<ChildStdout>,
     nginx: Child,
-    /// The forwarder's threads.
-    workers: Vec<i32>,
     _configuration: tempfile::TempDir,
     stop: Arc<AtomicBool>,
     servers: Vec<JoinHandle<()>>,
@@ -62,20 +60,17 @@ impl Rig {
         }
         // Each session and flow takes a local port and a descriptor, and a quick machine opens many: they stay for 5 s.
         lab.node().namespace().sysctls(&[("ipv4/ip_local_port_range", "10000 65000")])?;
-        let mut forwarder = lab.node().run(|| UdpForwarder::start(workers, UdpForwarder::FLOWS))?;
-        let threads = threads_named("forward-udp")?;
         let mut targets: Vec<SocketAddr> = NGINX.iter().map(|port| SocketAddr::from((NODE.v4, *port))).collect();
-        for (name, port) in [("echo", ECHO), ("sink", SINK)] {
-            let route = UdpRoute {
-                listen: SocketAddr::from((NODE.v4, 0)),
-                candidates: vec![Candidate::equal(SocketAddr::from((pod, port)))],
-                draining: Vec::new(),
-                method: Method::Random,
-                affinity: None,
-                seed: 1,
-                options: UdpOptions { idle: STAY, idle_stream: STAY, ..UdpOptions::default() },
-            };
-            targets.push(lab.node().run(|| forwarder.set(name, route))?);
+        // A process of its own, as nginx' workers are: what clients do to this one's table of descriptors is none of its business.
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["forward-peer", "udp", &workers.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args([ECHO, SINK].map(|port| SocketAddr::from((pod, port)).to_string()));
+        let mut forwarder = lab.node().spawn(command).context("starting the forwarder")?;
+        let mut said = BufReader::new(forwarder.stdout.take().context("no output")?);
+        let mut line = String::new();
+        said.read_line(&mut line)?;
+        for address in line.split_whitespace() {
+            targets.push(address.parse().with_context(|| format!("the forwarder said {line:?}"))?);
         }
         let mut transaction = Transaction::new();
         transaction.add_table(&Table::new(Family::Ip, "bench"));
@@ -85,17 +80,7 @@ impl Rig {
             transaction.add_rule(&Rule::new(Family::Ip, "bench", "entry", dnat(port, *target)));
         }
         lab.node().run(|| Connection::open()?.commit(&transaction)).context("programming the node")?;
-        Ok(Self {
-            forwarder: Some(forwarder),
-            nginx,
-            workers: threads,
-            _configuration: configuration,
-            stop,
-            servers,
-            sunk,
-            pod,
-            lab,
-        })
+        Ok(Self { forwarder, said, nginx, _configuration: configuration, stop, servers, sunk, pod, lab })
     }
 
     /// One block of a load through a variant (by its place in [`VARIANTS`]).
@@ -108,29 +93,24 @@ impl Rig {
             _ => SocketAddr::from((FRONTEND, 2 * (variant as u16 - 1) + 1 + u16::from(sinks))),
         };
         let client = self.lab.client(0);
-        let threads = self.threads(variant)?;
-        let before = on_cpu(&threads)?;
+        let processes = match variant {
+            0 => Vec::new(),
+            3 => vec![self.forwarder.id()],
+            _ => family(self.nginx.id())?,
+        };
+        let on_cpu = || processes.iter().map(|process| scheduled(*process)).sum::<anyhow::Result<f64>>();
+        let before = on_cpu()?;
         let mut block = client.run(|| load::run(load, to, length, &self.sunk))?;
-        block.proxy = on_cpu(&threads)? - before;
+        block.proxy = Duration::from_secs_f64((on_cpu()? - before).max(0.0));
         Ok(block)
     }
 
-    /// Threads that carry this variant's datagrams in user space.
-    fn threads(&self, variant: usize) -> anyhow::Result<Vec<i32>> {
-        match variant {
-            0 => Ok(Vec::new()),
-            3 => Ok(self.workers.clone()),
-            _ => {
-                let master = self.nginx.id();
-                let children = fs::read_to_string(format!("/proc/{master}/task/{master}/children"))?;
-                children.split_whitespace().map(|child| child.parse().context("a process id")).collect()
-            }
-        }
-    }
-
-    pub fn status(&self) -> UdpStatus {
-        let forwarder = self.forwarder.as_ref().expect("runs");
-        forwarder.status("echo").expect("a route").1
+    /// Ends the forwarder, and says what it says of itself.
+    pub fn end(&mut self) -> anyhow::Result<String> {
+        drop(self.forwarder.stdin.take());
+        let mut status = String::new();
+        self.said.read_to_string(&mut status)?;
+        Ok(status.trim().to_owned())
     }
 
     pub fn nginx_version(&self) -> String {
@@ -143,31 +123,11 @@ impl Drop for Rig {
     fn drop(&mut self) {
         let _ = kill(Pid::from_raw(self.nginx.id() as i32), Signal::SIGTERM);
         let _ = self.nginx.wait();
-        self.forwarder.take();
+        drop(self.forwarder.stdin.take());
+        let _ = self.forwarder.wait();
         self.stop.store(true, Ordering::SeqCst);
         self.servers.drain(..).for_each(|server| drop(server.join()));
     }
-}
-
-/// Ids of this process's threads whose name begins so.
-fn threads_named(name: &str) -> anyhow::Result<Vec<i32>> {
-    let mut threads = Vec::new();
-    for task in fs::read_dir("/proc/self/task")?.flatten() {
-        if fs::read_to_string(task.path().join("comm"))?.starts_with(name) {
-            threads.push(task.file_name().to_string_lossy().parse()?);
-        }
-    }
-    Ok(threads)
-}
-
-/// Time that threads have spent on a CPU, by the scheduler's own account (`/proc/PID/schedstat`, nanoseconds).
-fn on_cpu(threads: &[i32]) -> anyhow::Result<Duration> {
-    let of = |thread: &i32| -> anyhow::Result<Duration> {
-        let text = fs::read_to_string(format!("/proc/{thread}/schedstat"))?;
-        let nanos = text.split_whitespace().next().context("schedstat is empty")?.parse()?;
-        Ok(Duration::from_nanos(nanos))
-    };
-    threads.iter().map(of).sum()
 }
 
 /// `ip daddr 10.96.0.1 udp dport <port> dnat to <target>`
@@ -187,7 +147,7 @@ fn dnat(port: u16, target: SocketAddr) -> Vec<Expr> {
 }
 
 /// How long idle sessions and flows stay, with nginx and with us.
-const STAY: Duration = Duration::from_secs(5);
+pub const STAY: Duration = Duration::from_secs(5);
 
 /// nginx with the stream module, set up as well as its documentation knows how: one listening socket per worker (`reuseport`).
 fn start_nginx(lab: &Lab, pod: Ipv4Addr, workers: usize) -> anyhow::Result<(tempfile::TempDir, Child)> {
