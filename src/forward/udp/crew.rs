@@ -1,8 +1,7 @@
 //! The threads that carry datagrams, and what each of them watches.
 //!
 //! A thread has one epoll instance for the listeners and upstream sockets of all its shards, and sleeps in nothing else: between a
-//! datagram's arrival and its departure are one wait, one receive and one send. (A runtime's own wait around it, with timers and task
-//! queues, cost a single client's ping-pong a sixth of its rate: `bench forward-udp`.)
+//! datagram's arrival and its departure are one wait, one receive and one send, with no runtime's timers and task queues around them.
 //!
 //! A *token* says what is ready: the shard's number in its upper half, and which of the shard's sockets in its lower one. The epoll
 //! instance is level-triggered, so whatever a turn leaves is told again, and nobody need look whether there is more.
