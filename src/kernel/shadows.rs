@@ -1,7 +1,7 @@
 //! Chains of others that translate destinations before ours are asked.
 //!
 //! The first rule that translates a connection's destination has decided; every nat chain after it in the same hook is passed
-//! over. A table of somebody else with such rules and a lower priority (or the same, and an earlier registration, which the kernel
+//! over. A table of somebody else with such rules and a lower priority (or the same, and a later registration, which the kernel
 //! does not tell) can take connections to our Services. Often that is meant, as with host ports of a network plugin; when it is
 //! not, as with another kube-proxy's rules, nothing in our own table shows it. So it is said, and nothing is done about it.
 //!

@@ -134,11 +134,11 @@ fn policies_decide_before_and_affinity_holds_instead() {
     assert_kernel();
 }
 
-/// A published port of somebody else that is a node port of ours, too: of two chains of one priority the kernel asks the older one first,
+/// A published port of somebody else that is a node port of ours, too: of two chains of one priority the kernel asks the newer one first,
 /// and the forwarder's has its turn after all of them.
 #[test]
 fn a_chain_of_somebody_else_for_the_same_port_decides_by_its_age_or_before_the_forwarder() {
-    for early in [true, false] {
+    for (early, forwarded) in [(true, false), (false, false), (true, true), (false, true)] {
         let lab = bed(3);
         let inside = lab.node().namespace();
         let publish = || {
@@ -148,7 +148,7 @@ fn a_chain_of_somebody_else_for_the_same_port_decides_by_its_age_or_before_the_f
             let rule = format!("fib daddr type local tcp dport 30080 dnat to {pod}:{TCP}");
             nft(inside, &["add", "rule", "ip", "published", "in", &rule]);
         };
-        let mut objects = userspace();
+        let mut objects = if forwarded { userspace() } else { annotated(json!({})) };
         // Of pod 1 alone.
         for slice in &mut objects[1..] {
             slice["endpoints"].as_array_mut().expect("endpoints").truncate(1);
@@ -163,11 +163,16 @@ fn a_chain_of_somebody_else_for_the_same_port_decides_by_its_age_or_before_the_f
             publish();
         }
         let at_node = SocketAddr::new(NODE.v4.into(), 30080);
-        let by_age = if early { "web-2" } else { "web-1" };
-        assert_eq!(names(&tally(lab.client(0), at_node, 10)), [by_age], "the kernel's own path, early: {early}");
-        let _leading = lead(&lab, &proxy);
-        assert_eq!(names(&tally(lab.client(0), at_node, 10)), ["web-2"], "in userspace, early: {early}");
-        assert_eq!(names(&tally(lab.client(0), frontends(1, 80)[0], 10)), [LISTENER], "what they do not claim");
+        let cluster_ip = frontends(1, 80)[0];
+        if forwarded {
+            let _leading = lead(&lab, &proxy);
+            assert_eq!(names(&tally(lab.client(0), at_node, 10)), ["web-2"], "theirs, early: {early}");
+            assert_eq!(names(&tally(lab.client(0), cluster_ip, 10)), [LISTENER], "what they do not claim");
+        } else {
+            let by_age = if early { "web-1" } else { "web-2" };
+            assert_eq!(names(&tally(lab.client(0), at_node, 10)), [by_age], "by the kernel, early: {early}");
+            assert_eq!(names(&tally(lab.client(0), cluster_ip, 10)), ["web-1"], "what they do not claim");
+        }
     }
 }
 
