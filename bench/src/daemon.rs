@@ -34,9 +34,15 @@ pub fn binary(asked: Option<&Path>) -> anyhow::Result<PathBuf> {
 // === impl Daemon ===
 
 impl Daemon {
-    /// Starts as node `n1` of the cluster that the kubeconfig leads to, with the settings that an engine has by itself.
+    /// Starts as node `n1` of the cluster that the kubeconfig leads to, with the settings that an engine has by itself. No status socket: its
+    /// path is the machine's, where it would take the place of a daemon's that serves this machine.
     pub fn start(namespace: &Namespace, binary: &Path, kubeconfig: &Path) -> anyhow::Result<Self> {
-        Self::start_with(namespace, binary, kubeconfig, &["--proxy-mode=nftables".to_owned()])
+        Self::start_with(
+            namespace,
+            binary,
+            kubeconfig,
+            &["--proxy-mode=nftables", "--status-socket="].map(str::to_owned),
+        )
     }
 
     /// Starts as node `n1` with these settings.

@@ -91,7 +91,14 @@ struct Start {
 impl<'a> Subject<'a> {
     /// The daemon of this project.
     pub(super) fn ours(binary: &'a Path, changes: usize) -> Self {
-        Self { binary, flags: &[], changes, warm_up: 10, pause: Duration::from_millis(3), tells: true }
+        Self {
+            binary,
+            flags: &["--status-socket="],
+            changes,
+            warm_up: 10,
+            pause: Duration::from_millis(3),
+            tells: true,
+        }
     }
 
     /// Another program, in its nftables mode. kube-proxy waits for a second between two syncs.
