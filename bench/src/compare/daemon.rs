@@ -1,6 +1,6 @@
 //! kube-proxy, ours or a real one, against the API server double: the program as it is run, from bytes on a socket to the kernel.
 //!
-//! Both get the same flags. `--iptables-min-sync-period=1ms` takes away the second that kube-proxy waits between two syncs by default, so
+//! Both get the same flags. `--iptables-min-sync-period=1ms` and its twin for IPVS take away the second that kube-proxy waits between two syncs by default, so
 //! that what is measured is work and not waiting; `--conntrack-*=0`, because a namespace may not set the machine's limits. Mode userspace gets
 //! `--forward-drain=1s`: a restart ends the connections that it carries, after a second instead of half a minute. Ours gets no status socket,
 //! because its path is the machine's, not the namespace's: it would be another daemon's. All other addresses are those of the namespace.
@@ -67,6 +67,7 @@ impl Daemon {
         let clients = format!("--cluster-cidr={}", model::CLIENTS);
         let fixed = [
             "--iptables-min-sync-period=1ms",
+            "--ipvs-min-sync-period=1ms",
             "--conntrack-max-per-core=0",
             "--conntrack-min=0",
             "--conntrack-tcp-timeout-established=0s",
