@@ -1,6 +1,7 @@
 //! Few numbers out of many.
 //!
-//! Quantiles are of the nearest rank: always a value that was measured. What is compared are medians over rounds, of ratios taken
+//! Quantiles are of the nearest rank: always a value that was measured. The median of a [`Spread`], which has few values, is the middle of the
+//! two in the middle where their number is even: the lower of two would make every time look better than it was. What is compared are medians over rounds, of ratios taken
 //! within one round, because the rounds of a shared machine differ more than the variants within one.
 
 use std::fmt;
@@ -46,7 +47,8 @@ impl Spread {
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
-        Self { low: quantile(&sorted, 0.25), median: quantile(&sorted, 0.5), high: quantile(&sorted, 0.75) }
+        let [below, above] = [(sorted.len() - 1) / 2, sorted.len() / 2].map(|rank| sorted[rank]);
+        Self { low: quantile(&sorted, 0.25), median: f64::midpoint(below, above), high: quantile(&sorted, 0.75) }
     }
 
     /// Of `a[i] / b[i]`.
@@ -107,7 +109,9 @@ mod tests {
         assert_eq!((quantile(&values, 0.5), quantile(&values, 0.99), quantile(&values, 1.0)), (50, 99, 100));
         assert_eq!((quantile(&[7], 0.0), quantile(&[7], 0.99)), (7, 7));
         let spread = Spread::of([4.0, 1.0, 3.0, 2.0]);
-        assert_eq!((spread.low, spread.median, spread.high), (1.0, 2.0, 3.0));
-        assert_eq!(format!("{spread:.1}"), "2.0 [1.0, 3.0]");
+        assert_eq!((spread.low, spread.median, spread.high), (1.0, 2.5, 3.0));
+        assert_eq!(Spread::of([54.1, 27.6]).median, 40.85, "not the lower of two");
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]).median, 2.0);
+        assert_eq!(format!("{spread:.1}"), "2.5 [1.0, 3.0]");
     }
 }

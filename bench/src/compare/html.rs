@@ -151,8 +151,8 @@ fn place(page: &mut String, place: &Place) {
         (
             "plan",
             format!(
-                "{} rounds; {} connections per set-up block; everything at {} Services; {} endpoints each",
-                manifest.rounds,
+                "{}; {} connections per set-up block; everything at {} Services; {} endpoints each",
+                summary::rounds(&rows, manifest.rounds),
                 number(manifest.samples as f64),
                 manifest.base,
                 manifest.endpoints
@@ -164,11 +164,12 @@ fn place(page: &mut String, place: &Place) {
         let spread = crate::stats::Spread::of(floors);
         facts.push(("floor, p50 of connecting", format!("{spread:.1} µs; {measured} observations, of which {repeated} were repeated because it moved, and {drifted} kept though it still did")));
     }
+    facts.extend(place.notes.iter().map(|note| ("note", escape(note))));
     for (key, value) in facts {
         let _ = writeln!(page, "<tr><td>{key}<td class=\"text\">{value}");
     }
     page.push_str("</table>\n<h3>Who takes part</h3>\n<table>\n<tr><th>contender<th class=\"text\">what it is<th class=\"text\">how, and what it says of itself\n");
-    for one in &manifest.contenders {
+    for one in place.participants() {
         let version =
             if one.version.is_empty() { String::new() } else { format!("<br><small>{}</small>", escape(&one.version)) };
         let missing = one
@@ -281,12 +282,14 @@ fn line_chart(place: &Place, rows: &[Row], (measurement, key, logarithmic): (Mea
     };
     // A userspace proxy answers the handshake by itself.
     let only_kernel = measurement == Measurement::Setup;
-    let shown = manifest.contenders.iter().filter(|one| !(only_kernel && USERSPACE.contains(&one.name.as_str())));
+    let shown = place.participants().into_iter().filter(|one| !(only_kernel && USERSPACE.contains(&one.name.as_str())));
     let lines: Vec<_> = shown.map(|one| of(&one.name)).filter(|line| !line.points.is_empty()).collect();
+    let drawn = rows.iter().filter(|row| row.measurement == measurement).cloned().collect::<Vec<_>>();
+    let rounds = summary::rounds(&drawn, manifest.rounds);
     let figure = figure(measurement, key);
     let title = format!("{}: {}, {}", measurement.title(), figure.title, figure.unit);
     let better = if figure.more == Some(true) { "more is better" } else { "less is better" };
-    let subtitle = format!("{better}; Linux {}; medians and quartiles, rounds: {}", manifest.kernel, manifest.rounds);
+    let subtitle = format!("{better}; Linux {}; medians and quartiles of {rounds}", manifest.kernel);
     chart::lines(&Frame { title: &title, subtitle: &subtitle, unit: figure.unit, logarithmic }, &lines)
 }
 
@@ -382,7 +385,7 @@ fn by_size(page: &mut String, place: &str, measurement: Measurement, rows: &[&Ro
                     None => page.push_str("<td class=\"muted\">not yet"),
                 }
             }
-            let runs = sizes.iter().filter_map(|size| of(*size)).map(|row| row.runs).max().unwrap_or(0);
+            let runs = summary::runs(sizes.iter().filter_map(|size| of(*size)).copied());
             let _ = writeln!(page, "<td>{runs}");
         }
         page.push_str("</table>\n");

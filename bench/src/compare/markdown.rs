@@ -22,9 +22,13 @@ pub fn page(places: &[Place]) -> String {
         let Manifest { place: name, kernel, machine, commit, command, rounds, .. } = manifest;
         let _ = writeln!(
             text,
-            "\n## {name}: Linux {kernel}\n\n- machine: {machine}\n- when: {}\n- commit: {commit}\n- command: `{command}`\n- medians [quartiles] over rounds, of which there are {rounds}",
-            runs(place)
+            "\n## {name}: Linux {kernel}\n\n- machine: {machine}\n- when: {}\n- commit: {commit}\n- command: `{command}`\n- medians [quartiles] of {}; the column *runs* says of how many, by the number of Services where that differs",
+            runs(place),
+            summary::rounds(&rows, *rounds)
         );
+        for note in &place.notes {
+            let _ = writeln!(text, "- note: {note}");
+        }
         for measurement in Measurement::ALL {
             let of: Vec<_> = rows.iter().filter(|row| row.measurement == measurement).collect();
             if of.iter().all(|row| row.runs == 0) {
@@ -70,7 +74,7 @@ fn by_size(text: &mut String, place: &str, measurement: Measurement, rows: &[&Ro
             }
             let mut cells = vec![name.to_owned()];
             cells.extend(found.iter().map(|row| row.map_or("-".to_owned(), |row| cell(row, figure))));
-            let runs = found.iter().flatten().map(|row| row.runs).max().unwrap_or(0);
+            let runs = summary::runs(found.iter().flatten().map(|row| **row));
             cells.push(format!("{runs} {}", anchor(&[place, measurement.name(), figure.key, name])));
             add(&mut table, &cells);
         }

@@ -1,7 +1,8 @@
 //! Raw data: a line of JSON for each observation, written as soon as it is made.
 //!
 //! A *journal* is the file `compare-<place>.jsonl` of a results directory; a *place* is a kernel on which everything was run: `host`, `vm`.
-//! Lines are either a [`Manifest`], one at each start of a run, which says machine, programs and plan, or a [`Record`]. Whoever starts a
+//! Lines are either a [`Manifest`], one at each start of a run, which says machine, programs and plan, or a [`Record`], or a note (`{"note": "..."}`),
+//! which somebody wrote by hand and reports repeat: why a figure was taken out, for one. Whoever starts a
 //! run with a journal that is there goes on where it broke off: what has a record is not measured again. A line that was cut short by a
 //! crash is passed over.
 
@@ -93,6 +94,7 @@ pub struct Manifest {
 #[serde(untagged)]
 enum Line {
     Manifest { manifest: Box<Manifest> },
+    Note { note: String },
     Record(Box<Record>),
 }
 
@@ -109,6 +111,8 @@ pub struct Place {
     /// The last one counts; older ones say when else it was run.
     pub manifests: Vec<Manifest>,
     pub records: Vec<Record>,
+    /// What somebody had to say of them.
+    pub notes: Vec<String>,
 }
 
 // === impl Key ===
@@ -182,15 +186,16 @@ impl Place {
     /// Reads a journal.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        let (mut manifests, mut records) = (Vec::new(), Vec::new());
+        let (mut manifests, mut records, mut notes) = (Vec::new(), Vec::new(), Vec::new());
         for line in text.lines() {
             match serde_json::from_str(line) {
                 Ok(Line::Manifest { manifest }) => manifests.push(*manifest),
                 Ok(Line::Record(record)) => records.push(*record),
+                Ok(Line::Note { note }) => notes.push(note),
                 Err(_) => {}
             }
         }
-        Ok(Self { manifests, records: whole(records) })
+        Ok(Self { manifests, records: whole(records), notes })
     }
 
     /// All journals of a directory.
@@ -208,6 +213,21 @@ impl Place {
 
     pub fn manifest(&self) -> &Manifest {
         self.manifests.last().expect("read so")
+    }
+
+    /// Everybody who took part in any of its runs: one that went on with a few has the others' figures, too.
+    pub fn participants(&self) -> Vec<&Participant> {
+        let mut lists: Vec<_> = self.manifests.iter().rev().map(|manifest| &manifest.contenders).collect();
+        // In the order of the longest list; what the last run says of somebody counts.
+        lists.sort_by_key(|list| std::cmp::Reverse(list.len()));
+        let mut all: Vec<&Participant> = Vec::new();
+        for one in lists.into_iter().flatten() {
+            if !all.iter().any(|known| known.name == one.name) {
+                let said = self.manifests.iter().rev().flat_map(|manifest| &manifest.contenders);
+                all.push(said.into_iter().find(|other| other.name == one.name).unwrap_or(one));
+            }
+        }
+        all
     }
 }
 
@@ -294,6 +314,24 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_goes_on_with_a_few_leaves_the_others_in_their_places() {
+        let with = |names: &[&str], version: &str| {
+            let contenders = names.iter().map(|name| Participant {
+                name: (*name).to_owned(),
+                kind: "baseline".into(),
+                title: String::new(),
+                version: version.to_owned(),
+                unavailable: None,
+            });
+            Manifest { contenders: contenders.collect(), ..Manifest::here("host", None) }
+        };
+        let manifests = vec![with(&["direct", "pointsman", "nginx"], "1"), with(&["nginx"], "2")];
+        let place = Place { manifests, records: Vec::new(), notes: Vec::new() };
+        let found: Vec<_> = place.participants().iter().map(|one| format!("{} {}", one.name, one.version)).collect();
+        assert_eq!(found, ["direct 1", "pointsman 1", "nginx 2"]);
+    }
+
+    #[test]
     fn of_a_key_that_was_cut_short_nothing_counts_until_it_is_there_again() {
         let part = |variant: &str| Record {
             variant: variant.to_owned(),
@@ -322,6 +360,6 @@ mod tests {
         assert!(!journal.has(&record(2, values.clone()).key));
         let place = Place::read(&path).expect("a place");
         assert_eq!(place.records, [record(0, values), record(1, failed)]);
-        assert_eq!(place.manifests.len(), 1);
+        assert_eq!((place.manifests.len(), place.notes.len()), (1, 0));
     }
 }

@@ -70,7 +70,7 @@ pub const PAIRS: [(&str, &[&str]); 2] = [("pointsman", &KERNEL_PEERS), ("pointsm
 
 /// All rows of a place, in the order of contenders, sizes and measurements.
 pub fn rows(place: &Place) -> Vec<Row> {
-    let names: Vec<_> = place.manifest().contenders.iter().map(|one| one.name.as_str()).collect();
+    let names: Vec<_> = place.participants().into_iter().map(|one| one.name.as_str()).collect();
     let mut groups: BTreeMap<(Measurement, usize, u32, &str), Vec<&Record>> = BTreeMap::new();
     for record in &place.records {
         let Some(measurement) = Measurement::of(&record.key.measurement) else { continue };
@@ -204,6 +204,25 @@ impl std::fmt::Display for Behind {
     }
 }
 
+/// How many rounds figures are of: `2`, or `2, 2, 1` where that differs by the number of Services.
+pub fn runs<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
+    let runs: Vec<_> = rows.map(|row| row.runs).filter(|runs| *runs > 0).collect();
+    let differs = runs.iter().any(|one| *one != runs[0]);
+    let shown = if differs { &runs[..] } else { &runs[..runs.len().min(1)] };
+    if shown.is_empty() { "0".to_owned() } else { shown.iter().map(usize::to_string).collect::<Vec<_>>().join(", ") }
+}
+
+/// `1 to 2 rounds of the 3 planned`
+pub fn rounds(rows: &[Row], planned: u32) -> String {
+    let runs = || rows.iter().map(|row| row.runs).filter(|runs| *runs > 0);
+    let (least, most) = (runs().min().unwrap_or(0), runs().max().unwrap_or(0));
+    match (least == most, most == planned as usize) {
+        (true, true) => format!("{most} rounds"),
+        (true, false) => format!("{most} rounds of the {planned} planned"),
+        (false, _) => format!("{least} to {most} rounds of the {planned} planned"),
+    }
+}
+
 /// A number with as many digits as it is worth.
 pub fn number(value: f64) -> String {
     let magnitude = value.abs();
@@ -226,9 +245,9 @@ pub fn csv(places: &[Place]) -> String {
     let mut text =
         "place,contender,kind,services,measurement,variant,figure,unit,runs,failed,median,low,high,reason\n".to_owned();
     for place in places {
-        let manifest = place.manifest();
+        let (manifest, participants) = (place.manifest(), place.participants());
         for row in rows(place) {
-            let kind = manifest.contenders.iter().find(|one| one.name == row.contender).map_or("", |one| &one.kind);
+            let kind = participants.iter().find(|one| one.name == row.contender).map_or("", |one| &one.kind);
             let Row { contender, services, measurement, variant, runs, failed, .. } = &row;
             let front =
                 format!("{},{contender},\"{kind}\",{services},{},\"{variant}\"", manifest.place, measurement.name());
@@ -280,7 +299,7 @@ mod tests {
         };
         let records = (0..3)
             .flat_map(|round| figures.iter().map(move |(name, p50)| record(round, name, p50 + f64::from(round) * 0.1)));
-        Place { manifests: vec![manifest], records: records.collect() }
+        Place { manifests: vec![manifest], records: records.collect(), notes: Vec::new() }
     }
 
     #[test]
@@ -291,6 +310,18 @@ mod tests {
         let named: Vec<_> = found.iter().map(|one| (one.figure.key, one.peer.as_str(), one.at.len())).collect();
         assert_eq!(named, [("p50_us", "ipvs-shape", 1), ("rate", "ipvs-shape", 1)]);
         assert_eq!(found[0].at[0].to_string(), "100: 22.1 to 20.1 (1.10 x)");
+    }
+
+    #[test]
+    fn rounds_that_were_not_run_are_not_claimed() {
+        let mut begun = place(&[("pointsman", 22.0)]);
+        begun.manifests[0].rounds = 3;
+        assert_eq!((rounds(&rows(&begun), 3), runs(rows(&begun).iter())), ("3 rounds".into(), "3".into()));
+        begun.records.truncate(2);
+        let other = Record { key: Key::new(0, 1_000, "pointsman", Measurement::Setup), ..begun.records[0].clone() };
+        begun.records.push(other);
+        let rows = rows(&begun);
+        assert_eq!((rounds(&rows, 3), runs(rows.iter())), ("1 to 2 rounds of the 3 planned".into(), "2, 1".into()));
     }
 
     #[test]
