@@ -24,6 +24,9 @@ use super::ledger::Event;
 use crate::model::Protocol;
 use crate::status::Traffic;
 
+/// `TCP_CONNTRACK_SYN_SENT`, `_SYN_RECV` (linux/netfilter/nf_conntrack_tcp.h).
+const TCP_HANDSHAKE: [u8; 2] = [1, 2];
+
 /// An entry of the table with all that people want to know of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -191,7 +194,7 @@ impl Known {
                 seen.began = seen.began.or(began);
                 // An event need not say everything.
                 let state = flow.state.or(seen.state);
-                if state == seen.state || seen.ended {
+                if state == seen.state || seen.ended || is_late(what, flow, seen) {
                     return None;
                 }
                 seen.state = state;
@@ -203,6 +206,12 @@ impl Known {
             }
         }
     }
+}
+
+/// Whether this was said before a review found the connection further on: nobody begins, or shakes hands, twice.
+fn is_late(what: What, flow: &Flow, seen: &Seen) -> bool {
+    let shakes_hands = |state: Option<u8>| state.is_some_and(|state| TCP_HANDSHAKE.contains(&state));
+    what == What::New || flow.protocol == Protocol::Tcp && shakes_hands(flow.state) && !shakes_hands(seen.state)
 }
 
 // === impl Seen ===
@@ -285,6 +294,16 @@ mod tests {
         assert_eq!(ended.len(), 1, "the one that was over is not told again");
         assert_eq!((ended[0].what, ended[0].record.sighting.flow.state), (What::End, Some(ESTABLISHED)));
         assert_eq!(known.len(), 1);
+        // What waited while the table was read is older than what was read.
+        known.begin_review();
+        known.found(&record(5, ESTABLISHED), second(4)).expect("news");
+        for (event, state) in [(Event::New, 1), (Event::Present, 2), (Event::Present, ESTABLISHED)] {
+            assert_eq!(known.hear(event, &record(5, state), second(4)), None, "{event:?} {state}");
+        }
+        assert_eq!(
+            known.hear(Event::Present, &record(5, FIN_WAIT), second(5)).map(|happened| happened.what),
+            Some(What::Update)
+        );
         // Nobody's: what was not translated.
         let mut other = record(9, ESTABLISHED);
         other.sighting.flow.reply.source = other.sighting.flow.original.destination;

@@ -34,6 +34,12 @@ const PACE: Duration = Duration::from_secs(1);
 /// Between two readings after losses at least.
 const RECOVERY: Duration = Duration::from_millis(250);
 
+/// When the table is read again after a reading: where the kernel tells of nothing, and where others disturbed this one, because ends that fell
+/// into it are not known yet.
+fn next_review(now: Instant, partial: bool, tells: bool) -> Option<Instant> {
+    (partial || !tells).then(|| now + PACE)
+}
+
 /// Follows connections in the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Follower {
@@ -139,7 +145,7 @@ impl Follower {
             self.known.end_review(at).into_iter().for_each(|happening| tell(News::Flow(Box::new(happening))));
         }
         self.reviewed = Some(Instant::now());
-        self.review_at = (!tells()).then(|| Instant::now() + PACE);
+        self.review_at = next_review(Instant::now(), dump.partial, tells());
         Ok(())
     }
 
@@ -151,5 +157,17 @@ impl Follower {
             record.traffic = entry.and_then(|entry| entry.traffic);
         }
         Ok(happening)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reading_that_was_disturbed_is_not_the_last() {
+        let now = Instant::now();
+        assert_eq!(next_review(now, false, true), None);
+        assert_eq!([next_review(now, true, true), next_review(now, false, false)], [Some(now + PACE); 2]);
     }
 }
