@@ -5,7 +5,7 @@
 //! daemon runs, `list` and `flows` read the kernel's own tables (`tables`), which know frontends and endpoints, and no reasons.
 //!
 //! Where things are: [`cli`] what can be said on the command line, from which completions and the man page are made, too; `list` the shape of
-//! `ipvsadm -ln`; `get` wide tables; `explain` words for a decision; `flows` connections one by one; `trace` rules that packets took; [`doctor`] how the node and the daemon are; [`orders`] what is said by hand: `drain`, `weight`, `undrain`; `text` columns, colours and what hostile names may not do.
+//! `ipvsadm -ln`; `get` wide tables; `explain` words for a decision; `flows` connections one by one; `trace` rules that packets took; [`doctor`] how the node and the daemon are; [`orders`] what is said by hand: `drain`, `weight`, `undrain`; `target` what connections are made to; `text` columns, colours and what hostile names may not do.
 //!
 //! Invariants: what comes from objects (names, labels, annotations) reaches a terminal with control characters escaped; colours only where
 //! somebody looks; an error is one line on standard error, and the exit status is 1.
@@ -22,6 +22,7 @@ mod list;
 pub mod orders;
 mod probe;
 mod tables;
+mod target;
 mod text;
 mod trace;
 
@@ -56,8 +57,8 @@ enum Failure {
     Say(String),
     #[error(transparent)]
     Trace(#[from] trace::TraceError),
-    #[error("{0}")]
-    Target(#[from] explain::TargetError),
+    #[error(transparent)]
+    Target(#[from] target::TargetError),
 }
 
 /// Does what the command line says.
@@ -86,20 +87,30 @@ fn perform(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Undrain(options) => return orders::undrain(socket, options),
         Command::Flows(options) => flows::run(socket, options),
         Command::Trace(options) => trace::run(socket, options),
-        Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "pointsman", &mut io::stdout());
-            Ok(())
-        }
+        Command::Completions { shell } => completions(*shell, &mut io::stdout()).map_err(Failure::from),
         Command::Man => man(&mut io::stdout()).map_err(Failure::from),
     };
     shown.map(|()| ExitCode::SUCCESS)
+}
+
+/// Completions for a shell. They are made first and written then: who makes them takes a failing pipe for a reason to panic.
+fn completions(shell: clap_complete::Shell, out: &mut impl Write) -> io::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "pointsman", &mut script);
+    out.write_all(&script)
 }
 
 /// The manual: the command and, one after the other, what it can do.
 fn man(out: &mut impl Write) -> io::Result<()> {
     let command = Cli::command();
     let mut page = Vec::new();
-    clap_mangen::Man::new(command.clone()).render(&mut page)?;
+    // Not as a whole: that would refer to a page for each command, and there is this one alone.
+    let whole = clap_mangen::Man::new(command.clone());
+    whole.render_title(&mut page)?;
+    whole.render_name_section(&mut page)?;
+    whole.render_synopsis_section(&mut page)?;
+    whole.render_description_section(&mut page)?;
+    whole.render_options_section(&mut page)?;
     for sub in command.get_subcommands() {
         let name = format!("pointsman {}", sub.get_name());
         let man = clap_mangen::Man::new(sub.clone().bin_name(name.clone()));
@@ -107,7 +118,11 @@ fn man(out: &mut impl Write) -> io::Result<()> {
         man.render_synopsis_section(&mut page)?;
         man.render_description_section(&mut page)?;
         man.render_options_section(&mut page)?;
+        if sub.get_after_help().is_some() {
+            man.render_extra_section(&mut page)?;
+        }
     }
+    whole.render_version_section(&mut page)?;
     out.write_all(&page)
 }
 
@@ -139,4 +154,19 @@ fn repeat(watch: Option<f64>, mut show: impl FnMut(&mut Vec<u8>) -> Result<(), F
 
 fn ask<T: serde::de::DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Failure> {
     Ok(client::ask(socket, path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_that_nobody_reads_is_an_error_and_no_panic() {
+        let mut full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a device");
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh] {
+            let error = completions(shell, &mut full).expect_err("no room");
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        }
+        assert_eq!(man(&mut full).expect_err("no room").kind(), io::ErrorKind::StorageFull);
+    }
 }

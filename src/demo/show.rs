@@ -359,12 +359,14 @@ impl Show {
         let name = |namespace: &Namespace| namespace.name().unwrap_or_default().to_owned();
         let (node, client) = (name(self.lab.node().namespace()), name(self.lab.client(0).namespace()));
         let path = self.files.path().display();
+        // As a rule it was built a moment ago and is in no PATH.
+        let program = std::env::current_exe().map_or("pointsman".to_owned(), |program| program.display().to_string());
         vec![
             String::new(),
             "The lab stays up until Ctrl-C. In another terminal, as root:".into(),
             format!("  the ruleset       ip netns exec {node} nft list ruleset"),
             format!(
-                "  ask the daemon    ip netns exec {node} pointsman --socket {} list",
+                "  ask the daemon    ip netns exec {node} {program} --socket {} list",
                 self.daemon.socket().display()
             ),
             format!("  be the client     ip netns exec {client} bash"),

@@ -154,7 +154,7 @@ pub struct GetOptions {
     #[arg(value_enum)]
     pub what: What,
 
-    /// Only Services with this in their name, address, port, pod or scheduler; NAMESPACE/NAME is one Service
+    /// Only Services with this in their name, address, port, pod or scheduler; NAMESPACE/NAME[:PORT] is one Service
     pub search: Option<String>,
 
     /// Only Services of this namespace
@@ -177,7 +177,7 @@ pub struct GetOptions {
 /// What `explain` explains.
 #[derive(Clone, Debug, Args)]
 pub struct ExplainOptions {
-    /// ADDRESS:PORT, a node port's number, NAMESPACE/NAME, or NAMESPACE/NAME:PORT with the port's name or number
+    /// ADDRESS:PORT, a node port's number, or [NAMESPACE/]NAME[:PORT] with the port's name or number
     pub target: String,
 
     /// The client's address; without it, somebody from outside
@@ -252,7 +252,7 @@ pub struct FlowsOptions {
 /// What `trace` traces.
 #[derive(Clone, Debug, Args)]
 pub struct TraceOptions {
-    /// ADDRESS:PORT, a node port's number, NAMESPACE/NAME, or NAMESPACE/NAME:PORT with the port's name or number
+    /// ADDRESS:PORT, a node port's number, or [NAMESPACE/]NAME[:PORT] with the port's name or number
     pub target: String,
 
     /// Only packets of this client
@@ -442,6 +442,7 @@ mod tests {
                 assert!(page.contains(&format!("POINTSMAN {}", command.get_name().to_uppercase())), "{page}");
             }
         }
-        assert!(page.contains("verify") && page.contains("socket"), "{page}");
+        assert!(page.contains("verify") && page.contains("socket") && page.contains("ipvsadm"), "{page}");
+        assert!(page.contains("pointsman flows shop/web") && !page.contains("list(1)"), "{page}");
     }
 }

@@ -11,26 +11,19 @@ use super::cli::ExplainOptions;
 use super::client::query;
 use super::probe::{ProbeView, probe};
 use super::text::{Cell, Look, Table, colours, paint, plain, span};
-use super::{Failure, ask, get, say};
+use super::{Failure, ask, get, say, target};
 use crate::status::StandingView;
-use crate::status::explain::{Answer, Client, Explanation, Outcome, Reason, SourceReason, Target};
-
-/// What cannot be explained.
-#[derive(Debug, thiserror::Error)]
-#[error("{0:?} is neither ADDRESS:PORT, a node port's number, nor NAMESPACE/NAME[:PORT]")]
-pub(super) struct TargetError(String);
+use crate::status::explain::{Answer, Client, Explanation, Outcome, Reason, SourceReason};
 
 /// Exit status where a connection reaches nobody, and where the kernel differs.
 const DEAD_END: u8 = 2;
 const DIFFERS: u8 = 3;
 
 pub(super) fn run(socket: &Path, options: &ExplainOptions) -> Result<ExitCode, Failure> {
-    if Target::parse(&options.target).is_none() {
-        return Err(TargetError(options.target.clone()).into());
-    }
+    let target = target::whole(socket, &options.target)?;
     let from = options.from.map(|from| from.to_string());
     let parameters = [
-        ("target", Some(&*options.target)),
+        ("target", Some(&*target)),
         ("from", from.as_deref()),
         ("protocol", options.proto.as_deref()),
         ("verify", options.verify.then_some("true")),
@@ -43,7 +36,7 @@ pub(super) fn run(socket: &Path, options: &ExplainOptions) -> Result<ExitCode, F
         Some(format) => {
             say(&mut out, format, &Probed { explanation: &explanation, probes: options.probe.then_some(&*probes) })?
         }
-        None => write(&mut out, &explanation, &probes, colours())?,
+        None => write(&mut out, &explanation, options.probe.then_some(&*probes), colours())?,
     }
     let surprised = probes.iter().flatten().any(|probe| probe.as_explained == Some(false));
     Ok(if surprised { ExitCode::from(DIFFERS) } else { status(&explanation) })
@@ -74,7 +67,7 @@ fn status(explanation: &Explanation) -> ExitCode {
 fn write(
     out: &mut impl Write,
     explanation: &Explanation,
-    probes: &[Option<ProbeView>],
+    probes: Option<&[Option<ProbeView>]>,
     colours: bool,
 ) -> io::Result<()> {
     for (index, answer) in explanation.answers.iter().enumerate() {
@@ -82,7 +75,11 @@ fn write(
             writeln!(out)?;
         }
         write_answer(out, explanation, answer, colours)?;
-        let Some(Some(probe)) = probes.get(index) else { continue };
+        let Some(probes) = probes else { continue };
+        let Some(Some(probe)) = probes.get(index) else {
+            writeln!(out, "{:<10} not tried: it takes TCP to a frontend of this Service's own", "probe")?;
+            continue;
+        };
         let look = if probe.as_explained == Some(false) { Look::Bad } else { Look::Plain };
         let surprise = if probe.as_explained == Some(false) { ", which is not what was explained" } else { "" };
         writeln!(out, "{:<10} {}{}", "probe", plain(&probe.words()), paint(surprise, look, colours))?;
@@ -92,7 +89,7 @@ fn write(
 
 fn write_answer(out: &mut impl Write, explanation: &Explanation, answer: &Answer, colours: bool) -> io::Result<()> {
     let mut line = |what: &str, text: &str| writeln!(out, "{what:<10} {}", plain(text));
-    line("target", &target(explanation, answer))?;
+    line("target", &target_of(explanation, answer))?;
     if let Some(service) = &answer.service {
         line("service", service)?;
     }
@@ -159,7 +156,7 @@ fn write_answer(out: &mut impl Write, explanation: &Explanation, answer: &Answer
     Ok(())
 }
 
-fn target(explanation: &Explanation, answer: &Answer) -> String {
+fn target_of(explanation: &Explanation, answer: &Answer) -> String {
     let Some(frontend) = &answer.frontend else { return explanation.target.clone() };
     let protocol = answer.protocol.as_deref().unwrap_or_default();
     match frontend.address {
@@ -246,13 +243,14 @@ mod tests {
         });
         let explanation: Explanation = serde_json::from_value(explanation).expect("an explanation");
         let mut out = Vec::new();
-        write(&mut out, &explanation, &[], false).expect("memory");
+        write(&mut out, &explanation, Some(&[None]), false).expect("memory");
         insta::assert_snapshot!(String::from_utf8(out).expect("text"), @r"
         target     x\u{1b}[2J
         service    a\u{1b}]0;\u{7}/b\n
         client     somebody from outside (--from names one)
         outcome    is dropped: the traffic policy is Local, and all endpoints are on other nodes
         otherwise  a pod of this node: reaches an endpoint
+        probe      not tried: it takes TCP to a frontend of this Service's own
         ");
     }
 }

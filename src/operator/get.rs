@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::cli::{GetOptions, What};
 use super::client::query;
+use super::target::TargetError;
 use super::text::{self, Cell, Look, Table, ago, span};
 use super::{Failure, ask, orders, repeat, say};
 use crate::status::{
@@ -48,13 +49,22 @@ fn overrides(socket: &Path, options: &GetOptions) -> Result<(), Failure> {
 }
 
 /// All pages in one.
-fn fetch(socket: &Path, options: &GetOptions) -> Result<ServicePage, Failure> {
+pub(super) fn fetch(socket: &Path, options: &GetOptions) -> Result<ServicePage, Failure> {
     let connections = (options.what == What::Endpoints).then_some("true");
     if let Some((namespace, name)) = options.search.as_deref().and_then(|search| search.split_once('/')) {
         let encoded =
             |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20");
+        // As other commands, and this one's tables, write a Service port.
+        let (name, port) = name.split_once(':').map_or((name, None), |(name, port)| (name, Some(port)));
         let path = format!("/v1/services/{}/{}", encoded(namespace), encoded(name));
-        let service: ServiceView = ask(socket, &query(&path, &[("connections", connections)]))?;
+        let mut service: ServiceView = ask(socket, &query(&path, &[("connections", connections)]))?;
+        if let Some(port) = port {
+            service.ports.retain(|one| one.name == port || port.parse() == Ok(one.port));
+            if service.ports.is_empty() {
+                let name = format!("{namespace}/{name}");
+                return Err(TargetError::NoPort { name, port: port.to_owned() }.into());
+            }
+        }
         return Ok(ServicePage { version: VERSION.to_owned(), total: 1, page: 1, pages: 1, services: vec![service] });
     }
     let mut all: Option<ServicePage> = None;

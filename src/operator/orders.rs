@@ -1,6 +1,6 @@
 //! `drain`, `weight` and `undrain`: what a person says about an endpoint on this node, by hand and for a while.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -119,7 +119,7 @@ pub(super) fn undrain(socket: &Path, options: &UndrainOptions) -> Result<ExitCod
     ];
     let list: OverrideList = client::send(socket, Method::DELETE, &query("/v1/overrides", &parameters))?;
     if list.overrides.is_empty() && options.output.is_none() {
-        println!("nothing that was said by hand stands on this node any more");
+        writeln!(io::stdout(), "nothing that was said by hand stands on this node any more")?;
         warn(&list);
     } else {
         answer(&list, options.output)?;

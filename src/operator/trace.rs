@@ -22,6 +22,7 @@ use nft::Step;
 
 use super::cli::{Format, TraceOptions};
 use super::client::{self, ClientError};
+use super::target::{self, TargetError};
 use super::text::{Look, colours, paint, plain};
 use super::{Failure, say};
 use crate::kernel::glance;
@@ -44,8 +45,6 @@ const MOST: usize = 64;
 /// Why nothing can be traced.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TraceError {
-    #[error("{0:?} is neither ADDRESS:PORT, a node port's number, nor NAMESPACE/NAME[:PORT]")]
-    Target(String),
     #[error("--from {from}: {target} has no frontend of that family")]
     Family { from: String, target: String },
     #[error("{0} has no frontend that could be traced here")]
@@ -57,9 +56,8 @@ pub(super) enum TraceError {
 }
 
 pub(super) fn run(socket: &Path, options: &TraceOptions) -> Result<(), Failure> {
-    let target = Target::parse(&options.target)
-        .ok_or_else(|| TraceError::Target(options.target.clone()))
-        .map_err(Failure::from)?;
+    let target = target::whole(socket, &options.target)?;
+    let target = Target::parse(&target).ok_or_else(|| TargetError::Unreadable(target.clone()))?;
     let tables = glance::tables().unwrap_or_default();
     let aims = aims(socket, &target, options, &tables)?;
     let mut known = Known::new(Ruleset::read().map_err(TraceError::from)?, tables);
@@ -122,7 +120,7 @@ fn aims(
     let protocols = asked.map_or(vec![Protocol::Tcp, Protocol::Udp], |protocol| vec![protocol]);
     let mut aims = Vec::new();
     let mut add = |protocol: Protocol, family: Family, address, port| {
-        if protocols.contains(&protocol) {
+        if asked.is_none_or(|asked| asked == protocol) {
             aims.push(Aim { family, protocol, client: options.from, address, port });
         }
     };

@@ -124,6 +124,13 @@ fn get_shows_what_was_decided() {
         endpoints.contains("not ready") && endpoints.contains("in use") && endpoints.contains("100.0%"),
         "{endpoints}"
     );
+    let port = said(lab.node(), &bed, &["get", "services", "shop/web:http"]);
+    assert!(
+        port.contains("shop/web:http") && !port.contains("shop/web:dns") && services.contains("shop/web:dns"),
+        "{port}"
+    );
+    let (code, _, error) = pointsman(lab.node(), &bed, &["get", "services", "shop/web:nobody"]);
+    assert!(code == Some(1) && error.contains("Service shop/web has no port nobody"), "{error}");
     let hostile = [services, endpoints, said(lab.node(), &bed, &["get", "services", "--only", "problems"])].concat();
     assert!(hostile.contains("pointsman.dev/scheduler") && !hostile.contains('\u{1b}'), "{hostile}");
     // More than a page.
@@ -185,8 +192,14 @@ fn explain_says_what_packets_meet_and_compares_with_the_kernel() {
     assert_eq!((code, &value["probes"][0]["result"]), (Some(2), &json!("refused")), "{value:#}");
     let words = said(lab.node(), &bed, &["explain", "shop/web:dns"]);
     assert!(words.contains("reaches an endpoint") && words.contains("ruleset    services {"), "{words}");
-    let (code, _, error) = pointsman(lab.node(), &bed, &["explain", "web"]);
-    assert!(code == Some(1) && error.contains("\"web\" is neither"), "{error}");
+    // Who has a name for itself needs no namespace.
+    assert_eq!(said(lab.node(), &bed, &["explain", "web:dns"]), words);
+    for (target, says) in
+        [("10.96.0.1", "\"10.96.0.1\" is neither"), ("nobody", "no Service nobody"), ("web:", "\"web:\" is neither")]
+    {
+        let (code, _, error) = pointsman(lab.node(), &bed, &["explain", target]);
+        assert!(code == Some(1) && error.contains(says), "{target}: {error}");
+    }
 }
 
 /// The kernel is asked, not believed: an element that is not there is told.

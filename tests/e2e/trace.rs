@@ -145,7 +145,7 @@ fn nothing_of_a_trace_stays_and_mistakes_are_named() {
     let daemon = bed.start(lab.node(), &[]);
     bed.get("/v1/health");
     for (args, why) in [
-        (&["trace", "web"][..], "\"web\" is neither ADDRESS:PORT"),
+        (&["trace", "10.96.0.1"][..], "\"10.96.0.1\" is neither ADDRESS:PORT"),
         (&["trace", "shop/nobody"], "no Service shop/nobody is served here"),
         (
             &["trace", "10.96.0.1:80", "--from", "fd00::9"],

@@ -101,8 +101,12 @@ fn slots(image: &TableImage, pool: PoolId) -> Option<StepView> {
     let direct = image.endpoints.keys().filter(|key| key.pool == pool).count();
     let sticky = image.member_slots.keys().filter(|key| key.pool == pool).count();
     let (set, count) = if direct > 0 { ("endpoints", direct) } else { ("member-slots", sticky) };
-    let key = format!("{} . 0-{}", hexadecimal(pool.key()), count.checked_sub(1)?);
-    Some(StepView { set: set.to_owned(), key, value: format!("{count} slots"), chain: None })
+    let (keys, value) = match count.checked_sub(1)? {
+        0 => ("0".to_owned(), "1 slot".to_owned()),
+        last => (format!("0-{last}"), format!("{count} slots")),
+    };
+    let key = format!("{} . {keys}", hexadecimal(pool.key()));
+    Some(StepView { set: set.to_owned(), key, value, chain: None })
 }
 
 fn hexadecimal(number: u32) -> String {
