@@ -32,6 +32,7 @@ mod flows;
 pub mod health;
 mod http;
 pub mod kept;
+mod lines;
 pub mod metrics;
 mod page;
 pub mod services;

@@ -12,6 +12,7 @@
 //! | [`ServicePage`] of [`ServiceView`] | `/v1/services?namespace=&search=&only=&page=&perPage=&connections=` |
 //! | [`ServiceView`] | `/v1/services/NAMESPACE/NAME?connections=` |
 //! | [`VirtualList`] of [`VirtualView`] | `/v1/list`: every frontend with its endpoints, as `ipvsadm -ln` has them |
+//! | lines of [`FrontendLine`] | `/v1/list?lines=true`: the same with connections, a frontend per line |
 //! | [`ConnectionList`] | `/v1/connections`: live connections by frontend and endpoint |
 //! | [`FlowList`](flows::FlowList), or lines of [`FlowEvent`](flows::FlowEvent) | `/v1/flows?target=&client=&endpoint=&protocol=&state=&node=&most=&follow=`: connections one by one |
 //! | [`Explanation`](explain::Explanation) | `/v1/explain?target=&from=&protocol=&verify=`: what becomes of a connection |
@@ -36,7 +37,9 @@ mod service;
 mod traffic;
 
 pub use health::{ApiHealth, DriftView, FamilyHealth, HealthView, LastError, LastSync};
-pub use listing::{DestinationView, VirtualList, VirtualView, list};
+pub use listing::{
+    DestinationView, EndpointCell, FrontendLine, ListedFrontend, VirtualList, VirtualView, crossed, list,
+};
 pub use overrides::{
     ByHandView, LONGEST, Lift, OverrideList, OverrideView, USUAL, lasting, order_of, override_on, overrides,
 };

@@ -11,7 +11,7 @@ use crate::compile::TableImage;
 use crate::forward::RouteId;
 use crate::model::map::HashMap;
 use crate::model::{Family, PortKey, Problem, Service, ServiceKey};
-use crate::policy::{self, Assessment, Claim, Context, Override, Surveyed, Warming};
+use crate::policy::{self, Assessment, Claim, Context, Override, ResolvedPort, Surveyed, Warming};
 use crate::schedule::Scheduler;
 use crate::source::{Kind, ObjectKey};
 
@@ -92,6 +92,31 @@ impl Engine {
             warming,
             overrides,
         })
+    }
+
+    /// Looks at the frontends of a Service and at who answers there, if there is no more to say of its endpoints: none weighs anything, none leaves,
+    /// and nothing was said by hand. Then candidates are all that [`Engine::look`] would show, and no survey is taken.
+    pub fn look_briefly(&self, key: &ServiceKey) -> Option<(&Service, Vec<ResolvedPort>)> {
+        let service = self.store.service(key)?;
+        let slices = self.store.slices(key);
+        if !self.overrides.of(key).is_empty() {
+            return None;
+        }
+        let assessment = Assessment::new(service, slices.clone(), &[]);
+        let mut endpoints = slices.clone().flat_map(|slice| &slice.endpoints);
+        if assessment.is_weighted() || endpoints.any(|endpoint| endpoint.terminating) {
+            return None;
+        }
+        let context = Context {
+            settings: &self.settings,
+            node: self.store.node(),
+            claims: &self.claims,
+            scheduler: self.scheduler,
+            warming: None,
+            assessment: Some(&assessment),
+            overrides: &[],
+        };
+        Some((service, policy::resolve(service, slices, context)))
     }
 
     /// The Service that has a frontend or node port, as of the last compilation.

@@ -12,7 +12,7 @@
 //! | `/v1/health` | [`HealthView`] | |
 //! | `/v1/services?namespace=&search=&only=&page=&perPage=&connections=` | [`ServicePage`] | 400 |
 //! | `/v1/services/NAMESPACE/NAME?connections=` | [`ServiceView`] | 404 |
-//! | `/v1/list?namespace=&search=&only=` | [`VirtualList`] | 400 |
+//! | `/v1/list?namespace=&search=&only=&lines=` | [`VirtualList`]; lines of [`FrontendLine`](crate::status::FrontendLine) with `lines` | 400 |
 //! | `/v1/explain?target=&from=&protocol=&verify=` | [`Explanation`] | 400 |
 //! | `/v1/connections` | [`ConnectionList`] | |
 //! | `/v1/drift` | [`DriftView`] | |
@@ -46,6 +46,7 @@ use super::desk::{Busy, Desk, Glance};
 use super::flows::{Asked, Flows, FollowError, ListError, leads_to};
 use super::http::{Answer, Handler, answer};
 use super::kept;
+use super::lines::{self, Counted};
 use crate::conntrack::{Destination, Flow};
 use crate::engine::{Engine, Order, OrderError};
 use crate::forward::{CarriedKey, Register};
@@ -57,8 +58,8 @@ use crate::model::{Families, Family, Protocol, ServiceKey};
 use crate::status::explain::{DifferenceView, Explanation, Question, VerificationView, explain};
 use crate::status::flows::{FlowFilter, FlowList};
 use crate::status::{
-    self, CHUNK, ConnectionList, DriftView, FamilyHealth, HealthView, Lift, OverrideList, OverrideView, Page, Search,
-    SearchError, ServicePage, ServiceView, Sums, VERSION, VirtualList,
+    self, CHUNK, ConnectionList, DriftView, FamilyHealth, HealthView, Lift, ListedFrontend, OverrideList, OverrideView,
+    Page, Search, SearchError, ServicePage, ServiceView, Sums, VERSION, VirtualList,
 };
 
 /// How long what a walk through connection tracking found is good enough.
@@ -170,6 +171,7 @@ impl Api {
         match path {
             "/v1/health" => Ok(json(&self.health().await?)),
             "/v1/services" => Ok(json(&self.services(parameters).await?)),
+            "/v1/list" if is_set(parameters, "lines") => self.lines(parameters).await,
             "/v1/list" => Ok(json(&self.list(parameters).await?)),
             "/v1/explain" => Ok(json(&self.explain(parameters).await?)),
             "/v1/connections" => Ok(json(&self.connections().await?)),
@@ -259,9 +261,21 @@ impl Api {
                 .0
                 .desk
                 .ask(move |glance| keys.iter().flat_map(|key| status::list(glance.engine, key)).collect::<Vec<_>>());
-            services.extend(seen.await?);
+            services.extend(seen.await?.into_iter().map(ListedFrontend::into_view));
         }
         Ok(VirtualList { version: VERSION.to_owned(), services })
+    }
+
+    async fn lines(&self, parameters: &Parameters) -> Result<Answer, Refusal> {
+        let keys = self.found(Search::of(parameters)?).await?;
+        let census = self.census().await?;
+        let to = census.destinations();
+        let crossed = if to.is_empty() {
+            Vec::new()
+        } else {
+            self.0.desk.ask(move |glance| status::crossed(glance.engine, &to)).await?
+        };
+        Ok(lines::lines(self.0.desk.clone(), chunks(keys), Counted { census, crossed: crossed.into() }))
     }
 
     async fn explain(&self, parameters: &Parameters) -> Result<Explanation, Refusal> {

@@ -41,6 +41,17 @@ pub enum ClientError {
     Refused(String),
 }
 
+/// Why reading line by line ended early.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LineError {
+    /// No lines came, or not all.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// What came could not be passed on.
+    #[error(transparent)]
+    Write(#[from] io::Error),
+}
+
 #[derive(Deserialize)]
 struct ErrorBody {
     error: String,
@@ -111,6 +122,46 @@ pub async fn follow(socket: &Path, path: &str) -> Result<Stream, ClientError> {
     let body = body.collect().await.map_err(|error| failed(error.to_string()))?.to_bytes();
     driver.abort();
     Err(refusal(socket, path, status, &body))
+}
+
+/// Passes every line of an answer on while the next ones are on their way. `each` says what it could not write; what it could not read, as text inside.
+pub(super) fn each_line(
+    socket: &Path,
+    path: &str,
+    mut each: impl FnMut(&[u8]) -> io::Result<Result<(), serde_json::Error>>,
+) -> Result<(), LineError> {
+    let failed = |error: String| ClientError::Failed { socket: socket.to_owned(), path: path.to_owned(), error };
+    let runtime =
+        runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(error.to_string()))?;
+    runtime.block_on(async {
+        let mut stream = follow(socket, path).await?;
+        let mut take = |line: &[u8]| match each(line)? {
+            Ok(()) => Ok(()),
+            // The daemon had to stop.
+            Err(error) => Err(LineError::Client(match serde_json::from_slice::<ErrorBody>(line) {
+                Ok(body) => ClientError::Refused(body.error),
+                Err(_) => failed(format!("a line that is none: {error}")),
+            })),
+        };
+        loop {
+            let frame = tokio::time::timeout(PATIENCE, stream.body.frame()).await;
+            let frame = frame.map_err(|_| failed(format!("no more within {} s", PATIENCE.as_secs())))?;
+            let Some(frame) = frame else { break };
+            let bytes = frame.map_err(|error| failed(error.to_string()))?.into_data().unwrap_or_default();
+            for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+                if !line.ends_with(b"\n") {
+                    stream.rest.extend_from_slice(line);
+                } else if stream.rest.is_empty() {
+                    take(line)?;
+                } else {
+                    stream.rest.extend_from_slice(line);
+                    take(&stream.rest)?;
+                    stream.rest.clear();
+                }
+            }
+        }
+        if stream.rest.is_empty() { Ok(()) } else { Err(failed("it broke off".to_owned()).into()) }
+    })
 }
 
 // === impl Stream ===

@@ -2,9 +2,11 @@
 //!
 //! Widths, headings and the abbreviation of large numbers are those of ipvsadm 1.31. `Masq` is what IPVS calls the way we forward, too: the
 //! destination is translated. A frontend that refuses or drops says so behind its scheduler, where IPVS has flags.
+//!
+//! The plain list is printed line by line while the daemon still makes it; whatever adds up or compares waits for all of it.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,17 +15,24 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::cli::ListOptions;
-use super::client::{self, ClientError};
+use super::client::{self, ClientError, LineError};
 use super::text::{self, Table};
 use super::{Failure, ask, repeat, say, tables};
 use crate::kernel::conntrack::take_census;
 use crate::kernel::glance;
 use crate::status::{
-    ConnectionList, ConnectionRow, Counters, DestinationView, Traffic, VERSION, VirtualList, VirtualView,
+    ConnectionList, ConnectionRow, Counters, DestinationView, EndpointCell, FrontendLine, Traffic, VERSION,
+    VirtualList, VirtualView,
 };
 
 /// How long rates are measured.
 const WINDOW: Duration = Duration::from_secs(1);
+
+/// Where the column of addresses ends.
+const ADDRESS_END: usize = 33;
+
+/// What is printed at once.
+const BUFFER: usize = 64 * 1024;
 
 /// Lists with connections, as scripts get it.
 #[derive(Debug, Serialize)]
@@ -55,6 +64,15 @@ struct Live {
     ports: HashMap<(String, u16, SocketAddr), Counters>,
 }
 
+/// Rows of endpoints. A hundred thousand of them mostly end alike.
+#[derive(Debug, Default)]
+struct EndpointRows {
+    /// Weight, active and inactive connections of the last one, and how its row ended.
+    numbers: Option<(u16, u64, u64)>,
+    end: String,
+    row: Vec<u8>,
+}
+
 /// What was found, and where.
 struct Found {
     list: VirtualList,
@@ -63,8 +81,18 @@ struct Found {
 }
 
 pub(super) fn run(socket: &Path, options: &ListOptions) -> Result<(), Failure> {
+    let is_plain = !(options.stats || options.rate || options.connections) && options.output.is_none();
+    if is_plain && options.watch.is_none() {
+        let mut out = BufWriter::with_capacity(BUFFER, io::stdout().lock());
+        if stream(&mut out, socket, options)? {
+            return Ok(out.flush()?);
+        }
+    }
     repeat(options.watch, |out| {
         let begin = Instant::now();
+        if is_plain && stream(out, socket, options)? {
+            return Ok(());
+        }
         let found = find(socket, options)?;
         if options.connections {
             return connections(out, options, &found);
@@ -88,6 +116,75 @@ pub(super) fn run(socket: &Path, options: &ListOptions) -> Result<(), Failure> {
             None => Ok(write(out, &services, options, seconds)?),
         }
     })
+}
+
+/// Prints the daemon's list while it is still made; whether there is a daemon.
+fn stream(out: &mut impl Write, socket: &Path, options: &ListOptions) -> Result<bool, Failure> {
+    let parameters =
+        [("namespace", options.namespace.as_deref()), ("search", options.search.as_deref()), ("lines", Some("true"))];
+    let mut rows = EndpointRows::default();
+    let mut begun = false;
+    let printed = client::each_line(socket, &client::query("/v1/list", &parameters), |line| {
+        let service: FrontendLine<'_> = match serde_json::from_slice(line) {
+            Ok(service) => service,
+            Err(error) => return Ok(Err(error)),
+        };
+        if !begun {
+            begun = true;
+            heading(out)?;
+        }
+        frontend_row(
+            out,
+            &service.protocol,
+            service.frontend,
+            &service.scheduler,
+            service.persistent,
+            service.verdict.as_deref(),
+        )?;
+        for EndpointCell(address, weight, active, inactive) in service.endpoints {
+            rows.write(out, address, (weight, active, inactive))?;
+        }
+        Ok(Ok(()))
+    });
+    match printed {
+        Ok(()) if !begun => heading(out)?,
+        Ok(()) => {}
+        Err(LineError::Client(ClientError::NoDaemon(_))) => return Ok(false),
+        Err(LineError::Client(error)) => {
+            out.flush()?;
+            return Err(error.into());
+        }
+        Err(LineError::Write(error)) => return Err(error.into()),
+    }
+    Ok(true)
+}
+
+fn heading(out: &mut impl Write) -> io::Result<()> {
+    title(out)?;
+    writeln!(out, "Prot LocalAddress:Port Scheduler Flags")?;
+    writeln!(out, "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn")
+}
+
+fn title(out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "IP Virtual Server version {} (pointsman)", env!("CARGO_PKG_VERSION"))
+}
+
+fn frontend_row(
+    out: &mut impl Write,
+    protocol: &str,
+    frontend: SocketAddr,
+    scheduler: &str,
+    persistent: Option<u32>,
+    verdict: Option<&str>,
+) -> io::Result<()> {
+    write!(out, "{:<4} {frontend} {}", text::plain(protocol), text::plain(scheduler))?;
+    if let Some(seconds) = persistent {
+        write!(out, " persistent {seconds}")?;
+    }
+    if let Some(verdict) = verdict {
+        write!(out, " {}", text::plain(verdict))?;
+    }
+    writeln!(out)
 }
 
 fn find(socket: &Path, options: &ListOptions) -> Result<Found, Failure> {
@@ -153,7 +250,6 @@ fn connections(out: &mut Vec<u8>, options: &ListOptions, found: &Found) -> Resul
 }
 
 fn write(out: &mut impl Write, services: &[ListedService<'_>], options: &ListOptions, seconds: f64) -> io::Result<()> {
-    writeln!(out, "IP Virtual Server version {} (pointsman)", env!("CARGO_PKG_VERSION"))?;
     let heads = |names: [&str; 5]| names.iter().map(|name| format!(" {name:>8}")).collect::<String>();
     let counted = options.stats || options.rate;
     if counted {
@@ -162,11 +258,12 @@ fn write(out: &mut impl Write, services: &[ListedService<'_>], options: &ListOpt
         } else {
             ["CPS", "InPPS", "OutPPS", "InBPS", "OutBPS"]
         };
+        title(out)?;
         writeln!(out, "{:<33}{}\n  -> RemoteAddress:Port", "Prot LocalAddress:Port", heads(names))?;
     } else {
-        writeln!(out, "Prot LocalAddress:Port Scheduler Flags")?;
-        writeln!(out, "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn")?;
+        heading(out)?;
     }
+    let mut rows = EndpointRows::default();
     let numbers = |counters: &Counters| {
         let traffic = counters.traffic.unwrap_or_default();
         let all = [
@@ -180,27 +277,22 @@ fn write(out: &mut impl Write, services: &[ListedService<'_>], options: &ListOpt
         shown.map(large).concat()
     };
     for ListedService { service, destinations } in services {
-        let name = format!("{:<4} {}", service.protocol, frontend(service));
+        let at = SocketAddr::new(service.address, service.port);
         if counted {
+            let name = format!("{:<4} {at}", service.protocol);
             let mut sum = Counters::default();
             destinations.iter().for_each(|one| sum += one.connections);
             writeln!(out, "{name:<33}{}", numbers(&sum))?;
         } else {
-            let persistent = service.persistent.map(|seconds| format!(" persistent {seconds}")).unwrap_or_default();
-            let verdict = service.verdict.as_deref().map(|verdict| format!(" {verdict}")).unwrap_or_default();
-            writeln!(out, "{name} {}{}{}", text::plain(&service.scheduler), persistent, text::plain(&verdict))?;
+            let verdict = service.verdict.as_deref();
+            frontend_row(out, &service.protocol, at, &service.scheduler, service.persistent, verdict)?;
         }
         for Destination { destination, connections } in destinations {
-            let address = destination.address.to_string();
             if counted {
+                let address = destination.address.to_string();
                 writeln!(out, "  -> {address:<28}{}", numbers(connections))?;
             } else {
-                let (active, inactive) = (connections.active, connections.inactive);
-                writeln!(
-                    out,
-                    "  -> {address:<28} {:<7} {:<6} {active:<10} {inactive:<10}",
-                    "Masq", destination.weight
-                )?;
+                rows.write(out, destination.address, (destination.weight, connections.active, connections.inactive))?;
             }
         }
     }
@@ -219,6 +311,23 @@ fn large(number: u64) -> String {
         1_000_000_000..=99_999_999_999 => format!(" {:>7}M", number / 1_000_000),
         100_000_000_000..=99_999_999_999_999 => format!(" {:>7}G", number / 1_000_000_000),
         _ => format!(" {:>7}T", number / 1_000_000_000_000),
+    }
+}
+
+// === impl EndpointRows ===
+
+impl EndpointRows {
+    fn write(&mut self, out: &mut impl Write, address: SocketAddr, numbers: (u16, u64, u64)) -> io::Result<()> {
+        if self.numbers != Some(numbers) {
+            let (weight, active, inactive) = numbers;
+            self.numbers = Some(numbers);
+            self.end = format!(" {:<7} {weight:<6} {active:<10} {inactive:<10}\n", "Masq");
+        }
+        self.row.clear();
+        write!(self.row, "  -> {address}")?;
+        self.row.resize(self.row.len().max(ADDRESS_END), b' ');
+        self.row.extend_from_slice(self.end.as_bytes());
+        out.write_all(&self.row)
     }
 }
 

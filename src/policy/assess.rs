@@ -101,7 +101,7 @@ impl<'a> Assessment<'a> {
     }
 
     /// Whether anything could make endpoints differ.
-    pub(super) fn is_weighted(&self) -> bool {
+    pub fn is_weighted(&self) -> bool {
         self.weighted
     }
 

@@ -2,14 +2,21 @@
 //!
 //! What `ipvsadm -ln` shows: virtual services and their real servers. An endpoint that gets nothing because it weighs 0 or drains is
 //! shown with weight 0, as IPVS does; one that is not ready, or is for others, is not shown.
+//!
+//! The controller makes a [`ListedFrontend`], which holds no text and, of Services whose endpoints are all alike, takes no survey
+//! ([`Engine::look_briefly`]); who asked makes a [`VirtualView`] or a [`FrontendLine`] of it elsewhere.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::Sums;
 use crate::engine::{Engine, Seen};
-use crate::model::ServiceKey;
-use crate::policy::{Claim, ResolvedPort, Role, Standing, Surveyed, SurveyedEndpoint, Verdict};
+use crate::model::{Family, PortKey, Protocol, Service, ServiceKey};
+use crate::policy::{Claim, Frontend, NodePort, ResolvedPort, Role, Standing, Surveyed, SurveyedEndpoint, Verdict};
+use crate::schedule::{Exact, Scheduler};
 
 /// All frontends that were asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,35 +67,73 @@ pub struct DestinationView {
     pub by_hand: bool,
 }
 
+/// A frontend as the controller hands it over: nothing is written out yet.
+#[derive(Clone, Debug)]
+pub struct ListedFrontend {
+    /// The Service port.
+    key: PortKey,
+    claim: Claim,
+    scheduler: Chooser,
+    persistent: Option<u32>,
+    verdict: Verdict,
+    endpoints: Vec<DestinationView>,
+}
+
+/// A frontend with its connections, as short as it can be said: a line of `/v1/list?lines=true`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FrontendLine<'a> {
+    /// As [`VirtualView::service`].
+    #[serde(borrow)]
+    pub service: Cow<'a, str>,
+    /// `TCP`, `UDP` or `SCTP`.
+    #[serde(borrow)]
+    pub protocol: Cow<'a, str>,
+    /// Its address and port; the address of a node port is unspecified.
+    pub frontend: SocketAddr,
+    /// Whether it is a port of the node.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub node_port: bool,
+    /// Who chooses.
+    #[serde(borrow)]
+    pub scheduler: Cow<'a, str>,
+    /// Seconds of session affinity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent: Option<u32>,
+    /// As [`VirtualView::verdict`].
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Cow<'a, str>>,
+    /// Those who answer.
+    pub endpoints: Vec<EndpointCell>,
+}
+
+/// An endpoint of a line: address, weight (0: only connections that it has), active and inactive connections. In JSON a list of these four.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointCell(pub SocketAddr, pub u16, pub u64, pub u64);
+
+/// Who chooses among endpoints.
+#[derive(Clone, Copy, Debug)]
+enum Chooser {
+    Kernel(Scheduler),
+    Forwarder(Exact),
+}
+
 /// All frontends of a Service.
-pub fn list(engine: &Engine, key: &ServiceKey) -> Vec<VirtualView> {
-    let Some(seen) = engine.look(key) else { return Vec::new() };
+pub fn list(engine: &Engine, key: &ServiceKey) -> Vec<ListedFrontend> {
     let mut listed = Vec::new();
-    for port in &seen.ports {
-        let Some(resolved) = &port.resolved else { continue };
-        let scheduler = seen.service.exact.filter(|_| resolved.path.reason().is_some());
-        let scheduler = scheduler.map_or_else(|| resolved.scheduler.to_string(), |exact| exact.to_string());
-        for (claim, role) in port.claims.iter().filter(|(claim, _)| engine.holder(claim) == Some(key)) {
-            let (address, number) = match claim {
-                Claim::Frontend(frontend) => (frontend.address, frontend.port),
-                Claim::NodePort(family, node_port) => (family.unspecified(), node_port.port),
-            };
-            let verdict = verdict(resolved, *role);
-            listed.push(VirtualView {
-                service: resolved.key.to_string(),
-                protocol: resolved.key.protocol.to_string(),
-                address,
-                port: number,
-                node_port: matches!(claim, Claim::NodePort(..)),
-                scheduler: scheduler.clone(),
-                persistent: resolved.affinity.map(|affinity| affinity.seconds),
-                verdict: match verdict {
-                    Verdict::Refuse => Some("refuse".to_owned()),
-                    Verdict::Discard => Some("discard".to_owned()),
-                    Verdict::Cluster | Verdict::Local => None,
-                },
-                endpoints: destinations(&seen, port, verdict),
-            });
+    if let Some((service, ports)) = engine.look_briefly(key) {
+        for port in &ports {
+            let frontends = port.frontends.iter().map(|(frontend, role)| (Claim::Frontend(*frontend), *role));
+            let node_port = port.node_port.map(|node_port| (Claim::NodePort(port.family, node_port), Role::External));
+            let whom = |verdict| alike(port, verdict);
+            listed.extend(frontends.chain(node_port).map(|asked| ListedFrontend::new(service, port, asked, whom)));
+        }
+    } else if let Some(seen) = engine.look(key) {
+        for port in &seen.ports {
+            let Some(resolved) = &port.resolved else { continue };
+            let whom = |verdict| destinations(&seen, port, verdict);
+            let held = port.claims.iter().filter(|(claim, _)| engine.holder(claim) == Some(key));
+            listed.extend(held.map(|asked| ListedFrontend::new(seen.service, resolved, *asked, whom)));
         }
     }
     listed
@@ -96,6 +141,16 @@ pub fn list(engine: &Engine, key: &ServiceKey) -> Vec<VirtualView> {
 
 fn verdict(port: &ResolvedPort, role: Role) -> Verdict {
     if role == Role::Cluster { port.internal } else { port.outside }
+}
+
+/// Whom a verdict leads to where nothing makes endpoints differ.
+fn alike(port: &ResolvedPort, verdict: Verdict) -> Vec<DestinationView> {
+    let chosen = match verdict {
+        Verdict::Cluster => &port.cluster[..],
+        Verdict::Local => &port.local,
+        Verdict::Refuse | Verdict::Discard => &[],
+    };
+    chosen.iter().map(|one| DestinationView { address: one.endpoint, weight: 1, by_hand: false }).collect()
 }
 
 fn destinations(seen: &Seen<'_>, port: &Surveyed<'_>, verdict: Verdict) -> Vec<DestinationView> {
@@ -115,4 +170,112 @@ fn destinations(seen: &Seen<'_>, port: &Surveyed<'_>, verdict: Verdict) -> Vec<D
         Some(DestinationView { address: one.address, weight, by_hand })
     });
     shown.collect()
+}
+
+// === impl ListedFrontend ===
+
+impl ListedFrontend {
+    fn new(
+        service: &Service,
+        port: &ResolvedPort,
+        (claim, role): (Claim, Role),
+        whom: impl Fn(Verdict) -> Vec<DestinationView>,
+    ) -> Self {
+        let exact = service.exact.filter(|_| port.path.reason().is_some());
+        let verdict = verdict(port, role);
+        Self {
+            key: port.key.clone(),
+            claim,
+            scheduler: exact.map_or(Chooser::Kernel(port.scheduler), Chooser::Forwarder),
+            persistent: port.affinity.map(|affinity| affinity.seconds),
+            verdict,
+            endpoints: whom(verdict),
+        }
+    }
+
+    fn frontend(&self) -> SocketAddr {
+        match self.claim {
+            Claim::Frontend(frontend) => SocketAddr::new(frontend.address, frontend.port),
+            Claim::NodePort(family, node_port) => SocketAddr::new(family.unspecified(), node_port.port),
+        }
+    }
+
+    fn is_node_port(&self) -> bool {
+        matches!(self.claim, Claim::NodePort(..))
+    }
+
+    fn refusal(&self) -> Option<&'static str> {
+        match self.verdict {
+            Verdict::Refuse => Some("refuse"),
+            Verdict::Discard => Some("discard"),
+            Verdict::Cluster | Verdict::Local => None,
+        }
+    }
+
+    /// For lists that tell everything.
+    pub fn into_view(self) -> VirtualView {
+        let frontend = self.frontend();
+        VirtualView {
+            service: self.key.to_string(),
+            protocol: self.key.protocol.to_string(),
+            address: frontend.ip(),
+            port: frontend.port(),
+            node_port: self.is_node_port(),
+            scheduler: self.scheduler.to_string(),
+            persistent: self.persistent,
+            verdict: self.refusal().map(str::to_owned),
+            endpoints: self.endpoints,
+        }
+    }
+
+    /// With connections. `crossed`: frontends whose port is a node port, too ([`crossed`]).
+    pub fn line(&self, census: &Sums, crossed: &[(Protocol, SocketAddr)]) -> FrontendLine<'static> {
+        let (protocol, frontend) = (self.key.protocol, self.frontend());
+        let count = |at: SocketAddr| {
+            if !self.is_node_port() {
+                let counters = census.pair(protocol, frontend, at);
+                return (counters.active, counters.inactive);
+            }
+            let all = census.by_port(protocol, frontend.port(), at);
+            let others = crossed.iter().filter(|(of, other)| *of == protocol && other.port() == frontend.port());
+            others.fold((all.active, all.inactive), |(active, inactive), (_, other)| {
+                let theirs = census.pair(protocol, *other, at);
+                (active.saturating_sub(theirs.active), inactive.saturating_sub(theirs.inactive))
+            })
+        };
+        let cell = |one: &DestinationView| {
+            let (active, inactive) = if census.is_empty() { (0, 0) } else { count(one.address) };
+            EndpointCell(one.address, one.weight, active, inactive)
+        };
+        FrontendLine {
+            service: self.key.to_string().into(),
+            protocol: protocol.to_string().into(),
+            frontend,
+            node_port: self.is_node_port(),
+            scheduler: self.scheduler.to_string().into(),
+            persistent: self.persistent,
+            verdict: self.refusal().map(Cow::from),
+            endpoints: self.endpoints.iter().map(cell).collect(),
+        }
+    }
+}
+
+/// Of these destinations those that are a frontend's own, though their port is a node port, too: connections there are not the node port's.
+pub fn crossed(engine: &Engine, destinations: &[(Protocol, SocketAddr)]) -> Vec<(Protocol, SocketAddr)> {
+    let is_crossed = |(protocol, to): &&(Protocol, SocketAddr)| {
+        let (protocol, port) = (*protocol, to.port());
+        let node_port = Claim::NodePort(Family::of(to.ip()), NodePort { protocol, port });
+        let frontend = Claim::Frontend(Frontend { address: to.ip(), protocol, port });
+        engine.holder(&node_port).is_some() && engine.holder(&frontend).is_some()
+    };
+    destinations.iter().filter(is_crossed).copied().collect()
+}
+
+impl fmt::Display for Chooser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Chooser::Kernel(scheduler) => scheduler.fmt(f),
+            Chooser::Forwarder(exact) => exact.fmt(f),
+        }
+    }
 }

@@ -7,7 +7,7 @@
 //! *Active* is what IPVS calls so ([`Flow::is_active`]); *inactive* is whatever else the kernel still remembers. Packets and bytes are
 //! those of connections that are still remembered, and only where `net.netfilter.nf_conntrack_acct` was 1 when they began.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::ops::AddAssign;
 
@@ -131,6 +131,17 @@ impl Sums {
     /// Connections by a port of whatever address to one endpoint.
     pub fn by_port(&self, protocol: Protocol, port: u16, endpoint: SocketAddr) -> Counters {
         self.sums.by_port(protocol, port, endpoint)
+    }
+
+    /// Whether there are no connections.
+    pub fn is_empty(&self) -> bool {
+        self.sums.pairs.is_empty()
+    }
+
+    /// What connections were made to, each once.
+    pub fn destinations(&self) -> Vec<(Protocol, SocketAddr)> {
+        let found: HashSet<_> = self.sums.pairs.keys().map(|(protocol, to, _)| (*protocol, *to)).collect();
+        found.into_iter().collect()
     }
 
     /// Fills in the connections of all endpoints and listeners of a Service.

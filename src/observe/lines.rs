@@ -1,0 +1,92 @@
+//! The list of all frontends, line by line: what `pointsman list` shows of a large cluster while the controller still looks at the rest of it.
+//!
+//! A *piece* is what the controller looks at in one go. While one is written out as JSON, which happens where the connection is served, the
+//! controller makes the next ones, and whoever reads prints those before: three processors can be at it. Nothing is worked out ahead of a
+//! reader who does not read, but for [`AHEAD`] pieces.
+//!
+//! Invariants: a line is a whole [`FrontendLine`](crate::status::FrontendLine), in the order of `/v1/list`; when the controller has no time, the last line is
+//! `{"error": "..."}`, and what came before it is not all.
+//!
+//! Proven by `tests/e2e/status.rs`; timed by `bench status`.
+
+use std::future::ready;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::StatusCode;
+use hyper::body::{Bytes, Frame};
+use serde::Serialize;
+
+use super::desk::{Busy, Desk};
+use super::http::{Answer, answer};
+use crate::model::{Protocol, ServiceKey};
+use crate::status::{self, ListedFrontend, Sums};
+
+/// Pieces that are asked for before they are wanted.
+const AHEAD: usize = 3;
+
+/// Bytes of a frontend with ten endpoints, about.
+const LINE: usize = 512;
+
+/// Connections, and what has to be known to count those by node ports.
+#[derive(Clone, Debug)]
+pub(super) struct Counted {
+    pub(super) census: Arc<Sums>,
+    /// See [`status::crossed`].
+    pub(super) crossed: Arc<[(Protocol, SocketAddr)]>,
+}
+
+/// What is said instead of more lines.
+#[derive(Serialize)]
+struct Broken {
+    error: String,
+}
+
+/// All frontends of these Services, cut into pieces.
+pub(super) fn lines(
+    desk: Desk,
+    pieces: impl Iterator<Item = Vec<ServiceKey>> + Send + 'static,
+    counted: Counted,
+) -> Answer {
+    let ask = move |keys: Vec<ServiceKey>| {
+        let desk = desk.clone();
+        async move {
+            let look = move |key: &ServiceKey, glance: &super::desk::Glance<'_>| status::list(glance.engine, key);
+            desk.ask(move |glance| keys.iter().flat_map(|key| look(key, &glance)).collect::<Vec<_>>()).await
+        }
+    };
+    let asked = stream::iter(pieces).map(ask).buffered(AHEAD);
+    // After the first that failed there is nothing more to say.
+    let until_failed = asked.scan(false, |failed, piece| {
+        let told = (!*failed).then_some(piece);
+        *failed |= told.as_ref().is_some_and(Result::is_err);
+        ready(told)
+    });
+    let frames = until_failed.map(move |piece| Ok(Frame::data(written(piece, &counted))));
+    let mut answer = answer(StatusCode::OK, "application/x-ndjson", Bytes::new());
+    *answer.body_mut() = StreamBody::new(frames).boxed_unsync();
+    answer
+}
+
+fn written(piece: Result<Vec<ListedFrontend>, Busy>, counted: &Counted) -> Bytes {
+    let mut text = Vec::new();
+    match piece {
+        Ok(frontends) => {
+            text.reserve(frontends.len() * LINE);
+            for frontend in &frontends {
+                write(&mut text, &frontend.line(&counted.census, &counted.crossed));
+            }
+        }
+        Err(busy) => write(&mut text, &Broken { error: busy.to_string() }),
+    }
+    text.into()
+}
+
+fn write(text: &mut Vec<u8>, line: &impl Serialize) {
+    // Writing to memory does not fail, and lines are plain data.
+    drop(serde_json::to_writer(&mut *text, line));
+    text.push(b'\n');
+}
