@@ -1,7 +1,7 @@
 //! `pointsman doctor`: is everything here as it has to be, and if not, what is to be done?
 //!
 //! Three steps that know nothing of each other's business: `facts` looks (at the kernel, at files, at the daemon over its socket) and judges nothing;
-//! [`judge`] is a pure function from [`Facts`] to [`Finding`]s, a line each; the operator's command shows them. What cannot be looked at is a fact, too:
+//! [`judge()`] is a pure function from [`Facts`] to [`Finding`]s, a line each; the operator's command shows them. What cannot be looked at is a fact, too:
 //! without a daemon, without root or in a container the rest is judged as far as it goes.
 //!
 //! `trial` loads a small ruleset of every kind into a network namespace of its own, so what the kernel can do is not guessed from versions or modules.

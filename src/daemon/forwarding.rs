@@ -1,7 +1,7 @@
 //! The forwarder's place in the daemon: opens what the engine wishes for, says where, and closes what nobody is sent to any more.
 //!
 //! In one batch of the controller: the engine compiles; [`Forwarding::follow`] opens new listeners and has the kernel send to them
-//! ([`Redirects`]); the kernel takes what was compiled; [`Forwarding::committed`] ends redirects that are not needed, and closes their
+//! ([`Redirects`](crate::kernel::redirects::Redirects)); the kernel takes what was compiled; [`Forwarding::committed`] ends redirects that are not needed, and closes their
 //! listeners. So a listener is open before anybody is sent to it, and nobody is sent to one that is closed. Redirects go with this
 //! process, whatever ends it. A listener that cannot be opened is reported and tried
 //! again, with back-off; while nobody is redirected, the kernel carries a Service if it can (see `engine::routes`).

@@ -4,7 +4,7 @@
 //! behind everybody else ([`LAST`]), whose end tells how a packet left. The table is owned by this process's netlink socket and does not persist: the kernel
 //! removes it when the process ends, however that happens. What others' tables do is not changed by it.
 //!
-//! Of TCP only packets that open a connection are marked, of anything [`RATE`] per second: the first packet is the one that meets rules, and
+//! Of TCP only packets that open a connection are marked, of anything `RATE` per second: the first packet is the one that meets rules, and
 //! tracing every packet of a busy Service would be work for the whole machine.
 //!
 //! [`Ruleset`] is everybody's rules by the numbers that traces name.

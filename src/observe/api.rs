@@ -19,7 +19,7 @@
 //! | `/v1/overrides` | [`OverrideList`] | |
 //! | POST `/v1/overrides?endpoint=&service=&weight=&for=&cut=` | [`OverrideList`]: what was said | 400, 404, 409 |
 //! | DELETE `/v1/overrides?endpoint=&service=` (or `all=true`) | [`OverrideList`]: what still stands | 400, 404 |
-//! | `/v1/flows?target=&client=&endpoint=&protocol=&state=&node=&most=&follow=` | [`FlowList`](crate::status::flows::FlowList); lines of [`FlowEvent`](crate::status::flows::FlowEvent) with `follow` | 400, 429 |
+//! | `/v1/flows?target=&client=&endpoint=&protocol=&state=&node=&most=&follow=` | [`FlowList`]; lines of [`FlowEvent`](crate::status::flows::FlowEvent) with `follow` | 400, 429 |
 //!
 //! `connections=true` adds the live connections of each endpoint. 503 is said when the controller, or the kernel, does not answer.
 //!

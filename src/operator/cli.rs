@@ -1,5 +1,8 @@
 //! What can be said on the command line. Help, completions and the man page are made from this.
 
+// These texts are help before they are documentation: `[:PORT]` is a part that may be left out, no link.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,10 +1,10 @@
 //! What happens to connections, with names, for somebody who follows.
 //!
 //! Happenings come from the kernel one by one and at any rate; names come from whoever knows the model, by the batch ([`Teller::tell`]). A connection
-//! keeps the names that it had when it was first told: the pod that answered is the one it reached, also when it has gone. What has been asked is good for [`FRESH`].
+//! keeps the names that it had when it was first told: the pod that answered is the one it reached, also when it has gone. What has been asked is good for `FRESH`.
 //!
 //! A connection through the forwarder is in connection tracking before the forwarder has found an endpoint for it. Until it has, for
-//! [`PATIENCE`] at most, what happens to that connection waits, so that it is told once, and whole. Those to node ports on loopback addresses are not in
+//! `PATIENCE` at most, what happens to that connection waits, so that it is told once, and whole. Those to node ports on loopback addresses are not in
 //! connection tracking as translated at all: they are what the register says, each time somebody asks; very short ones are not seen.
 //!
 //! Invariants: what happens to one connection is told in its order; memory is bounded by what the follower knows.
