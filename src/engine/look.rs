@@ -73,15 +73,8 @@ impl Engine {
         let warming = self.warmth.warming(key, service, self.now);
         let overrides = self.overrides.of(key);
         let assessment = Assessment::new(service, slices.clone(), overrides);
-        let context = Context {
-            settings: &self.settings,
-            node: self.store.node(),
-            claims: &self.claims,
-            scheduler: self.scheduler,
-            warming: Some(&warming),
-            assessment: Some(&assessment),
-            overrides,
-        };
+        let context =
+            Context { warming: Some(&warming), assessment: Some(&assessment), overrides, ..super::context!(self) };
         let ports = policy::survey(service, slices, context);
         Some(Seen {
             service,
@@ -107,15 +100,7 @@ impl Engine {
         if assessment.is_weighted() || endpoints.any(|endpoint| endpoint.terminating) {
             return None;
         }
-        let context = Context {
-            settings: &self.settings,
-            node: self.store.node(),
-            claims: &self.claims,
-            scheduler: self.scheduler,
-            warming: None,
-            assessment: Some(&assessment),
-            overrides: &[],
-        };
+        let context = Context { assessment: Some(&assessment), ..super::context!(self) };
         Some((service, policy::resolve(service, slices, context)))
     }
 
