@@ -29,6 +29,7 @@ pub mod netlink;
 mod object;
 mod rule;
 mod set;
+mod subscription;
 #[allow(unsafe_code)]
 mod sys;
 mod table;

@@ -7,34 +7,21 @@
 //! says so, and what was missed has to be read back. Changes of our own are included; their port is that of our
 //! [`crate::Connection`]. Proven by the kernel test `monitor`.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::time::{Duration, Instant};
-
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use std::time::Duration;
 
 use crate::dump::list;
 use crate::error::{Error, ObjectKind};
 use crate::key::Key;
-use crate::netlink::{self, Message, find};
-use crate::sys::Socket;
+use crate::netlink::{Message, find};
+use crate::subscription::{Subscription, Told};
 use crate::table::Family;
 use crate::transaction::place;
 use crate::uapi;
 
-const RECEIVE_LEN: usize = 64 << 10;
-
-/// Room for the events of one large transaction; each costs the kernel about 800 bytes of it.
-const RECEIVE_BUFFER: usize = 8 << 20;
-
 /// A subscription to changes in the network namespace it was opened in.
-pub struct Monitor {
-    socket: Socket,
-    receive: Vec<u8>,
-    pending: VecDeque<Event>,
-}
+#[derive(Debug)]
+pub struct Monitor(Subscription<Event>);
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,107 +70,49 @@ pub struct Change {
     pub port: u32,
 }
 
-/// A socket that hears of what the kernel tells a group, with so much room in bytes.
-pub(crate) fn subscribe(group: u32, room: usize) -> Result<Socket, Error> {
-    let socket = Socket::open(1 << (group - 1)).map_err(|error| match error.raw_os_error() {
-        Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
-            Error::Unavailable(Errno::from_raw(error.raw_os_error().unwrap_or_default()))
-        }
-        Some(libc::EPERM) => Error::Permission,
-        _ => Error::socket("subscribe", &error),
-    })?;
-    if setsockopt(&socket, sockopt::RcvBufForce, &room).is_err() {
-        let _ = setsockopt(&socket, sockopt::RcvBuf, &room);
-    }
-    Ok(socket)
-}
-
 // === impl Monitor ===
 
 impl Monitor {
     /// Subscribes in the calling thread's network namespace.
     pub fn open() -> Result<Self, Error> {
-        let socket = subscribe(uapi::NFNLGRP_NFTABLES, RECEIVE_BUFFER)?;
-        Ok(Self { socket, receive: vec![0; RECEIVE_LEN], pending: VecDeque::new() })
+        Subscription::open(uapi::NFNLGRP_NFTABLES).map(Self)
     }
 
     /// The next event, as soon as there is one.
     #[expect(clippy::should_implement_trait, reason = "it fails, and never ends")]
     pub fn next(&mut self) -> Result<Event, Error> {
-        loop {
-            if let Some(event) = self.wait(PollTimeout::NONE)? {
-                return Ok(event);
-            }
-        }
+        self.0.next()
     }
 
     /// The next event, or `None` after this time.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Event>, Error> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Rounded up, so as not to spin through the last millisecond.
-            let millis = left.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32;
-            let wait = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
-            if let Some(event) = self.wait(wait)? {
-                return Ok(Some(event));
-            }
-            if left.is_zero() {
-                return Ok(None);
-            }
-        }
+        self.0.next_timeout(timeout)
     }
 
     /// The next event, or `None` if none has arrived; for use with readiness of the descriptor.
     pub fn try_next(&mut self) -> Result<Option<Event>, Error> {
-        loop {
-            if let Some(event) = self.pending.pop_front() {
-                return Ok(Some(event));
-            }
-            match recv(self.socket.as_fd().as_raw_fd(), &mut self.receive, MsgFlags::MSG_DONTWAIT) {
-                Ok(len) => {
-                    self.pending.extend(netlink::messages(&self.receive[..len]).filter_map(|m| Event::decode(&m)))
-                }
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Ok(None),
-                Err(Errno::ENOBUFS) => return Ok(Some(Event::Overrun)),
-                Err(errno) => return Err(Error::Socket { action: "receive events", errno }),
-            }
-        }
-    }
-
-    fn wait(&mut self, timeout: PollTimeout) -> Result<Option<Event>, Error> {
-        if let Some(event) = self.try_next()? {
-            return Ok(Some(event));
-        }
-        match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(_) | Err(Errno::EINTR) => self.try_next(),
-            Err(errno) => Err(Error::Socket { action: "wait for events", errno }),
-        }
+        self.0.try_next()
     }
 }
 
 impl AsFd for Monitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.0.as_fd()
     }
 }
 
 impl AsRawFd for Monitor {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.socket.as_fd().as_raw_fd()
-    }
-}
-
-impl std::fmt::Debug for Monitor {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Monitor").field("port", &self.socket.port()).field("pending", &self.pending.len()).finish()
+        self.0.as_fd().as_raw_fd()
     }
 }
 
 // === impl Event ===
 
-impl Event {
+impl Told for Event {
+    const LOST: Self = Self::Overrun;
+    const ACTIONS: [&'static str; 2] = ["receive events", "wait for events"];
+
     /// `None` for messages that are neither a change of an object known here nor a generation.
     fn decode(message: &Message<'_>) -> Option<Self> {
         if message.kind >> 8 != uapi::NFNL_SUBSYS_NFTABLES {

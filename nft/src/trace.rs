@@ -9,32 +9,17 @@
 //! Invariants: steps come in the packet's order; if the socket's buffer overflows, [`Step::Lost`] says so. Proven by the tests below and, with
 //! real packets, by `tests/e2e/trace.rs` of the program that uses it.
 
-use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv};
-
 use crate::error::Error;
-use crate::monitor::subscribe;
-use crate::netlink::{self, Message, find};
-use crate::sys::Socket;
+use crate::netlink::{Message, find};
+use crate::subscription::{Subscription, Told};
 use crate::table::Family;
 use crate::uapi;
 
-const RECEIVE_LEN: usize = 64 << 10;
-
-/// Room for some thousand packets' steps.
-const RECEIVE_BUFFER: usize = 8 << 20;
-
 /// A subscription to traces in the network namespace it was opened in.
-pub struct Tracer {
-    socket: Socket,
-    receive: Vec<u8>,
-    pending: VecDeque<Step>,
-}
+#[derive(Debug)]
+pub struct Tracer(Subscription<Step>);
 
 /// What happened to a traced packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,8 +96,7 @@ impl Tracer {
     /// # Errors
     /// When that is not allowed or the kernel has no nf_tables.
     pub fn open() -> Result<Self, Error> {
-        let socket = subscribe(uapi::NFNLGRP_NFTRACE, RECEIVE_BUFFER)?;
-        Ok(Self { socket, receive: vec![0; RECEIVE_LEN], pending: VecDeque::new() })
+        Subscription::open(uapi::NFNLGRP_NFTRACE).map(Self)
     }
 
     /// The next step, or `None` after this time.
@@ -120,40 +104,16 @@ impl Tracer {
     /// # Errors
     /// When the socket fails.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Step>, Error> {
-        if let Some(step) = self.try_next()? {
-            return Ok(Some(step));
-        }
-        // Rounded up, so as not to spin through the last millisecond.
-        let millis = timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32;
-        let wait = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], wait) {
-            Ok(_) | Err(Errno::EINTR) => self.try_next(),
-            Err(errno) => Err(Error::Socket { action: "wait for traces", errno }),
-        }
-    }
-
-    fn try_next(&mut self) -> Result<Option<Step>, Error> {
-        loop {
-            if let Some(step) = self.pending.pop_front() {
-                return Ok(Some(step));
-            }
-            match recv(self.socket.as_fd().as_raw_fd(), &mut self.receive, MsgFlags::MSG_DONTWAIT) {
-                Ok(len) => {
-                    let traces = netlink::messages(&self.receive[..len]).filter_map(|message| Trace::decode(&message));
-                    self.pending.extend(traces.map(|trace| Step::Met(Box::new(trace))));
-                }
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Ok(None),
-                Err(Errno::ENOBUFS) => return Ok(Some(Step::Lost)),
-                Err(errno) => return Err(Error::Socket { action: "receive traces", errno }),
-            }
-        }
+        self.0.next_timeout(timeout)
     }
 }
 
-impl std::fmt::Debug for Tracer {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Tracer").field("port", &self.socket.port()).field("pending", &self.pending.len()).finish()
+impl Told for Step {
+    const LOST: Self = Self::Lost;
+    const ACTIONS: [&'static str; 2] = ["receive traces", "wait for traces"];
+
+    fn decode(message: &Message<'_>) -> Option<Self> {
+        Trace::decode(message).map(|trace| Self::Met(Box::new(trace)))
     }
 }
 
