@@ -88,10 +88,21 @@ struct Seen {
     reply: Tuple,
     state: Option<u8>,
     began: Option<Timestamp>,
-    /// Its end has been told.
-    ended: bool,
+    stage: Stage,
     /// In which review it was found last.
     review: u32,
+}
+
+/// How far its story is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It is there, or its end is still to be told.
+    Open,
+    /// It was over when a review met it, and nothing was told. If its beginning is heard after all, then it lived while the table was
+    /// being read, and its life is told as it is heard.
+    Over,
+    /// Its end has been told.
+    Told,
 }
 
 // === impl Known ===
@@ -125,7 +136,7 @@ impl Known {
         }
         if event == Event::End {
             return match self.flows.remove(&Key::of(flow)) {
-                Some(seen) if seen.ended => None,
+                Some(seen) if seen.stage != Stage::Open => None,
                 Some(seen) => Some(seen.end(record, at)),
                 // We have never met: what the kernel says in the end is all there is.
                 None => Some(Happening { what: What::End, at: record.ended.unwrap_or(at), record: *record }),
@@ -153,7 +164,7 @@ impl Known {
             if seen.review == review {
                 return true;
             }
-            if !seen.ended {
+            if seen.stage == Stage::Open {
                 let flow = Flow {
                     protocol: key.protocol,
                     original: key.original,
@@ -182,24 +193,28 @@ impl Known {
             }
             Entry::Vacant(place) => {
                 // What is over already is only waiting to be forgotten: nobody needs to hear of it.
-                let ended = flow.is_over();
-                place.insert(Seen { reply: flow.reply, state: flow.state, began, ended, review });
+                let stage = if flow.is_over() { Stage::Over } else { Stage::Open };
+                place.insert(Seen { reply: flow.reply, state: flow.state, began, stage, review });
                 let record = Record { began, ..*record };
-                (!ended).then_some(Happening { what, at, record })
+                (stage == Stage::Open).then_some(Happening { what, at, record })
             }
             Entry::Occupied(mut place) => {
                 let seen = place.get_mut();
                 (seen.review, seen.reply) = (review, flow.reply);
+                if what == What::New && seen.stage == Stage::Over {
+                    *seen = Seen { state: flow.state, began, stage: Stage::Open, ..*seen };
+                    return Some(Happening { what, at, record: Record { began, ..*record } });
+                }
                 // A review may have found it before its beginning was heard.
                 seen.began = seen.began.or(began);
                 // An event need not say everything.
                 let state = flow.state.or(seen.state);
-                if state == seen.state || seen.ended || is_late(what, flow, seen) {
+                if state == seen.state || seen.stage != Stage::Open || is_late(what, flow, seen) {
                     return None;
                 }
                 seen.state = state;
                 if flow.is_over() {
-                    seen.ended = true;
+                    seen.stage = Stage::Told;
                     return Some(seen.end(record, at));
                 }
                 Some(Happening { what: What::Update, at, record: Record { began: seen.began, ..*record } })
@@ -304,6 +319,16 @@ mod tests {
             known.hear(Event::Present, &record(5, FIN_WAIT), second(5)).map(|happened| happened.what),
             Some(What::Update)
         );
+        // Who came and went while the table was read was over in it, and yet begins and ends.
+        known.begin_review();
+        assert_eq!(known.found(&record(6, TIME_WAIT), second(6)), None);
+        let told: Vec<_> =
+            [(Event::New, 1), (Event::Present, ESTABLISHED), (Event::Present, TIME_WAIT), (Event::End, TIME_WAIT)]
+                .iter()
+                .filter_map(|(event, state)| known.hear(*event, &record(6, *state), second(6)))
+                .map(|happened| happened.what)
+                .collect();
+        assert_eq!(told, [What::New, What::Update, What::End]);
         // Nobody's: what was not translated.
         let mut other = record(9, ESTABLISHED);
         other.sighting.flow.reply.source = other.sighting.flow.original.destination;
