@@ -536,7 +536,7 @@ impl Engine {
     }
 
     /// The same, in parts of about `size` elements.
-    pub fn everything_in_parts<E>(&self, size: usize, take: &mut dyn FnMut(&Delta) -> Result<(), E>) -> Result<(), E> {
+    pub fn everything_in_parts<E>(&self, size: usize, take: &mut dyn FnMut(Delta) -> Result<(), E>) -> Result<(), E> {
         self.compiler.everything_in_parts(size, take)
     }
 

@@ -304,13 +304,13 @@ impl Compiler {
 
     /// Everything desired, handed out in parts of about `size` elements: a delta of a whole cluster takes more memory than all that
     /// the engine remembers of it. Ends with the first error.
-    pub fn everything_in_parts<E>(&self, size: usize, take: &mut dyn FnMut(&Delta) -> Result<(), E>) -> Result<(), E> {
+    pub fn everything_in_parts<E>(&self, size: usize, take: &mut dyn FnMut(Delta) -> Result<(), E>) -> Result<(), E> {
         let mut part = Delta::default();
         let mut hand_out = |part: &mut Delta, size| {
             if part.len() < size {
                 return Ok(());
             }
-            take(&std::mem::take(part))
+            take(std::mem::take(part))
         };
         for port in self.ports.values().flatten() {
             difference(None, Some(port), part.table_mut(port.family));

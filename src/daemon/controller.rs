@@ -510,21 +510,26 @@ impl Controller {
         }
     }
 
-    /// Applies what was compiled and, as long as there is more, compiles and applies that: a storm of changes becomes transactions that are
-    /// short enough for others who want the netlink lock.
+    /// Applies what was compiled and, as long as there is more, compiles the next part meanwhile: a storm of changes becomes transactions that
+    /// are short enough for others who want the netlink lock.
     fn apply_in_parts(&mut self, outcome: &mut Outcome) -> Result<Applied, KernelError> {
-        let mut applied = self.plane.apply(&outcome.delta)?;
+        let mut delta = std::mem::take(&mut outcome.delta);
+        let mut applied = Applied::default();
         while self.engine.has_more() {
-            let mut part = self.engine.compile_part(SHARE);
+            let Self { plane, engine, .. } = self;
+            let (before, mut part) = plane.apply_while(&delta, || engine.compile_part(SHARE));
+            // What was compiled is told in any case: it will not be compiled again.
             self.forwarding.follow(&mut self.engine, &mut part, &self.observer);
             self.tell(&part.problems);
             self.say_overridden(&part);
             self.cleaner.announce(self.engine.take_flow_changes());
-            applied.followed_by(self.plane.apply(&part.delta)?);
-            outcome.services.extend(part.services);
-            outcome.overridden.extend(part.overridden);
+            outcome.services.append(&mut part.services);
+            outcome.overridden.append(&mut part.overridden);
             outcome.changes.append(part.changes);
+            applied.followed_by(before?);
+            delta = part.delta;
         }
+        applied.followed_by(self.plane.apply(&delta)?);
         Ok(applied)
     }
 

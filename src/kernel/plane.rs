@@ -1,10 +1,12 @@
 //! The tables of a network namespace: opening, adopting, replacing and removing them, and which operation goes into which transaction.
 //!
-//! [`DataPlane`] is in three parts: here are the operations on tables as a whole; `update` is the order in which a difference reaches
-//! tables that stay; `table` is what is known of one of them. `work` adds up what an operation took.
+//! [`DataPlane`] is in four parts: here are the operations on tables as a whole; `update` is the order in which a difference reaches
+//! tables that stay; `pipeline` has the next part of a large one made meanwhile; `table` is what is known of one of them. `work` adds up what an
+//! operation took.
 //!
 //! Proven by `tests/kernel/`: `adopt` for tables as a whole, `change` and `large` for differences.
 
+mod pipeline;
 mod table;
 mod update;
 mod work;
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use nft::{Connection, Table, TableFlags, Transaction};
 
-use self::table::{TableState, count, sizes_for};
+use self::table::{TableState, sizes_for};
 use self::work::Work;
 use super::chains;
 use super::encode::nft_family;
@@ -23,7 +25,6 @@ use super::image::Reading;
 use super::lock::InstanceLock;
 use super::read;
 use super::shadows::{self, Shadow};
-use super::skeleton::{Counts, Sizes};
 use super::write::add_chains;
 use crate::compile::layout::{DedicatedChain, Locality, TABLE};
 use crate::compile::{Delta, Image};
@@ -74,7 +75,7 @@ pub enum Ownership {
 pub struct PickReader(Connection);
 
 /// Takes one part of everything desired, for [`DataPlane::build`].
-pub type Receive<'a> = &'a mut dyn FnMut(&Delta) -> Result<(), KernelError>;
+pub type Receive<'a> = &'a mut dyn FnMut(Delta) -> Result<(), KernelError>;
 
 /// Elements per part that [`DataPlane::build`] likes best: each is one transaction.
 pub const PART: usize = CHUNK / 2;
@@ -217,24 +218,6 @@ impl DataPlane {
     /// Whether there is no table of ours, as far as we know.
     pub fn is_vacant(&self) -> bool {
         self.tables.iter().all(|state| !state.occupied)
-    }
-
-    /// Builds the tables where there are none, from parts of everything desired that `parts` hands out. It is called twice: how
-    /// large maps are to be declared is not known before all was seen. Base chains come last, so that no packet meets half a table.
-    pub fn build(&mut self, parts: impl Fn(Receive<'_>) -> Result<(), KernelError>) -> Result<Applied, KernelError> {
-        let mut work = Work::begin();
-        let mut counts: Vec<_> = self.tables.iter().map(|state| (state.family, Counts::default())).collect();
-        parts(&mut |part| {
-            counts.iter_mut().for_each(|(family, counts)| count(part.table(*family), counts));
-            Ok(())
-        })?;
-        for (state, (_, counts)) in self.tables.iter_mut().zip(&counts) {
-            state.sizes = Sizes::for_counts(counts);
-        }
-        self.found(&mut work)?;
-        parts(&mut |part| self.update(part, &mut work)).map_err(|error| self.outgrown(error))?;
-        self.activate(&mut work)?;
-        Ok(work.end())
     }
 
     /// Replaces the tables as a whole, in one transaction, by what `everything` says: for a map that outgrew its size and for a

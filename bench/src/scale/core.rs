@@ -184,10 +184,14 @@ impl Cluster {
 
     fn program(&mut self, changes: Vec<Change>) -> anyhow::Result<Applied> {
         changes.into_iter().for_each(|change| self.engine.take(change));
-        let mut applied = self.plane.apply(&self.engine.compile_part(SHARE).delta)?;
-        while self.engine.has_more() {
-            applied.followed_by(self.plane.apply(&self.engine.compile_part(SHARE).delta)?);
+        let Self { engine, plane, .. } = self;
+        let (mut applied, mut delta) = (Applied::default(), engine.compile_part(SHARE).delta);
+        while engine.has_more() {
+            let (before, next) = plane.apply_while(&delta, || engine.compile_part(SHARE).delta);
+            applied.followed_by(before?);
+            delta = next;
         }
+        applied.followed_by(plane.apply(&delta)?);
         anyhow::ensure!(applied.elements > 0, "changes that changed nothing");
         Ok(applied)
     }
