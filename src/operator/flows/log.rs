@@ -4,10 +4,11 @@
 //! connected to, `network.peer` is who answered. What they have no names for begins with `pointsman.`.
 //!
 //! The file is opened again on SIGHUP and when it is not there any more under its name (it is looked for once a second), so a log may be
-//! rotated in either way. What cannot be written is said once, counted, and tried again with the next line: a full disk ends nothing.
+//! rotated in either way. What cannot be written is said once, counted, and tried again with the next line: a full disk ends nothing. If it took
+//! a part of a line, the next one begins on a line of its own.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,12 @@ pub(super) struct Log {
 #[derive(Debug)]
 enum To {
     Standard,
-    File { path: PathBuf, file: File },
+    File {
+        path: PathBuf,
+        file: File,
+        /// It ends with a part of a line.
+        torn: bool,
+    },
 }
 
 /// A line.
@@ -87,7 +93,7 @@ impl Log {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let to = match path.as_os_str() == "-" {
             true => To::Standard,
-            false => To::File { path: path.to_owned(), file: open(path)? },
+            false => To::file(path.to_owned())?,
         };
         Ok(Self { to, lost: 0 })
     }
@@ -106,7 +112,7 @@ impl Log {
                 return out.write_all(&text).and_then(|()| out.flush());
             }
             // One call per line, so that a line is never torn between two files.
-            To::File { file, .. } => file.write_all(&text),
+            To::File { file, torn, .. } => write_line(file, torn, &text),
         };
         match written {
             Ok(()) => {
@@ -127,17 +133,17 @@ impl Log {
 
     /// Opens the file of its name anew; stays with the old one if that cannot be.
     pub(super) fn reopen(&mut self) {
-        if let To::File { path, file } = &mut self.to {
-            match open(path) {
-                Ok(new) => *file = new,
-                Err(error) => eprintln!("pointsman: the log cannot be opened again: {}: {error}", path.display()),
+        if let To::File { path, .. } = &self.to {
+            match To::file(path.clone()) {
+                Ok(new) => self.to = new,
+                Err(error) => eprintln!("pointsman: the log cannot be opened again: {error}"),
             }
         }
     }
 
     /// Notices that the file was moved away or deleted.
     pub(super) fn look(&mut self) {
-        let To::File { path, file } = &self.to else { return };
+        let To::File { path, file, .. } = &self.to else { return };
         let place = |metadata: io::Result<std::fs::Metadata>| metadata.map(|found| (found.dev(), found.ino())).ok();
         if place(std::fs::metadata(path)) != place(file.metadata()) {
             self.reopen();
@@ -145,14 +151,45 @@ impl Log {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    // Who talks to whom is not for everybody.
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o640)
-        .open(path)
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+// === impl To ===
+
+impl To {
+    fn file(path: PathBuf) -> io::Result<Self> {
+        // Who talks to whom is not for everybody.
+        let opened = OpenOptions::new().create(true).append(true).mode(0o640).open(&path);
+        let file = opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        let torn = file.metadata().is_ok_and(|found| found.is_file() && found.len() > 0) && !ends_with_a_line(&path);
+        Ok(To::File { path, file, torn })
+    }
+}
+
+/// Whether the last thing in a file is the end of a line; so it is said to be where that cannot be read.
+fn ends_with_a_line(path: &Path) -> bool {
+    let last = || {
+        let (mut file, mut last) = (File::open(path)?, [0]);
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+        io::Result::Ok(last[0])
+    };
+    last().map_or(true, |last| last == b'\n')
+}
+
+/// Writes a line, on one of its own. `torn`: what is there ends with a part of a line.
+fn write_line(out: &mut impl Write, torn: &mut bool, line: &[u8]) -> io::Result<()> {
+    let text = if *torn { [b"\n", line].concat() } else { line.to_vec() };
+    let mut rest = &text[..];
+    while !rest.is_empty() {
+        match out.write(rest) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                *torn = rest[written - 1] != b'\n';
+                rest = &rest[written..];
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 // === impl Line ===
@@ -206,6 +243,65 @@ mod tests {
         let flow = flow.expect("a flow");
         let text = serde_json::to_string(&Line::of(at, &flow)).expect("JSON");
         insta::assert_snapshot!(text, @r#"{"timestamp":"1970-01-01T00:00:00Z","network.transport":"tcp","network.type":"ipv6","client.address":"fd00::9","client.port":4000,"server.address":"fd00::1","server.port":80,"network.peer.address":"fd00:1::1","network.peer.port":8080,"k8s.namespace.name":"shop","k8s.service.name":"web","k8s.pod.name":"web-1\n{\"x\":1}","pointsman.datapath":"kernel","pointsman.state":"closed","pointsman.duration":1.5,"pointsman.bytes.from_client":999,"pointsman.bytes.to_client":1234,"pointsman.packets.from_client":3,"pointsman.packets.to_client":2}"#);
+    }
+
+    /// A disk with room for so many bytes.
+    struct Disk {
+        text: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = bytes.len().min(self.room).min(3);
+            if taken == 0 {
+                return Err(ErrorKind::StorageFull.into());
+            }
+            self.room -= taken;
+            self.text.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_tears_no_line_but_its_own() {
+        let line = b"{\"a\":1}\n";
+        // However much of it there is room for, and of the one that ends the torn one.
+        for room in 0..=line.len() {
+            for more in 0..=line.len() + 1 {
+                let (mut disk, mut torn) = (Disk { text: Vec::new(), room: line.len() + room }, false);
+                write_line(&mut disk, &mut torn, line).expect("there is room");
+                let second = write_line(&mut disk, &mut torn, line);
+                assert_eq!(second.is_ok(), room == line.len());
+                disk.room = more;
+                drop(write_line(&mut disk, &mut torn, line));
+                disk.room = usize::MAX;
+                write_line(&mut disk, &mut torn, line).expect("there is room again");
+                let text = String::from_utf8(disk.text).expect("text");
+                let whole = text.lines().filter(|one| one.as_bytes() == line.trim_ascii_end()).count();
+                assert!(whole >= 2 && text.ends_with("{\"a\":1}\n"), "{room} {more}: {text:?}");
+                let part = |one: &str| "{\"a\":1}".starts_with(one) && !one.is_empty();
+                assert!(text.lines().all(part), "{room} {more}: {text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_log_that_was_torn_before_goes_on_with_a_new_line() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("flows.log");
+        std::fs::write(&path, "{\"torn").expect("written");
+        let mut log = Log::open(&path).expect("a file");
+        log.take(&end()).expect("written");
+        log.reopen();
+        log.take(&end()).expect("written");
+        let text = std::fs::read_to_string(&path).expect("text");
+        let whole = text.lines().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()).count();
+        assert_eq!((text.lines().count(), whole), (3, 2), "{text}");
     }
 
     #[test]
