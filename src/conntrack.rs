@@ -21,7 +21,7 @@
 //! A second matter is how many connections each endpoint has, for schedulers that go by counts: [`WatchBook`] says whose
 //! connections are counted, [`Ledger`] counts them.
 //!
-//! A third is who is connected to whom, for people who follow: [`following`].
+//! A third is who is connected to whom, for people who follow: [`following`]; and how many connections come per second: [`rates`].
 //!
 //! Invariants: no I/O; a Service without UDP ports costs nothing; only destinations whose expectation changed are looked at, so a
 //! restart removes no flow that is fine (k/k 122740). Tables in `flow.rs`, `book.rs` and `settings.rs`; on the real kernel
@@ -33,6 +33,7 @@ mod cut;
 mod flow;
 pub mod following;
 pub mod ledger;
+pub mod rates;
 mod settings;
 mod watch;
 

@@ -34,11 +34,13 @@ mod http;
 pub mod kept;
 mod lines;
 pub mod metrics;
+mod orders;
 mod page;
 pub mod services;
 mod socket;
 pub mod surface;
 pub mod timeline;
+mod walks;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

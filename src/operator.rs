@@ -50,7 +50,7 @@ enum Failure {
     #[error(transparent)]
     Conntrack(crate::kernel::conntrack::ConntrackError),
     #[error(transparent)]
-    Query(#[from] crate::status::SearchError),
+    Query(#[from] crate::status::QueryError),
     #[error("cannot write: {0}")]
     Write(#[from] io::Error),
     #[error("cannot be said as JSON or YAML: {0}")]
@@ -135,21 +135,58 @@ fn say(out: &mut impl Write, format: Format, value: &impl Serialize) -> Result<(
     Ok(out.write_all(text.as_bytes())?)
 }
 
+/// What is shown at a time, and what is to be known beside it: that goes to standard error, so that scripts read what they always read.
+#[derive(Debug, Default)]
+struct Screen {
+    text: Vec<u8>,
+    remarks: Vec<String>,
+}
+
 /// Shows once, or again and again until somebody stops it.
-fn repeat(watch: Option<f64>, mut show: impl FnMut(&mut Vec<u8>) -> Result<(), Failure>) -> Result<(), Failure> {
+fn repeat(watch: Option<f64>, mut show: impl FnMut(&mut Screen) -> Result<(), Failure>) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
+    let mut said = Vec::new();
     loop {
-        let mut screen = Vec::new();
+        let mut screen = Screen::default();
         show(&mut screen)?;
-        if watch.is_some() && out.is_terminal() {
+        let clears = watch.is_some() && out.is_terminal();
+        if clears {
             // Clears the screen and begins at its top.
             out.write_all(b"\x1b[H\x1b[2J")?;
         }
-        out.write_all(&screen)?;
+        out.write_all(&screen.text)?;
         out.flush()?;
+        // In a log once is enough; on a terminal it has just been wiped out.
+        if clears || said != screen.remarks {
+            screen.remarks.iter().for_each(|remark| self::remark(remark));
+        }
+        said = screen.remarks;
         let Some(seconds) = watch else { return Ok(()) };
         std::thread::sleep(Duration::from_secs_f64(seconds));
     }
+}
+
+/// What is to be known beside what is shown.
+fn remark(text: &str) {
+    eprintln!("pointsman: {}", text::plain(text));
+}
+
+/// Why packets and bytes are not known.
+const NOT_COUNTED: &str = "packets and bytes are not counted: net.netfilter.nf_conntrack_acct is 0";
+
+/// That nothing was found, with what was looked for.
+fn none_found(what: &str, search: Option<&str>, namespace: Option<&str>, only: Option<&str>) -> String {
+    let mut text = match search {
+        Some(search) => format!("no {what} matches {search:?}"),
+        None => format!("there is no {what}"),
+    };
+    if let Some(namespace) = namespace {
+        text += &format!(" in namespace {namespace}");
+    }
+    if let Some(only) = only {
+        text += &format!(" (--only {only})");
+    }
+    text
 }
 
 fn ask<T: serde::de::DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Failure> {

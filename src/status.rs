@@ -14,13 +14,14 @@
 //! | [`VirtualList`] of [`VirtualView`] | `/v1/list`: every frontend with its endpoints, as `ipvsadm -ln` has them |
 //! | lines of [`FrontendLine`] | `/v1/list?lines=true`: the same with connections, a frontend per line |
 //! | [`ConnectionList`] | `/v1/connections`: live connections by frontend and endpoint |
+//! | [`RateList`] | `/v1/rates?seconds=`: what came within some seconds, by frontend and endpoint |
 //! | [`FlowList`](flows::FlowList), or lines of [`FlowEvent`](flows::FlowEvent) | `/v1/flows?target=&client=&endpoint=&protocol=&state=&node=&most=&follow=`: connections one by one |
 //! | [`Explanation`](explain::Explanation) | `/v1/explain?target=&from=&protocol=&verify=`: what becomes of a connection |
 //! | [`OverrideList`] of [`OverrideView`] | `/v1/overrides`: what was said by hand; POST and DELETE say more and take back |
 //! | [`DriftView`] | `/v1/drift`: every element of every Service looked up in the kernel |
 //! | [`HealthView`] | `/v1/health` |
 //!
-//! Where things are: `service` one Service from all sides; `listing` the short form for lists; `search` who is looked for; `traffic` connections by endpoint; [`flows`] connections one by one; `overrides` what was said by hand; [`explain`] one decision,
+//! Where things are: `service` one Service from all sides; `listing` the short form for lists; `search` who is looked for; [`query`] parameters; `traffic` connections by endpoint; [`flows`] connections one by one; `overrides` what was said by hand; [`explain`] one decision,
 //! step by step;
 //! `health` the daemon itself. No I/O: who asks and who answers is in [`crate::observe`].
 //!
@@ -32,6 +33,7 @@ pub mod flows;
 mod health;
 mod listing;
 mod overrides;
+pub mod query;
 mod search;
 mod service;
 mod traffic;
@@ -40,15 +42,18 @@ pub use health::{ApiHealth, DriftView, FamilyHealth, HealthView, LastError, Last
 pub use listing::{
     DestinationView, EndpointCell, FrontendLine, ListedFrontend, VirtualList, VirtualView, crossed, list,
 };
+#[cfg(test)]
+pub(crate) use listing::{briefly, thoroughly};
 pub use overrides::{
     ByHandView, LONGEST, Lift, OverrideList, OverrideView, USUAL, lasting, order_of, override_on, overrides,
 };
-pub use search::{Only, Page, Search, SearchError};
+pub use query::{Parameters, QueryError};
+pub use search::{Only, Page, Search};
 pub use service::{
     CarrierView, EndpointView, FrontendView, MembershipView, PathView, PortView, ProblemView, SchedulerView,
     ServicePage, ServiceView, StandingView, VerdictView, view,
 };
-pub use traffic::{ConnectionList, ConnectionRow, Counters, Sums, Traffic};
+pub use traffic::{ConnectionList, ConnectionRow, Counters, Opened, RateList, RateRow, Sums, Traffic};
 
 /// Of the contract; the first part of every path.
 pub const VERSION: &str = "v1";

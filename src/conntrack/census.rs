@@ -97,12 +97,18 @@ const TIME_WAIT: u8 = 7;
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     walk: u32,
+    age: Age,
+    waiting: bool,
+    unanswered: bool,
+}
+
+/// How far an entry is in its life.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Age {
     left: u32,
     /// 0 where the protocol has none.
     state: u8,
     active: bool,
-    waiting: bool,
-    unanswered: bool,
 }
 
 /// Where a Service's clients connect to.
@@ -200,7 +206,7 @@ impl Census {
 
     /// Takes an entry that the walk found. Those of nobody's are passed over.
     pub fn sight(&mut self, sighting: &Sighting) {
-        let Sighting { flow, status, left } = sighting;
+        let Sighting { flow, status, .. } = sighting;
         let (to, endpoint) = (flow.original.destination, flow.reply.source);
         if to == endpoint {
             return;
@@ -210,11 +216,11 @@ impl Census {
         let Some(subject) = by_address.or_else(by_port).and_then(|number| self.subjects.get_mut(number)) else {
             return;
         };
-        let (active, first) = (flow.is_active(), self.walk == 1);
+        let (age, first) = (Age::of(sighting), self.walk == 1);
+        let active = age.active;
         let waiting = flow.protocol == Protocol::Tcp && status & SEEN_REPLY == 0;
-        let state = flow.state.unwrap_or_default();
-        let now = Seen { walk: self.walk, left: *left, state, active, waiting, unanswered: false };
-        let key = self.hasher.hash_one((flow.protocol, flow.original, flow.zone, flow.id));
+        let now = Seen { walk: self.walk, age, waiting, unanswered: false };
+        let key = self.hasher.hash_one(flow.identity());
         let mut found =
             Connections { active: u64::from(active), inactive: u64::from(!active), ..Connections::default() };
         match self.flows.entry(key) {
@@ -228,7 +234,7 @@ impl Census {
                     // A walk may meet an entry twice.
                     return;
                 }
-                let another = now.is_later_than(&before);
+                let another = now.age.is_later_than(&before.age);
                 found.opened = u64::from(another);
                 let unanswered = waiting && before.waiting && !another;
                 found.unanswered = u64::from(unanswered && !before.unanswered);
@@ -270,12 +276,17 @@ impl Census {
     }
 }
 
-// === impl Seen ===
+// === impl Age ===
 
-impl Seen {
+impl Age {
+    pub(super) fn of(sighting: &Sighting) -> Self {
+        let Sighting { flow, left, .. } = sighting;
+        Self { left: *left, state: flow.state.unwrap_or_default(), active: flow.is_active() }
+    }
+
     /// Whether this is not the connection that it was before, though it goes by the same number: the kernel uses memory again, and the number
     /// comes from there. What was closed does not open, or close, again, and its time only runs out.
-    fn is_later_than(&self, before: &Seen) -> bool {
+    pub(super) fn is_later_than(&self, before: &Self) -> bool {
         let (now, then) = (self, before);
         let restarted = now.state >= TIME_WAIT && now.state == then.state && now.left > then.left;
         !then.active && (now.active || now.state < then.state || restarted)

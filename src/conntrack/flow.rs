@@ -118,6 +118,11 @@ impl Flow {
         state.and_then(|state| names.get(usize::from(state)).copied()).unwrap_or("active")
     }
 
+    /// What tells it from every other entry: its direction, its zone and the kernel's number.
+    pub(crate) fn identity(&self) -> (Protocol, Tuple, Option<u16>, Option<u32>) {
+        (self.protocol, self.original, self.zone, self.id)
+    }
+
     /// Whether both sides have said that they have nothing more to say: what comes now only waits to be forgotten.
     pub fn is_over(&self) -> bool {
         match (self.protocol, self.state) {

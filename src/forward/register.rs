@@ -118,6 +118,18 @@ impl Register {
         all
     }
 
+    /// Those of them that came since then, and may have left again if somebody followed.
+    pub fn direct_since(&self, since: Timestamp) -> Vec<(CarriedKey, Carried)> {
+        let mut found = Vec::new();
+        for shard in &self.0.shards {
+            let shard = locked(shard);
+            let live = shard.live.iter().map(|(key, carried)| (*key, *carried));
+            let all = live.chain(shard.recent.iter().map(|(_, key, carried)| (*key, *carried)));
+            found.extend(all.filter(|(_, carried)| carried.direct.is_some() && carried.since >= since));
+        }
+        found
+    }
+
     /// Has who leaves remembered for a while, as long as the value lives.
     pub fn follow(&self) -> Following {
         self.0.followers.fetch_add(1, Ordering::Relaxed);
@@ -199,6 +211,11 @@ mod tests {
         drop(entry);
         assert!(register.find(&key(1)).is_none() && register.all().is_empty(), "nobody followed");
         let following = register.follow();
+        let since = Timestamp::now();
+        drop(register.enter(key(3), endpoint, Some(other)));
+        let there = register.enter(key(4), endpoint, Some(other));
+        assert_eq!(register.direct_since(since).len(), 2, "one of them has left");
+        drop(there);
         drop(register.enter(key(2), endpoint, None));
         assert!(register.find(&key(2)).is_some() && register.all().is_empty());
         for port in 0..40_000 {

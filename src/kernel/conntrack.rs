@@ -7,6 +7,8 @@
 //! [`Counts`] is the thread that counts connections for schedulers that go by counts; `events` hears of them, `program` is the filter
 //! that spares us those of other Services.
 //!
+//! [`take_census`] and [`Measuring`] sum up for people who look: how many connections there are, and how many come.
+//!
 //! [`list_flows`] and [`Follower`] are for people who want to see connections one by one: once, or as they come and go.
 //!
 //! [`CensusTaker`] is the thread that walks through the table for metrics and for people, while somebody looks.
@@ -30,6 +32,7 @@ mod events;
 mod follower;
 mod listing;
 mod program;
+mod rates;
 mod reviews;
 mod settings;
 mod sysctl;
@@ -45,6 +48,7 @@ pub use counts::Counts;
 pub use events::{ConntrackEvents, Heard};
 pub use follower::{Follower, News};
 pub use listing::{Listing, list_flows};
+pub use rates::Measuring;
 pub use settings::{accounting, tells, timestamps};
 pub use sysctl::{AppliedSysctls, SysctlError, apply_sysctls, online_cpus};
 pub use table::{ConntrackError, ConntrackTable, Deleted, Dump, Filter};

@@ -2,7 +2,7 @@
 //!
 //! One handler for whoever is let in: the socket of `pointsman` ([`super::socket`]) and read-only paths of the metrics port. It finds out
 //! the names that are asked for, has the controller look at some of them at a time, and does the rest (sorting, JSON) where nobody waits
-//! for it. Connections are counted on a thread of their own, by one walk at a time; who asks meanwhile, and shortly after, shares what it found.
+//! for it. Connections are looked at by [`super::walks`], one walk at a time; what is said by hand goes through [`super::orders`].
 //!
 //! Every answer is JSON; of a mistake, `{"error": "..."}`. Only GET and HEAD are answered, but at `/v1/overrides` on the socket, where endpoints are drained and
 //! weighted by hand.
@@ -15,18 +15,20 @@
 //! | `/v1/list?namespace=&search=&only=&lines=` | [`VirtualList`]; lines of [`FrontendLine`](crate::status::FrontendLine) with `lines` | 400 |
 //! | `/v1/explain?target=&from=&protocol=&verify=` | [`Explanation`] | 400 |
 //! | `/v1/connections` | [`ConnectionList`] | |
+//! | `/v1/rates?seconds=` | [`RateList`], after so many seconds (1) | 400 |
 //! | `/v1/drift` | [`DriftView`] | |
-//! | `/v1/overrides` | [`OverrideList`] | |
-//! | POST `/v1/overrides?endpoint=&service=&weight=&for=&cut=` | [`OverrideList`]: what was said | 400, 404, 409 |
-//! | DELETE `/v1/overrides?endpoint=&service=` (or `all=true`) | [`OverrideList`]: what still stands | 400, 404 |
-//! | `/v1/flows?target=&client=&endpoint=&protocol=&state=&node=&most=&follow=` | [`FlowList`]; lines of [`FlowEvent`](crate::status::flows::FlowEvent) with `follow` | 400, 429 |
+//! | `/v1/overrides` | [`OverrideList`](crate::status::OverrideList) | |
+//! | POST `/v1/overrides?endpoint=&service=&weight=&for=&cut=` | the same: what was said | 400, 404, 409 |
+//! | DELETE `/v1/overrides?endpoint=&service=` (or `all=true`) | the same: what still stands | 400, 404 |
+//! | `/v1/flows?target=&client=&endpoint=&protocol=&state=&node=&most=&follow=` | [`FlowList`](crate::status::flows::FlowList); lines of [`FlowEvent`](crate::status::flows::FlowEvent) with `follow` | 400, 429 |
 //!
 //! `connections=true` adds the live connections of each endpoint. 503 is said when the controller, or the kernel, does not answer.
 //!
 //! Proven by `tests/e2e/status.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,34 +38,34 @@ use hyper::{Method, Request, StatusCode};
 use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
-use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
-use tracing::warn;
 
 use super::contact;
 use super::desk::{Busy, Desk, Glance};
 use super::flows::{Asked, Flows, FollowError, ListError, leads_to};
 use super::http::{Answer, Handler, answer};
-use super::kept;
 use super::lines::{self, Counted};
+use super::orders::{Orders, Refused, Said};
+use super::walks::{FRESH, WalkError, Walks};
 use crate::conntrack::{Destination, Flow};
-use crate::engine::{Engine, Order, OrderError};
-use crate::forward::{CarriedKey, Register};
+use crate::engine::OrderError;
+use crate::forward::Register;
 use crate::kernel::KernelError;
 use crate::kernel::addresses::interface_addresses;
-use crate::kernel::conntrack::{ConntrackError, accounting, take_census};
+use crate::kernel::conntrack::accounting;
 use crate::kernel::glance::{self, Comparison, Difference};
 use crate::model::{Families, Family, Protocol, ServiceKey};
 use crate::status::explain::{DifferenceView, Explanation, Question, VerificationView, explain};
-use crate::status::flows::{FlowFilter, FlowList};
+use crate::status::flows::FlowFilter;
+use crate::status::query::{self, QueryError, is_set};
 use crate::status::{
-    self, CHUNK, ConnectionList, DriftView, FamilyHealth, HealthView, Lift, ListedFrontend, OverrideList, OverrideView,
-    Page, Search, SearchError, ServicePage, ServiceView, Sums, VERSION, VirtualList,
+    self, CHUNK, ConnectionList, DriftView, FamilyHealth, HealthView, Lift, ListedFrontend, Page, RateList, Search,
+    ServicePage, ServiceView, VERSION, VirtualList,
 };
 
-/// How long what a walk through connection tracking found is good enough.
-const FRESH: Duration = Duration::from_millis(500);
+/// For how many seconds rates may be measured.
+const WINDOW: RangeInclusive<f64> = 0.1..=10.0;
 
 /// Differences that are named, of all that drifted.
 const DIFFERENCES: usize = 20;
@@ -75,14 +77,11 @@ pub struct Api(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     desk: Desk,
-    register: Register,
+    walks: Walks,
     flows: Flows,
+    orders: Orders,
     about: About,
     started: (Instant, Timestamp),
-    /// What the last walk through all of connection tracking found. Locked while one is under way.
-    census: Mutex<Option<(Instant, Arc<Sums>)>>,
-    /// Where what was said by hand is kept for a successor. Locked while somebody says something.
-    keep: Mutex<Option<PathBuf>>,
 }
 
 /// What is known without asking.
@@ -108,17 +107,15 @@ enum Refusal {
     #[error("no Service {0} is served here")]
     NoService(String),
     #[error(transparent)]
-    Query(#[from] SearchError),
+    Query(#[from] QueryError),
     #[error(transparent)]
-    Order(#[from] OrderError),
-    #[error("the daemon has not programmed everything known at its start yet: try again")]
-    Loading,
+    Order(#[from] Refused),
     #[error("only GET and HEAD are answered here")]
     Method,
     #[error(transparent)]
     Busy(#[from] Busy),
     #[error(transparent)]
-    Conntrack(#[from] ConntrackError),
+    Walk(#[from] WalkError),
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error(transparent)]
@@ -138,9 +135,10 @@ impl Api {
     /// An API before a desk.
     pub(super) fn new(desk: Desk, register: Register, about: About, keep: Option<PathBuf>) -> Self {
         let started = (Instant::now(), Timestamp::now());
-        let flows = Flows::new(desk.clone(), register.clone());
-        let (census, keep) = (Mutex::new(None), Mutex::new(keep));
-        Self(Arc::new(Inner { desk, register, flows, about, started, census, keep }))
+        let walks = Walks::new(register.clone());
+        let flows = Flows::new(desk.clone(), register, walks.clone());
+        let orders = Orders::new(desk.clone(), keep);
+        Self(Arc::new(Inner { desk, walks, flows, orders, about, started }))
     }
 
     /// As a handler of all that is asked, and ordered, on a socket for root.
@@ -175,7 +173,8 @@ impl Api {
             "/v1/list" => Ok(json(&self.list(parameters).await?)),
             "/v1/explain" => Ok(json(&self.explain(parameters).await?)),
             "/v1/connections" => Ok(json(&self.connections().await?)),
-            "/v1/overrides" => Ok(json(&self.overrides().await?)),
+            "/v1/overrides" => Ok(json(&self.0.orders.standing().await?)),
+            "/v1/rates" => Ok(json(&self.rates(parameters).await?)),
             "/v1/drift" => Ok(json(&self.drift().await?)),
             "/v1/flows" => self.flows(parameters).await,
             _ => {
@@ -207,7 +206,7 @@ impl Api {
             services.extend(seen.await?);
         }
         if wants_connections(parameters) && !services.is_empty() {
-            let census = self.census().await?;
+            let census = self.0.walks.all().await?;
             services.iter_mut().for_each(|service| census.fill(service));
         }
         Ok(ServicePage { version: VERSION.to_owned(), total, page: page.number, pages, services })
@@ -220,7 +219,7 @@ impl Api {
         if wants_connections(parameters) {
             let destinations = destinations(&service);
             if !destinations.is_empty() {
-                self.walk(destinations).await?.fill(&mut service);
+                self.0.walks.to(destinations).await?.fill(&mut service);
             }
         }
         Ok(service)
@@ -229,7 +228,10 @@ impl Api {
     /// Some of a Service's connections, for the page.
     pub(super) async fn flows_of(&self, namespace: &str, name: &str, most: usize) -> Answer {
         let asked = Asked { filter: FlowFilter::of_service(namespace, name), most };
-        let list = async { Ok(json(&self.listed(asked).await?)) };
+        let list = async {
+            let only = self.only(&asked.filter).await?.unwrap_or_default();
+            Ok(json(&*self.0.flows.share(asked, move |flow| leads_to(&only, flow)).await?))
+        };
         list.await.unwrap_or_else(Refusal::into_answer)
     }
 
@@ -241,17 +243,16 @@ impl Api {
             }
             return Ok(self.0.flows.follow(asked)?);
         }
-        Ok(json(&self.listed(asked).await?))
+        let only = self.only(&asked.filter).await?;
+        let wants = move |flow: &Flow| only.as_ref().is_none_or(|only| leads_to(only, flow));
+        Ok(json(&self.0.flows.list(asked, wants).await?))
     }
 
     /// Of a Service that is known, only connections to its frontends are looked at.
-    async fn listed(&self, asked: Asked) -> Result<FlowList, Refusal> {
-        let mut only = None;
-        if let Some((namespace, name)) = asked.filter.service() {
-            let service = self.service(ServiceKey::new(namespace, name), &Vec::new()).await?;
-            only = Some(destinations(&service).into_iter().collect());
-        }
-        Ok(self.0.flows.list(asked, move |flow| only.as_ref().is_none_or(|only| leads_to(only, flow))).await?)
+    async fn only(&self, filter: &FlowFilter) -> Result<Option<HashSet<(Protocol, Destination)>>, Refusal> {
+        let Some((namespace, name)) = filter.service() else { return Ok(None) };
+        let service = self.service(ServiceKey::new(namespace, name), &Vec::new()).await?;
+        Ok(Some(destinations(&service).into_iter().collect()))
     }
 
     async fn list(&self, parameters: &Parameters) -> Result<VirtualList, Refusal> {
@@ -268,7 +269,7 @@ impl Api {
 
     async fn lines(&self, parameters: &Parameters) -> Result<Answer, Refusal> {
         let keys = self.found(Search::of(parameters)?).await?;
-        let census = self.census().await?;
+        let census = self.0.walks.all().await?;
         let to = census.destinations();
         let crossed = if to.is_empty() {
             Vec::new()
@@ -293,7 +294,7 @@ impl Api {
     }
 
     async fn connections(&self) -> Result<ConnectionList, Refusal> {
-        let census = self.census().await?;
+        let census = self.0.walks.all().await?;
         Ok(ConnectionList {
             version: VERSION.to_owned(),
             accounting: accounting(),
@@ -348,60 +349,24 @@ impl Api {
         Ok(compared.await.map_err(|_| Busy)??)
     }
 
-    /// What was said by hand.
-    async fn overrides(&self) -> Result<OverrideList, Refusal> {
-        let standing = |glance: Glance<'_>| status::overrides(glance.engine, Instant::now(), Timestamp::now());
-        let overrides = self.0.desk.ask(standing).await?;
-        Ok(OverrideList { version: VERSION.to_owned(), overrides, warnings: Vec::new() })
-    }
-
-    /// Carries out what somebody says by hand, and keeps it for a successor.
+    /// Has what somebody says by hand carried out.
     async fn say(&self, request: &Request<Bytes>) -> Answer {
         let parameters = parameters_of(request);
         let said = async {
-            let keep = self.0.keep.lock().await;
-            if !self.0.desk.ask(|glance| glance.kernel.loaded).await? {
-                return Err(Refusal::Loading);
-            }
-            let (answer, all) = match *request.method() {
-                Method::DELETE => self.lift(Lift::of(&parameters)?).await?,
-                _ => self.place(status::order_of(&parameters)?).await?,
+            let said = match *request.method() {
+                Method::DELETE => Said::Lift(Lift::of(&parameters)?),
+                _ => Said::Place(status::order_of(&parameters)?),
             };
-            let mut answer = answer;
-            if let Some(path) = keep.clone() {
-                let name = path.display().to_string();
-                let written = spawn_blocking(move || kept::write(&path, all)).await.map_err(|_| Busy)?;
-                if let Err(error) = written {
-                    warn!(path = name, %error, "what was said by hand cannot be kept: it ends with this process");
-                    answer
-                        .warnings
-                        .push(format!("it ends with this process, because {name} cannot be written: {error}"));
-                }
-            }
-            Ok(json(&answer))
+            Ok(json(&self.0.orders.say(said).await?))
         };
         said.await.unwrap_or_else(Refusal::into_answer)
     }
 
-    async fn place(&self, order: Order) -> Result<(OverrideList, Vec<OverrideView>), Refusal> {
-        let act = move |engine: &mut Engine| engine.place_override(&order, Instant::now());
-        let tell = |placed: Result<Vec<_>, OrderError>, glance: Glance<'_>| {
-            let (now, wall) = (Instant::now(), Timestamp::now());
-            let placed = placed?;
-            let said = placed.iter().filter_map(|one| status::override_on(glance.engine, one, now, wall)).collect();
-            Ok((list_of(said, &glance), status::overrides(glance.engine, now, wall)))
-        };
-        self.0.desk.order(act, tell).await?.map_err(Refusal::Order)
-    }
-
-    async fn lift(&self, Lift { who, service }: Lift) -> Result<(OverrideList, Vec<OverrideView>), Refusal> {
-        let act = move |engine: &mut Engine| engine.lift_overrides(who.as_ref(), service.as_ref(), Instant::now());
-        let tell = |lifted: Result<Vec<_>, OrderError>, glance: Glance<'_>| {
-            lifted?;
-            let left = status::overrides(glance.engine, Instant::now(), Timestamp::now());
-            Ok((list_of(left.clone(), &glance), left))
-        };
-        self.0.desk.order(act, tell).await?.map_err(Refusal::Order)
+    /// What comes within some time from now on.
+    async fn rates(&self, parameters: &Parameters) -> Result<RateList, Refusal> {
+        let number = |text: &str| text.parse().ok().filter(|seconds| WINDOW.contains(seconds));
+        let seconds = query::read(parameters, "seconds", "not a number from 0.1 to 10", number)?;
+        Ok(self.0.walks.rates(Duration::from_secs_f64(seconds.unwrap_or(1.0))).await?)
     }
 
     /// The Services that are wanted, sorted.
@@ -428,37 +393,6 @@ impl Api {
         }
         keys.sort();
         Ok(keys)
-    }
-
-    /// Counts the connections to these destinations, or all, on a thread of its own.
-    async fn walk(&self, destinations: Vec<(Protocol, Destination)>) -> Result<Sums, Refusal> {
-        let register = self.0.register.clone();
-        let walked = spawn_blocking(move || {
-            let carried = register.all();
-            let behind = |flow: &Flow| carried.get(&CarriedKey::of(flow)).map(|carried| carried.endpoint);
-            let mut census = take_census(&destinations, behind)?;
-            for (key, carried) in &carried {
-                if let Some(frontend) = carried.direct {
-                    census.add_direct(key.protocol, frontend, carried.endpoint);
-                }
-            }
-            Ok::<_, ConntrackError>(census)
-        });
-        // A panic there is told where it happens.
-        Ok(walked.await.map_err(|_| Busy)??)
-    }
-
-    /// All of connection tracking, as it was not long ago.
-    async fn census(&self) -> Result<Arc<Sums>, Refusal> {
-        let mut last = self.0.census.lock().await;
-        if let Some((at, census)) = &*last
-            && at.elapsed() < FRESH
-        {
-            return Ok(census.clone());
-        }
-        let census = Arc::new(self.walk(Vec::new()).await?);
-        *last = Some((Instant::now(), census.clone()));
-        Ok(census)
     }
 }
 
@@ -525,23 +459,8 @@ fn parameters_of(request: &Request<Bytes>) -> Parameters {
     form_urlencoded::parse(query.as_bytes()).into_owned().collect()
 }
 
-fn list_of(overrides: Vec<OverrideView>, glance: &Glance<'_>) -> OverrideList {
-    let mut warnings = Vec::new();
-    if !glance.kernel.trusted {
-        warnings.push(
-            "the kernel does not know yet: it refused, and will be asked again (see its last error in /v1/health)"
-                .to_owned(),
-        );
-    }
-    OverrideList { version: VERSION.to_owned(), overrides, warnings }
-}
-
 fn wants_connections(parameters: &Parameters) -> bool {
     is_set(parameters, "connections")
-}
-
-fn is_set(parameters: &Parameters, flag: &str) -> bool {
-    parameters.iter().any(|(name, value)| name == flag && matches!(value.as_str(), "" | "1" | "true"))
 }
 
 fn verification(compared: Comparison) -> VerificationView {
@@ -582,7 +501,7 @@ impl From<ListError> for Refusal {
     fn from(error: ListError) -> Self {
         match error {
             ListError::Busy(error) => error.into(),
-            ListError::Conntrack(error) => error.into(),
+            ListError::Walk(error) => error.into(),
         }
     }
 }
@@ -591,12 +510,12 @@ impl Refusal {
     fn into_answer(self) -> Answer {
         let status = match self {
             Refusal::NoPath | Refusal::NoService(_) => StatusCode::NOT_FOUND,
-            Refusal::Order(OrderError::Ambiguous { .. } | OrderError::TooMany) => StatusCode::CONFLICT,
-            Refusal::Order(_) => StatusCode::NOT_FOUND,
+            Refusal::Order(Refused::Order(OrderError::Ambiguous { .. } | OrderError::TooMany)) => StatusCode::CONFLICT,
+            Refusal::Order(Refused::Order(_)) => StatusCode::NOT_FOUND,
             Refusal::Query(_) => StatusCode::BAD_REQUEST,
             Refusal::Follow(FollowError::Many) => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Refusal::Loading | Refusal::Busy(_) | Refusal::Conntrack(_) | Refusal::Kernel(_) | Refusal::Follow(_) => {
+            Refusal::Order(_) | Refusal::Busy(_) | Refusal::Walk(_) | Refusal::Kernel(_) | Refusal::Follow(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
         };

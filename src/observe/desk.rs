@@ -5,14 +5,17 @@
 //! whoever asks much asks in pieces ([`crate::status::CHUNK`]).
 //!
 //! Whoever wants something done (an endpoint drained by hand) sends an *order*: a closure that may change the engine, and another that tells, of a
-//! glance taken after the kernel has been told, what came of it. Orders have a queue of their own; one whose sender has given up is not carried out.
+//! glance taken after the kernel has been told, what came of it. Orders have a queue of their own; one whose sender has given up is not carried out,
+//! and whoever waits for one that was begun hears what came of it.
 //!
 //! Invariants: a closure makes plain data and does no I/O; the controller never waits for who asks. Who asks does not wait for ever:
 //! a commit may take its time, and then [`Busy`] says so.
 //!
-//! Proven by `tests/e2e/status.rs`.
+//! Proven by the tests below and by `tests/e2e/status.rs`.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -69,6 +72,10 @@ type Act = dyn FnOnce(&mut Engine) -> Option<Question> + Send;
 
 /// An order; `None` if nobody waits for it any more, and then it did nothing.
 pub struct Order(Box<Act>);
+
+/// What only one can have.
+#[derive(Clone, Debug, Default)]
+struct Claim(Arc<AtomicBool>);
 
 /// Where questions are handed in. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -130,15 +137,19 @@ impl Desk {
     /// Has something done, and waits until the kernel has been told; `tell` sees what `act` returned and how things are then.
     ///
     /// # Errors
-    /// There is no answer within the time that a question waits. An order that was not begun by then never is.
+    /// The controller did not begin within `patience`, and never will; or it has ended. What was begun is waited for, however long the kernel takes.
     pub async fn order<D: Send + 'static, T: Send + 'static>(
         &self,
         act: impl FnOnce(&mut Engine) -> D + Send + 'static,
         tell: impl FnOnce(D, Glance<'_>) -> T + Send + 'static,
+        patience: Duration,
     ) -> Result<T, Busy> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
+        // Whoever is first has it: the controller, who begins, or the asker, who gives up.
+        let claim = Claim::default();
+        let begun = claim.clone();
         let order = Order(Box::new(move |engine| {
-            if answer.is_closed() {
+            if answer.is_closed() || !begun.take() {
                 return None;
             }
             let done = act(engine);
@@ -146,9 +157,22 @@ impl Desk {
         }));
         let ordered = async {
             self.orders.send(order).await.map_err(|_| Busy)?;
-            answered.await.map_err(|_| Busy)
+            (&mut answered).await.map_err(|_| Busy)
         };
-        timeout(PATIENCE, ordered).await.unwrap_or(Err(Busy))
+        match timeout(patience, ordered).await {
+            Ok(told) => told,
+            Err(_) if claim.take() => Err(Busy),
+            Err(_) => answered.await.map_err(|_| Busy),
+        }
+    }
+}
+
+// === impl Claim ===
+
+impl Claim {
+    /// Whether nobody had it before.
+    fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
     }
 }
 
@@ -221,5 +245,34 @@ impl KernelSide {
     /// The kernel refused one.
     pub fn refused(&mut self, error: String) {
         self.last_error = Some(LastError { at: Timestamp::now(), error });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::schedule::Scheduler;
+
+    const SHORT: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn what_was_begun_is_waited_for_and_what_was_not_never_is() {
+        let (desk, mut questions) = desk();
+        let mut engine = Engine::new("n1", Scheduler::Random);
+        let kernel = KernelSide::default();
+        // Nobody takes it in time.
+        assert_eq!(desk.order(|_| panic!("nobody waits for it"), |(), _| (), SHORT).await, Err(Busy));
+        let Asked::Order(late) = questions.wait().await else { panic!("an order") };
+        assert!(!questions.carry_out(late, &mut engine), "it was not carried out");
+        // It is begun, and the kernel takes longer than anybody would wait.
+        let asking =
+            tokio::spawn(async move { desk.order(|engine| engine.overrides().count(), |done, _| done, SHORT).await });
+        let Asked::Order(order) = questions.wait().await else { panic!("an order") };
+        assert!(questions.carry_out(order, &mut engine));
+        tokio::time::sleep(SHORT * 3).await;
+        questions.answer(None, Glance { engine: &engine, kernel: &kernel });
+        assert_eq!(asking.await.expect("no panic"), Ok(0));
     }
 }

@@ -1,6 +1,6 @@
 //! Connections one by one, asked for over the status API: `/v1/flows`, once or as they come and go.
 //!
-//! A list is one walk through connection tracking on a thread of its own, named by the controller between two batches. With `follow=true`
+//! A list is one walk through connection tracking ([`super::walks`]), named by the controller between two batches. With `follow=true`
 //! the answer is a line of JSON per event ([`FlowEvent`]), for as long as somebody reads: a thread of its own listens to the kernel ([`Follower`]) and
 //! has the controller name what it has not named within a second. When the reader is gone, the thread ends within [`ATTENTION`] and with it the subscription, so
 //! that nothing listens while nobody looks. A reader who is too slow is told that lines were lost, and gets the next ones.
@@ -23,18 +23,19 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
 use super::desk::{Busy, Desk};
 use super::http::{Answer, answer};
+use super::walks::{Shared, WalkError, Walks};
 use crate::conntrack::{Destination, Flow};
 use crate::forward::Register;
-use crate::kernel::conntrack::{ConntrackError, Follower, News, accounting, list_flows, tells, timestamps};
+use crate::kernel::conntrack::{ConntrackError, Follower, News, accounting, tells, timestamps};
 use crate::model::{Family, Protocol};
 use crate::status::flows::teller::Teller;
 use crate::status::flows::{FlowEvent, FlowFilter, FlowList, FlowSettings, FlowWord, Named, Pair, name, pairs, views};
-use crate::status::{CHUNK, SearchError, VERSION};
+use crate::status::query::{self, Parameters, QueryError};
+use crate::status::{CHUNK, VERSION};
 
 /// Connections told in one answer, unless asked otherwise, and at most.
 const TOLD: usize = 10_000;
@@ -42,6 +43,9 @@ const MOST_TOLD: usize = 1_000_000;
 
 /// Connections looked at to find those, where it takes names to know.
 const LOOKED_AT: usize = 200_000;
+
+/// Of one Service that the page shows, so many times as many as it shows are looked at.
+const LOOKED_AT_FOR_PAGE: usize = 10;
 
 /// How long a follower may go on after its reader has gone.
 const ATTENTION: Duration = Duration::from_millis(200);
@@ -63,6 +67,9 @@ const FOLLOWERS: usize = 16;
 pub(super) struct Flows {
     desk: Desk,
     register: Register,
+    walks: Walks,
+    /// What the page was told.
+    shared: Arc<Shared<Asked, Arc<FlowList>>>,
     followers: Arc<AtomicUsize>,
 }
 
@@ -85,7 +92,7 @@ pub(super) enum FollowError {
 }
 
 /// What is asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) filter: FlowFilter,
     /// How many connections at most.
@@ -96,25 +103,18 @@ pub(super) struct Asked {
 
 impl Asked {
     /// From the parameters of a query.
-    pub(super) fn of(parameters: &[(String, String)]) -> Result<Self, SearchError> {
-        let asked = parameters.iter().find(|(name, value)| name == "most" && !value.is_empty());
-        let most = asked.map(|(_, value)| {
-            let number = value.parse().ok().filter(|most| (1..=MOST_TOLD).contains(most));
-            number.ok_or_else(|| SearchError {
-                parameter: "most",
-                value: value.clone(),
-                reason: "not a number from 1 to 1000000",
-            })
-        });
-        Ok(Self { filter: FlowFilter::of(parameters)?, most: most.transpose()?.unwrap_or(TOLD) })
+    pub(super) fn of(parameters: &Parameters) -> Result<Self, QueryError> {
+        let number = |text: &str| text.parse().ok().filter(|most| (1..=MOST_TOLD).contains(most));
+        let most = query::read(parameters, "most", "not a number from 1 to 1000000", number)?;
+        Ok(Self { filter: FlowFilter::of(parameters)?, most: most.unwrap_or(TOLD) })
     }
 }
 
 // === impl Flows ===
 
 impl Flows {
-    pub(super) fn new(desk: Desk, register: Register) -> Self {
-        Self { desk, register, followers: Arc::default() }
+    pub(super) fn new(desk: Desk, register: Register, walks: Walks) -> Self {
+        Self { desk, register, walks, shared: Arc::default(), followers: Arc::default() }
     }
 
     /// Some connections. `wants` spares those that cannot be wanted before they have names.
@@ -123,11 +123,30 @@ impl Flows {
         asked: Asked,
         wants: impl Fn(&Flow) -> bool + Send + 'static,
     ) -> Result<FlowList, ListError> {
-        let (filter, most) = (asked.filter, asked.most);
-        let looked_at = if filter.needs_names() { LOOKED_AT.max(most) } else { most };
+        let looked_at = if asked.filter.needs_names() { LOOKED_AT.max(asked.most) } else { asked.most };
+        self.look(asked, looked_at, false, wants).await
+    }
+
+    /// The same for the page, of one Service, where whoever asks for the same as others gets the same.
+    pub(super) async fn share(
+        &self,
+        asked: Asked,
+        wants: impl Fn(&Flow) -> bool + Send + 'static,
+    ) -> Result<Arc<FlowList>, ListError> {
+        let looked_at = asked.most * LOOKED_AT_FOR_PAGE;
+        let look = async { Ok(Arc::new(self.look(asked.clone(), looked_at, true, wants).await?)) };
+        self.shared.ask(asked.clone(), look).await
+    }
+
+    async fn look(
+        &self,
+        Asked { filter, most }: Asked,
+        looked_at: usize,
+        rests: bool,
+        wants: impl Fn(&Flow) -> bool + Send + 'static,
+    ) -> Result<FlowList, ListError> {
         let early = filter.clone();
-        let walk = move || list_flows(|flow| early.may_want(flow) && wants(flow), looked_at);
-        let listing = spawn_blocking(walk).await.map_err(|_| Busy)??;
+        let listing = self.walks.list(move |flow| early.may_want(flow) && wants(flow), looked_at, rests).await?;
         let carried = self.register.all();
         let names = self.names(pairs(&listing.records, &carried)).await?;
         let mut flows = views(&listing.records, &carried, &names, Timestamp::now());
@@ -183,7 +202,7 @@ pub(super) enum ListError {
     #[error(transparent)]
     Busy(#[from] Busy),
     #[error(transparent)]
-    Conntrack(#[from] ConntrackError),
+    Walk(#[from] WalkError),
 }
 
 /// Names, in the order of the pairs.

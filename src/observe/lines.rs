@@ -7,7 +7,7 @@
 //! Invariants: a line is a whole [`FrontendLine`](crate::status::FrontendLine), in the order of `/v1/list`; when the controller has no time, the last line is
 //! `{"error": "..."}`, and what came before it is not all.
 //!
-//! Proven by `tests/e2e/status.rs`; timed by `bench status`.
+//! Proven by `tests/e2e/status.rs` and, without a controller, below; timed by `bench status`.
 
 use std::future::ready;
 use std::net::SocketAddr;
@@ -89,4 +89,24 @@ fn write(text: &mut Vec<u8>, line: &impl Serialize) {
     // Writing to memory does not fail, and lines are plain data.
     drop(serde_json::to_writer(&mut *text, line));
     text.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::desk::desk;
+
+    /// The answer of a desk that nobody serves: one line, whatever was asked for.
+    #[tokio::test]
+    async fn without_a_controller_the_last_line_says_so() {
+        let (desk, questions) = desk();
+        drop(questions);
+        let pieces = (0..9).map(|number| vec![ServiceKey::new("shop", &format!("s{number}"))]);
+        let counted = Counted { census: Arc::default(), crossed: Arc::default() };
+        let body = lines(desk, pieces, counted).into_body().collect().await.expect("a body").to_bytes();
+        let text = std::str::from_utf8(&body).expect("text");
+        assert!(text.ends_with('\n') && text.lines().count() == 1, "{text}");
+        let line: serde_json::Value = serde_json::from_str(text).expect("JSON");
+        assert_eq!(line["error"], Busy.to_string());
+    }
 }

@@ -286,6 +286,11 @@ pub fn answered(duration: Duration) {
     metrics::histogram!(names::STATUS_ANSWER).record(duration.as_secs_f64());
 }
 
+/// Connection tracking is read because somebody asks.
+pub fn walked() {
+    metrics::counter!(names::STATUS_WALKS).increment(1);
+}
+
 /// Rings were dealt again by counts, so many of their slots to somebody else, in so long.
 pub fn redealt(duration: Duration, slots: u64) {
     metrics::histogram!(names::REDEAL_DURATION).record(duration.as_secs_f64());

@@ -6,7 +6,7 @@
 //! | `/ui/v1/timeline?after=` | what was programmed after that entry ([`Timeline`]) |
 //! | `/ui/v1/traffic/NAMESPACE/NAME` | connections of a Service, opened and open, by port and endpoint |
 //! | `/ui/v1/flows/NAMESPACE/NAME` | the connections themselves, some hundred at most |
-//! | `/ui/v1/...` | the status API ([`super::api`]), but for `/v1/explain`, `/v1/drift` and `/v1/flows`, which look into the kernel for anything: that is root's |
+//! | `/ui/v1/...` | the status API ([`super::api`]), but for `/v1/explain`, `/v1/drift`, `/v1/rates` and `/v1/flows`, which look into the kernel for anything: that is root's |
 //!
 //! Who can look is who reaches the port: on loopback unless told otherwise, as metrics are. A browser on the node could be made to look by a foreign page,
 //! so requests must be for an address or `localhost` (a name could be made to lead here: DNS rebinding) and come from no other origin.
@@ -40,7 +40,7 @@ pub(super) const ROOT: &str = "/ui";
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What only root may ask: it looks into the kernel, or has the kernel tell.
-const ROOTS: [&str; 3] = ["/v1/explain", "/v1/drift", "/v1/flows"];
+const ROOTS: [&str; 4] = ["/v1/explain", "/v1/drift", "/v1/rates", "/v1/flows"];
 
 /// Flows shown at a time.
 const FLOWS: usize = 200;

@@ -39,6 +39,9 @@ pub enum Command {
     /// Active and inactive connections are counted from connection tracking. A node port stands with the unspecified address: it is on every
     /// address that serves node ports. An endpoint that drains or weighs 0 is shown with weight 0; a frontend without endpoints refuses or drops.
     ///
+    /// --rate measures for one second: connections that were opened meanwhile, however short, and what all of them carried. A connection that an endpoint
+    /// refuses is not counted: it leaves no trace in connection tracking.
+    ///
     /// Without a daemon the kernel's own tables are read: weights are numbers of slots then.
     #[command(visible_alias = "ls", after_help = LIST_EXAMPLES)]
     List(ListOptions),
@@ -133,7 +136,7 @@ pub struct ListOptions {
     #[arg(long, conflicts_with_all = ["rate", "connections"])]
     pub stats: bool,
 
-    /// Connections, packets and bytes per second, over one second
+    /// Connections opened, packets and bytes per second, over one second (packets and bytes need net.netfilter.nf_conntrack_acct=1)
     #[arg(long, conflicts_with = "connections")]
     pub rate: bool,
 

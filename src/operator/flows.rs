@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use super::cli::{FlowsOptions, Format};
 use super::client::{self, ClientError, query};
 use super::text::{Cell, Look, Table, colours, paint, plain, span};
-use super::{Failure, repeat, say};
+use super::{Failure, NOT_COUNTED, remark, repeat, say};
 use crate::status::flows::{FlowEvent, FlowList, FlowSettings, FlowView, FlowWord};
 use log::Log;
 
@@ -38,20 +38,22 @@ pub(super) fn run(socket: &Path, options: &FlowsOptions) -> Result<(), Failure> 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         return runtime.block_on(follow(socket, options));
     }
-    repeat(options.watch, |out| {
+    repeat(options.watch, |screen| {
         let most = options.most.to_string();
         let list = match client::ask::<FlowList>(socket, &path(options, &[("most", Some(&most))])) {
             Err(error @ ClientError::NoDaemon(_)) => local::list(options, error)?,
             list => list?,
         };
-        match options.output {
-            Some(format) => say(out, format, &list),
-            None => {
-                write(out, &list, colours())?;
-                remark(&list.settings);
-                Ok(())
-            }
+        if let Some(format) = options.output {
+            return say(&mut screen.text, format, &list);
         }
+        if list.flows.is_empty() {
+            let asked = parameters(options).iter().any(|(_, value)| value.is_some());
+            let text = if asked { "no connection is as asked for" } else { "there is no connection to a Service" };
+            screen.remarks.push(text.to_owned());
+        }
+        screen.remarks.extend(unknown(&list.settings).map(str::to_owned));
+        Ok(write(&mut screen.text, &list, colours())?)
     })
 }
 
@@ -71,14 +73,11 @@ fn parameters(options: &FlowsOptions) -> [(&'static str, Option<&str>); 6] {
     ]
 }
 
-/// What the kernel does not tell is said, beside what is shown.
-fn remark(settings: &FlowSettings) {
-    if !settings.accounting {
-        eprintln!("pointsman: packets and bytes are not counted: net.netfilter.nf_conntrack_acct is 0");
-    }
-    if !settings.timestamps {
-        eprintln!("pointsman: ages are not known: net.netfilter.nf_conntrack_timestamp is 0");
-    }
+/// What the kernel does not tell.
+fn unknown(settings: &FlowSettings) -> impl Iterator<Item = &'static str> {
+    let ages = "ages are not known: net.netfilter.nf_conntrack_timestamp is 0";
+    let all = [(settings.accounting, NOT_COUNTED), (settings.timestamps, ages)];
+    all.into_iter().filter(|(told, _)| !told).map(|(_, text)| text)
 }
 
 fn write(out: &mut impl Write, list: &FlowList, colours: bool) -> io::Result<()> {
@@ -185,12 +184,12 @@ async fn from_daemon(
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    eprintln!("pointsman: {}", plain(&error.to_string()));
+                    remark(&error.to_string());
                     break;
                 }
             }
         }
-        eprintln!("pointsman: the daemon has gone; what ends until it is back is not told");
+        remark("the daemon has gone; what ends until it is back is not told");
         stream = loop {
             match client::follow(&socket, &path).await {
                 Ok(stream) => break stream,
@@ -200,7 +199,7 @@ async fn from_daemon(
                 Err(error) => return drop(events.send(Err(error.into())).await),
             }
         };
-        eprintln!("pointsman: the daemon is back");
+        remark("the daemon is back");
     }
 }
 
@@ -209,17 +208,15 @@ fn notice(event: &FlowEvent) {
     match (event.event, &event.settings) {
         (FlowWord::Begin, Some(settings)) => {
             if !settings.accounting {
-                eprintln!("pointsman: packets and bytes are not counted: net.netfilter.nf_conntrack_acct is 0");
+                remark(NOT_COUNTED);
             }
             if !settings.events {
-                eprintln!(
-                    "pointsman: net.netfilter.nf_conntrack_events is 0: connection tracking is read once a second, and what is shorter is not seen"
+                remark(
+                    "net.netfilter.nf_conntrack_events is 0: connection tracking is read once a second, and what is shorter is not seen",
                 );
             }
         }
-        (FlowWord::Lost, _) => {
-            eprintln!("pointsman: there was more than could be told; short connections are missing");
-        }
+        (FlowWord::Lost, _) => remark("there was more than could be told; short connections are missing"),
         _ => {}
     }
 }

@@ -8,7 +8,7 @@ use super::cli::{GetOptions, What};
 use super::client::query;
 use super::target::TargetError;
 use super::text::{self, Cell, Look, Table, ago, span};
-use super::{Failure, ask, orders, repeat, say};
+use super::{Failure, ask, none_found, orders, repeat, say};
 use crate::status::{
     ByHandView, CarrierView, EndpointView, MembershipView, OverrideList, PortView, ServicePage, ServiceView,
     StandingView, VERSION, VerdictView,
@@ -18,33 +18,45 @@ pub(super) fn run(socket: &Path, options: &GetOptions) -> Result<(), Failure> {
     if options.what == What::Overrides {
         return overrides(socket, options);
     }
-    repeat(options.watch, |out| {
+    repeat(options.watch, |screen| {
         let page = fetch(socket, options)?;
         if let Some(format) = options.output {
-            return say(out, format, &page);
+            return say(&mut screen.text, format, &page);
         }
         let now = Timestamp::now();
         let table = match options.what {
             What::Endpoints => endpoints(&page.services, now),
             What::Services | What::Overrides => services(&page.services, now),
         };
-        Ok(table.write(out, text::colours())?)
+        let only = options.only.map(|only| only.word());
+        screen.remarks.extend(match () {
+            () if page.services.is_empty() => {
+                Some(none_found("Service", options.search.as_deref(), options.namespace.as_deref(), only))
+            }
+            () if table.is_empty() => Some("the Services that match have no endpoint".to_owned()),
+            () => None,
+        });
+        Ok(table.write(&mut screen.text, text::colours())?)
     })
 }
 
 /// What was said by hand.
 fn overrides(socket: &Path, options: &GetOptions) -> Result<(), Failure> {
-    repeat(options.watch, |out| {
+    repeat(options.watch, |screen| {
         let mut list: OverrideList = ask(socket, "/v1/overrides")?;
         list.overrides.retain(|one| {
             let text = format!("{}/{} {}", one.namespace, one.name, one.subject());
             options.namespace.as_ref().is_none_or(|namespace| *namespace == one.namespace)
                 && options.search.as_ref().is_none_or(|search| text.contains(&**search))
         });
-        match options.output {
-            Some(format) => say(out, format, &list),
-            None => Ok(orders::table(&list.overrides, Timestamp::now()).write(out, text::colours())?),
+        if let Some(format) = options.output {
+            return say(&mut screen.text, format, &list);
         }
+        if list.overrides.is_empty() {
+            let what = "drain or weight by hand";
+            screen.remarks.push(none_found(what, options.search.as_deref(), options.namespace.as_deref(), None));
+        }
+        Ok(orders::table(&list.overrides, Timestamp::now()).write(&mut screen.text, text::colours())?)
     })
 }
 

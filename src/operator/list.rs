@@ -3,13 +3,14 @@
 //! Widths, headings and the abbreviation of large numbers are those of ipvsadm 1.31. `Masq` is what IPVS calls the way we forward, too: the
 //! destination is translated. A frontend that refuses or drops says so behind its scheduler, where IPVS has flags.
 //!
-//! The plain list is printed line by line while the daemon still makes it; whatever adds up or compares waits for all of it.
+//! The plain list is printed line by line while the daemon still makes it; whatever adds up waits for all of it. Rates are measured where connection
+//! tracking is read, by the daemon: what was opened within a second, not how many more there are.
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -17,16 +18,16 @@ use serde_json::{Value, json};
 use super::cli::ListOptions;
 use super::client::{self, ClientError, LineError};
 use super::text::{self, Table};
-use super::{Failure, ask, repeat, say, tables};
-use crate::kernel::conntrack::take_census;
+use super::{Failure, NOT_COUNTED, Screen, ask, none_found, remark, repeat, say, tables};
+use crate::kernel::conntrack::{ConntrackError, Measuring, accounting, take_census};
 use crate::kernel::glance;
 use crate::status::{
-    ConnectionList, ConnectionRow, Counters, DestinationView, EndpointCell, FrontendLine, Traffic, VERSION,
+    ConnectionList, ConnectionRow, Counters, DestinationView, EndpointCell, FrontendLine, RateList, VERSION,
     VirtualList, VirtualView,
 };
 
-/// How long rates are measured.
-const WINDOW: Duration = Duration::from_secs(1);
+/// For how many seconds rates are measured.
+const WINDOW: &str = "1";
 
 /// Where the column of addresses ends.
 const ADDRESS_END: usize = 33;
@@ -40,6 +41,11 @@ struct Listed {
     version: &'static str,
     /// `daemon` or `kernel`: who was asked.
     source: &'static str,
+    /// Whether packets and bytes are counted (`net.netfilter.nf_conntrack_acct`).
+    accounting: bool,
+    /// For how long rates were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
     services: Vec<Value>,
 }
 
@@ -76,7 +82,13 @@ struct EndpointRows {
 /// What was found, and where.
 struct Found {
     list: VirtualList,
+    /// Connections that are there; or those that were opened, as active ones.
     rows: Vec<ConnectionRow>,
+    /// Within how many seconds, if rates were asked for.
+    seconds: Option<f64>,
+    accounting: bool,
+    /// Connection tracking changed too fast to be read well.
+    partial: bool,
     source: &'static str,
 }
 
@@ -88,34 +100,46 @@ pub(super) fn run(socket: &Path, options: &ListOptions) -> Result<(), Failure> {
             return Ok(out.flush()?);
         }
     }
-    repeat(options.watch, |out| {
-        let begin = Instant::now();
-        if is_plain && stream(out, socket, options)? {
+    repeat(options.watch, |screen| {
+        if is_plain && stream(&mut screen.text, socket, options)? {
             return Ok(());
         }
-        let found = find(socket, options)?;
-        if options.connections {
-            return connections(out, options, &found);
-        }
-        let mut live = Live::of(&found.list, &found.rows);
-        let mut seconds = 1.0;
-        if options.rate {
-            std::thread::sleep(WINDOW);
-            let later = find(socket, options)?;
-            let before = live;
-            live = Live::of(&later.list, &later.rows);
-            live.subtract(&before);
-            seconds = begin.elapsed().as_secs_f64();
-        }
-        let services: Vec<_> = found.list.services.iter().map(|service| live.about(service)).collect();
-        match options.output {
-            Some(format) => {
-                let services = services.iter().map(ListedService::value).collect();
-                say(out, format, &Listed { version: VERSION, source: found.source, services })
-            }
-            None => Ok(write(out, &services, options, seconds)?),
-        }
+        show(screen, options, &find(socket, options)?)
     })
+}
+
+fn show(screen: &mut Screen, options: &ListOptions, found: &Found) -> Result<(), Failure> {
+    let live = Live::of(&found.list, &found.rows);
+    let services: Vec<_> = found.list.services.iter().map(|service| live.about(service)).collect();
+    if let Some(format) = options.output {
+        if options.connections {
+            return say(&mut screen.text, format, &found.rows);
+        }
+        let Found { source, accounting, seconds, .. } = *found;
+        let services = services.iter().map(|service| service.value(seconds)).collect();
+        return say(&mut screen.text, format, &Listed { version: VERSION, source, accounting, seconds, services });
+    }
+    if services.is_empty() {
+        screen.remarks.push(nothing(options));
+    }
+    if (options.stats || options.rate) && !found.accounting {
+        screen.remarks.push(NOT_COUNTED.to_owned());
+    }
+    if found.partial {
+        screen.remarks.push("connection tracking changed while it was read: numbers are not exact".to_owned());
+    }
+    if options.connections {
+        let table = connections(&services);
+        if table.is_empty() && !services.is_empty() {
+            screen.remarks.push("there is no connection to any of them".to_owned());
+        }
+        return Ok(table.write(&mut screen.text, text::colours())?);
+    }
+    Ok(write(&mut screen.text, &services, options, found.seconds.unwrap_or(1.0))?)
+}
+
+fn nothing(options: &ListOptions) -> String {
+    none_found("Service", options.search.as_deref(), options.namespace.as_deref(), None)
 }
 
 /// Prints the daemon's list while it is still made; whether there is a daemon.
@@ -147,7 +171,10 @@ fn stream(out: &mut impl Write, socket: &Path, options: &ListOptions) -> Result<
         Ok(Ok(()))
     });
     match printed {
-        Ok(()) if !begun => heading(out)?,
+        Ok(()) if !begun => {
+            heading(out)?;
+            remark(&nothing(options));
+        }
         Ok(()) => {}
         Err(LineError::Client(ClientError::NoDaemon(_))) => return Ok(false),
         Err(LineError::Client(error)) => {
@@ -188,27 +215,68 @@ fn frontend_row(
 }
 
 fn find(socket: &Path, options: &ListOptions) -> Result<Found, Failure> {
+    if options.rate {
+        let rates = match ask::<RateList>(socket, &client::query("/v1/rates", &[("seconds", Some(WINDOW))])) {
+            Err(Failure::Client(ClientError::NoDaemon(_))) => measure().ok(),
+            rates => Some(rates?),
+        };
+        let rates = rates.map(|rates| (opened(&rates), Some(rates.seconds), rates.accounting, rates.partial));
+        // Whoever came meanwhile has rates, too.
+        let (list, source) = frontends(socket, options)?;
+        let (rows, seconds, accounting, partial) = rates.unwrap_or((Vec::new(), Some(1.0), accounting(), false));
+        return Ok(Found { list, rows, seconds, accounting, partial, source });
+    }
+    let (list, source) = frontends(socket, options)?;
+    let (rows, accounting, partial) = if source == KERNEL {
+        // Without connection tracking there are no connections to count.
+        let census = take_census(&[], |_| None).unwrap_or_default();
+        (census.rows(), accounting(), census.partial)
+    } else {
+        let found = ask::<ConnectionList>(socket, "/v1/connections")?;
+        (found.connections, found.accounting, found.partial)
+    };
+    Ok(Found { list, rows, seconds: None, accounting, partial, source })
+}
+
+/// Who was asked.
+const DAEMON: &str = "daemon";
+const KERNEL: &str = "kernel";
+
+fn frontends(socket: &Path, options: &ListOptions) -> Result<(VirtualList, &'static str), Failure> {
     let parameters = [("namespace", options.namespace.as_deref()), ("search", options.search.as_deref())];
     match client::ask::<VirtualList>(socket, &client::query("/v1/list", &parameters)) {
-        Ok(list) => {
-            let rows = ask::<ConnectionList>(socket, "/v1/connections")?.connections;
-            Ok(Found { list, rows, source: "daemon" })
-        }
+        Ok(list) => Ok((list, DAEMON)),
         Err(client @ ClientError::NoDaemon(_)) => {
             let tables = match glance::tables() {
                 Ok(tables) if tables.is_empty() => return Err(Failure::Nothing { client }),
                 Ok(tables) => tables,
                 Err(kernel) => return Err(Failure::Nobody { client, kernel }),
             };
-            eprintln!("pointsman: {}; this is what the kernel's tables say", text::plain(&client.to_string()));
+            remark(&format!("{client}; this is what the kernel's tables say"));
             let mut list = tables::list(&tables);
             list.services.retain(|service| is_wanted(service, options));
-            // Without connection tracking there are no connections to count.
-            let rows = take_census(&[], |_| None).map(|census| census.rows()).unwrap_or_default();
-            Ok(Found { list, rows, source: "kernel" })
+            Ok((list, KERNEL))
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// As the daemon does it; what its forwarder carries is known by the listener alone.
+fn measure() -> Result<RateList, ConntrackError> {
+    let measuring = Measuring::begin()?;
+    std::thread::sleep(Duration::from_secs(1));
+    measuring.end(|_| None)
+}
+
+/// What was opened, as connections.
+fn opened(rates: &RateList) -> Vec<ConnectionRow> {
+    let row = |row: &crate::status::RateRow| ConnectionRow {
+        protocol: row.protocol.clone(),
+        destination: row.destination,
+        endpoint: row.endpoint,
+        counters: Counters { active: row.came.opened, inactive: 0, traffic: row.came.traffic },
+    };
+    rates.rates.iter().map(row).collect()
 }
 
 /// As far as tables know: by the name of the Service port, an address, or a port.
@@ -224,29 +292,21 @@ fn is_wanted(service: &VirtualView, options: &ListOptions) -> bool {
         })
 }
 
-fn connections(out: &mut Vec<u8>, options: &ListOptions, found: &Found) -> Result<(), Failure> {
-    let live = Live::of(&found.list, &found.rows);
-    let known = found.list.services.iter().flat_map(|service| {
-        let about = live.about(service);
-        let frontend = frontend(service);
-        about.destinations.into_iter().map(move |one| (service, frontend.clone(), one))
-    });
-    let known: Vec<_> = known.filter(|(_, _, one)| one.connections != Counters::default()).collect();
-    if let Some(format) = options.output {
-        return say(out, format, &found.rows);
-    }
+fn connections(services: &[ListedService<'_>]) -> Table {
     let mut table = Table::new(["SERVICE", "PROTO", "FRONTEND", "ENDPOINT", "ACTIVE", "INACTIVE"]);
-    for (service, frontend, one) in known {
-        table.push([
-            (&service.service).into(),
-            (&service.protocol).into(),
-            frontend.into(),
-            one.destination.address.to_string().into(),
-            one.connections.active.to_string().into(),
-            one.connections.inactive.to_string().into(),
-        ]);
+    for ListedService { service, destinations } in services {
+        for one in destinations.iter().filter(|one| one.connections != Counters::default()) {
+            table.push([
+                (&service.service).into(),
+                (&service.protocol).into(),
+                frontend(service).into(),
+                one.destination.address.to_string().into(),
+                one.connections.active.to_string().into(),
+                one.connections.inactive.to_string().into(),
+            ]);
+        }
     }
-    Ok(table.write(out, text::colours())?)
+    table
 }
 
 fn write(out: &mut impl Write, services: &[ListedService<'_>], options: &ListOptions, seconds: f64) -> io::Result<()> {
@@ -334,10 +394,33 @@ impl EndpointRows {
 // === impl ListedService ===
 
 impl ListedService<'_> {
-    /// The view, its endpoints with their connections.
-    fn value(&self) -> Value {
+    /// The view, its endpoints with their connections; or, where connections are those of so many seconds, with rates.
+    fn value(&self, seconds: Option<f64>) -> Value {
         let mut value = json!(self.service);
-        value["endpoints"] = json!(self.destinations);
+        value["endpoints"] = match seconds {
+            None => json!(self.destinations),
+            Some(seconds) => self.destinations.iter().map(|one| one.rates(seconds)).collect(),
+        };
+        value
+    }
+}
+
+// === impl Destination ===
+
+impl Destination {
+    /// The endpoint with what comes per second.
+    fn rates(&self, seconds: f64) -> Value {
+        let per_second = |number: u64| json!((number as f64 / seconds * 1e3).round() / 1e3);
+        let Counters { active: opened, traffic, .. } = self.connections;
+        let mut rates = json!({"connections": per_second(opened)});
+        if let Some(traffic) = traffic {
+            rates["packetsIn"] = per_second(traffic.packets_in);
+            rates["packetsOut"] = per_second(traffic.packets_out);
+            rates["bytesIn"] = per_second(traffic.bytes_in);
+            rates["bytesOut"] = per_second(traffic.bytes_out);
+        }
+        let mut value = json!(self.destination);
+        value["rates"] = rates;
         value
     }
 }
@@ -376,33 +459,13 @@ impl Live {
         });
         ListedService { service, destinations: destinations.collect() }
     }
-
-    /// What has come since then; of connections that have ended meanwhile, nothing.
-    fn subtract(&mut self, before: &Self) {
-        let now = self.pairs.iter_mut().map(|(key, now)| (now, before.pairs.get(key)));
-        let ports = self.ports.iter_mut().map(|(key, now)| (now, before.ports.get(key)));
-        for (now, before) in now.chain(ports) {
-            let before = before.copied().unwrap_or_default();
-            // What was open and is over is not new.
-            let more = (now.active + now.inactive).saturating_sub(before.active + before.inactive);
-            let traffic = now.traffic.map(|now| {
-                let before = before.traffic.unwrap_or_default();
-                Traffic {
-                    packets_in: now.packets_in.saturating_sub(before.packets_in),
-                    packets_out: now.packets_out.saturating_sub(before.packets_out),
-                    bytes_in: now.bytes_in.saturating_sub(before.bytes_in),
-                    bytes_out: now.bytes_out.saturating_sub(before.bytes_out),
-                }
-            });
-            *now = Counters { active: more, inactive: 0, traffic };
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::Protocol;
+    use crate::status::Traffic;
 
     fn services() -> VirtualList {
         let at = |text: &str| text.parse().expect("an address");
@@ -490,16 +553,24 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_what_has_come_since() {
+    fn rates_are_per_second() {
         let list = services();
-        let mut later = rows();
-        later[0].counters = Counters { active: 1, inactive: 5, ..later[0].counters };
-        later[1].counters = Counters::default();
-        let mut live = Live::of(&list, &later);
-        live.subtract(&Live::of(&list, &rows()));
-        let about = live.about(&list.services[0]);
-        assert_eq!(about.destinations[0].connections.active, 3);
-        assert_eq!(about.destinations[0].connections.traffic, Some(Traffic::default()));
-        assert_eq!(live.about(&list.services[1]).destinations[0].connections.active, 0);
+        let live = Live::of(&list, &rows());
+        let service = live.about(&list.services[0]).value(Some(2.0));
+        let want = json!([
+            {"address": "10.244.0.10:8080", "weight": 3, "rates": {
+                "connections": 1.0, "packetsIn": 6.0, "packetsOut": 4.5, "bytesIn": 500.0, "bytesOut": 61_728_394.5}},
+            {"address": "10.244.0.11:8080", "weight": 0, "rates": {"connections": 0.0}},
+        ]);
+        assert_eq!(service["endpoints"], want);
+        let options = ListOptions { rate: true, ..ListOptions::default() };
+        let mut out = Vec::new();
+        write(&mut out, &[live.about(&list.services[1])], &options, 0.5).expect("memory");
+        let out = String::from_utf8(out).expect("text");
+        assert!(out.contains("     CPS    InPPS   OutPPS    InBPS   OutBPS"), "{out}");
+        assert!(
+            out.ends_with("  -> 10.244.0.10:8080                   12        0        0        0        0\n"),
+            "{out}"
+        );
     }
 }

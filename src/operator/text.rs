@@ -109,6 +109,10 @@ impl Table {
         self.rows.push(row.to_vec());
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     pub(super) fn write(&self, out: &mut impl Write, colours: bool) -> io::Result<()> {
         let mut widths: Vec<usize> = self.heading.iter().map(|text| text.len()).collect();
         for row in &self.rows {

@@ -120,21 +120,31 @@ enum Chooser {
 
 /// All frontends of a Service.
 pub fn list(engine: &Engine, key: &ServiceKey) -> Vec<ListedFrontend> {
+    briefly(engine, key).unwrap_or_else(|| thoroughly(engine, key))
+}
+
+/// Without a survey, where nothing makes endpoints differ.
+pub(crate) fn briefly(engine: &Engine, key: &ServiceKey) -> Option<Vec<ListedFrontend>> {
+    let (service, ports) = engine.look_briefly(key)?;
     let mut listed = Vec::new();
-    if let Some((service, ports)) = engine.look_briefly(key) {
-        for port in &ports {
-            let frontends = port.frontends.iter().map(|(frontend, role)| (Claim::Frontend(*frontend), *role));
-            let node_port = port.node_port.map(|node_port| (Claim::NodePort(port.family, node_port), Role::External));
-            let whom = |verdict| alike(port, verdict);
-            listed.extend(frontends.chain(node_port).map(|asked| ListedFrontend::new(service, port, asked, whom)));
-        }
-    } else if let Some(seen) = engine.look(key) {
-        for port in &seen.ports {
-            let Some(resolved) = &port.resolved else { continue };
-            let whom = |verdict| destinations(&seen, port, verdict);
-            let held = port.claims.iter().filter(|(claim, _)| engine.holder(claim) == Some(key));
-            listed.extend(held.map(|asked| ListedFrontend::new(seen.service, resolved, *asked, whom)));
-        }
+    for port in &ports {
+        let frontends = port.frontends.iter().map(|(frontend, role)| (Claim::Frontend(*frontend), *role));
+        let node_port = port.node_port.map(|node_port| (Claim::NodePort(port.family, node_port), Role::External));
+        let whom = |verdict| alike(port, verdict);
+        listed.extend(frontends.chain(node_port).map(|asked| ListedFrontend::new(service, port, asked, whom)));
+    }
+    Some(listed)
+}
+
+/// By what a survey says of each endpoint.
+pub(crate) fn thoroughly(engine: &Engine, key: &ServiceKey) -> Vec<ListedFrontend> {
+    let mut listed = Vec::new();
+    let Some(seen) = engine.look(key) else { return listed };
+    for port in &seen.ports {
+        let Some(resolved) = &port.resolved else { continue };
+        let whom = |verdict| destinations(&seen, port, verdict);
+        let held = port.claims.iter().filter(|(claim, _)| engine.holder(claim) == Some(key));
+        listed.extend(held.map(|asked| ListedFrontend::new(seen.service, resolved, *asked, whom)));
     }
     listed
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::SearchError;
+use super::query::{Parameters, QueryError, get, read, wrong};
 use super::service::moment;
 use crate::engine::{Engine, Order, ServiceName, Who};
 use crate::model::ServiceKey;
@@ -88,8 +88,6 @@ pub struct Lift {
     /// Behind which Service; `None`: all.
     pub service: Option<ServiceName>,
 }
-
-type Parameters = [(String, String)];
 
 /// All that was said by hand; `now` and `wall` are the same moment.
 pub fn overrides(engine: &Engine, now: Instant, wall: Timestamp) -> Vec<OverrideView> {
@@ -179,12 +177,9 @@ pub fn lasting(text: &str) -> Result<Duration, &'static str> {
 ///
 /// # Errors
 /// One of them cannot be read.
-pub fn order_of(parameters: &Parameters) -> Result<Order, SearchError> {
+pub fn order_of(parameters: &Parameters) -> Result<Order, QueryError> {
     let who = who_of(parameters)?.ok_or_else(|| wrong("endpoint", "", NO_ENDPOINT))?;
-    let weight = match get(parameters, "weight") {
-        None => 0,
-        Some(text) => text.parse().map_err(|_| wrong("weight", text, "not a weight in 0..65535"))?,
-    };
+    let weight = read(parameters, "weight", "not a weight in 0..65535", |text| text.parse().ok())?.unwrap_or(0);
     let lasts = match get(parameters, "for") {
         None => USUAL,
         Some(text) => lasting(text).map_err(|reason| wrong("for", text, reason))?,
@@ -200,24 +195,12 @@ pub fn order_of(parameters: &Parameters) -> Result<Order, SearchError> {
 
 const NO_ENDPOINT: &str = "not an endpoint: ADDRESS, ADDRESS:PORT, POD or NAMESPACE/POD";
 
-fn get<'a>(parameters: &'a Parameters, name: &str) -> Option<&'a str> {
-    let value = parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.trim());
-    value.filter(|value| !value.is_empty())
+fn who_of(parameters: &Parameters) -> Result<Option<Who>, QueryError> {
+    read(parameters, "endpoint", NO_ENDPOINT, Who::parse)
 }
 
-fn wrong(parameter: &'static str, value: &str, reason: &'static str) -> SearchError {
-    SearchError { parameter, value: value.to_owned(), reason }
-}
-
-fn who_of(parameters: &Parameters) -> Result<Option<Who>, SearchError> {
-    let parse = |text| Who::parse(text).ok_or_else(|| wrong("endpoint", text, NO_ENDPOINT));
-    get(parameters, "endpoint").map(parse).transpose()
-}
-
-fn service_of(parameters: &Parameters) -> Result<Option<ServiceName>, SearchError> {
-    let parse =
-        |text| ServiceName::parse(text).ok_or_else(|| wrong("service", text, "neither NAME nor NAMESPACE/NAME"));
-    get(parameters, "service").map(parse).transpose()
+fn service_of(parameters: &Parameters) -> Result<Option<ServiceName>, QueryError> {
+    read(parameters, "service", "neither NAME nor NAMESPACE/NAME", ServiceName::parse)
 }
 
 // === impl Lift ===
@@ -227,7 +210,7 @@ impl Lift {
     ///
     /// # Errors
     /// One of them cannot be read, or nobody is named.
-    pub fn of(parameters: &Parameters) -> Result<Self, SearchError> {
+    pub fn of(parameters: &Parameters) -> Result<Self, QueryError> {
         let (who, service) = (who_of(parameters)?, service_of(parameters)?);
         let all = matches!(get(parameters, "all"), Some("true" | "1"));
         if who.is_none() && !all {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::query::{self, Parameters, QueryError};
 use crate::engine::Engine;
 use crate::model::{Service, ServiceKey};
 use crate::policy::Path;
@@ -42,18 +43,6 @@ pub struct Page {
     pub size: usize,
 }
 
-/// A query that cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{parameter}={value:?}: {reason}")]
-pub struct SearchError {
-    /// The parameter.
-    pub parameter: &'static str,
-    /// Its value.
-    pub value: String,
-    /// What is wrong with it.
-    pub reason: &'static str,
-}
-
 // === impl Search ===
 
 impl Search {
@@ -61,22 +50,15 @@ impl Search {
     ///
     /// # Errors
     /// `only=` with a word that is none.
-    pub fn of(parameters: &[(String, String)]) -> Result<Self, SearchError> {
-        let get = |name: &str| {
-            let value = parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.trim());
-            value.filter(|value| !value.is_empty()).map(str::to_owned)
-        };
-        let only = match get("only").as_deref() {
-            None => None,
-            Some("problems") => Some(Only::Problems),
-            Some("userspace") => Some(Only::Userspace),
-            Some("unready") => Some(Only::Unready),
-            Some(other) => {
-                let reason = "neither problems, userspace nor unready";
-                return Err(SearchError { parameter: "only", value: other.to_owned(), reason });
-            }
-        };
-        Ok(Self { namespace: get("namespace"), text: get("search").map(|text| text.to_lowercase()), only })
+    pub fn of(parameters: &Parameters) -> Result<Self, QueryError> {
+        let only = query::read(parameters, "only", "neither problems, userspace nor unready", |word| match word {
+            "problems" => Some(Only::Problems),
+            "userspace" => Some(Only::Userspace),
+            "unready" => Some(Only::Unready),
+            _ => None,
+        })?;
+        let namespace = query::get(parameters, "namespace").map(str::to_owned);
+        Ok(Self { namespace, text: query::get(parameters, "search").map(str::to_lowercase), only })
     }
 
     /// Whether the name alone decides.
@@ -149,13 +131,13 @@ impl Page {
     ///
     /// # Errors
     /// `page=` or `perPage=` with something that is no number from 1 on; beyond 1000 per page is 1000.
-    pub fn of(parameters: &[(String, String)]) -> Result<Self, SearchError> {
-        let number = |parameter: &'static str, default: usize| {
-            let Some((_, value)) = parameters.iter().find(|(name, _)| name == parameter) else { return Ok(default) };
-            let number = value.parse::<usize>().ok().filter(|number| *number > 0);
-            number.ok_or(SearchError { parameter, value: value.clone(), reason: "not a number from 1 on" })
+    pub fn of(parameters: &Parameters) -> Result<Self, QueryError> {
+        let number = |parameter: &'static str| {
+            let parse = |text: &str| text.parse().ok().filter(|number| *number > 0);
+            query::read(parameters, parameter, "not a number from 1 on", parse)
         };
-        Ok(Self { number: number("page", 1)?, size: number("perPage", PER_PAGE)?.min(MOST_PER_PAGE) })
+        let size = number("perPage")?.unwrap_or(PER_PAGE).min(MOST_PER_PAGE);
+        Ok(Self { number: number("page")?.unwrap_or(1), size })
     }
 
     /// How many pages so many Services take; 1 for none.
@@ -182,9 +164,9 @@ mod tests {
     #[test]
     fn pages() {
         let page = |text: &[(&str, &str)]| Page::of(&parameters(text));
-        assert_eq!(page(&[]), Ok(Page { number: 1, size: 100 }));
+        assert_eq!([page(&[]), page(&[("page", "")])], [(); 2].map(|()| Ok(Page { number: 1, size: 100 })));
         assert_eq!(page(&[("page", "3"), ("perPage", "9999")]), Ok(Page { number: 3, size: 1000 }));
-        for bad in ["0", "-1", "", "x", "99999999999999999999999"] {
+        for bad in ["0", "-1", "x", "99999999999999999999999"] {
             let error = page(&[("page", bad)]).expect_err("no page");
             assert_eq!(error.to_string(), format!("page={bad:?}: not a number from 1 on"));
         }

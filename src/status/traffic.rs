@@ -6,6 +6,8 @@
 //!
 //! *Active* is what IPVS calls so ([`Flow::is_active`]); *inactive* is whatever else the kernel still remembers. Packets and bytes are
 //! those of connections that are still remembered, and only where `net.netfilter.nf_conntrack_acct` was 1 when they began.
+//!
+//! A [`RateList`] is what came between two walks ([`crate::conntrack::rates`]).
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -93,6 +95,48 @@ pub struct ConnectionRow {
     /// How many.
     #[serde(flatten)]
     pub counters: Counters,
+}
+
+/// What came within some time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RateList {
+    /// [`super::VERSION`].
+    pub version: String,
+    /// Whether `net.netfilter.nf_conntrack_acct` is on: if not, new connections have no packets and bytes.
+    pub accounting: bool,
+    /// Between the beginnings of the first and the second walk.
+    pub seconds: f64,
+    /// Entries of the table that were looked at.
+    pub read: usize,
+    /// Whether the table changed so fast that some may have been missed, or be taken for new ones.
+    pub partial: bool,
+    /// By protocol, destination, endpoint; those of which nothing came are left out.
+    pub rates: Vec<RateRow>,
+}
+
+/// What came from one frontend to one endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateRow {
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// What clients connected to.
+    pub destination: SocketAddr,
+    /// Who answers, as in a [`ConnectionRow`].
+    pub endpoint: SocketAddr,
+    /// How much.
+    #[serde(flatten)]
+    pub came: Opened,
+}
+
+/// What came, in numbers; not per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// Connections that were opened.
+    pub opened: u64,
+    /// What all connections carried meanwhile; left out where the kernel does not account.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
 }
 
 // === impl Sums ===
@@ -221,13 +265,40 @@ impl AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
         self.active += other.active;
         self.inactive += other.inactive;
-        if let Some(other) = other.traffic {
-            let sum = self.traffic.get_or_insert_default();
-            sum.packets_in += other.packets_in;
-            sum.packets_out += other.packets_out;
-            sum.bytes_in += other.bytes_in;
-            sum.bytes_out += other.bytes_out;
+        add(&mut self.traffic, other.traffic);
+    }
+}
+
+// === impl Opened ===
+
+impl AddAssign for Opened {
+    fn add_assign(&mut self, other: Self) {
+        self.opened += other.opened;
+        add(&mut self.traffic, other.traffic);
+    }
+}
+
+// === impl Traffic ===
+
+impl Traffic {
+    /// What was carried beyond that; nothing, where it is less.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            packets_in: self.packets_in.saturating_sub(earlier.packets_in),
+            packets_out: self.packets_out.saturating_sub(earlier.packets_out),
+            bytes_in: self.bytes_in.saturating_sub(earlier.bytes_in),
+            bytes_out: self.bytes_out.saturating_sub(earlier.bytes_out),
         }
+    }
+}
+
+fn add(sum: &mut Option<Traffic>, other: Option<Traffic>) {
+    if let Some(other) = other {
+        let sum = sum.get_or_insert_default();
+        sum.packets_in += other.packets_in;
+        sum.packets_out += other.packets_out;
+        sum.bytes_in += other.bytes_in;
+        sum.bytes_out += other.bytes_out;
     }
 }
 

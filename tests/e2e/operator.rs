@@ -1,14 +1,19 @@
 //! The operator's command against a running daemon, and without one.
 
+use std::net::SocketAddr;
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use pointsman::kernel::glance;
-use pointsman::lab::Host;
+use pointsman::lab::{Host, connect};
 use serde_json::{Value, json};
 
-use super::status::Bed;
-use super::support::beds::{TCP, bed, pods};
+use super::status::{Bed, ask};
+use super::support::beds::{PATIENCE, TCP, bed, pods};
 use super::support::objects::{cluster_ips, crowd, frontends, shop};
 use super::support::oracle::nft;
 use super::support::traffic::Held;
@@ -87,8 +92,9 @@ fn list_is_read_by_scripts_with_and_without_a_daemon() {
     let yaml = said(lab.node(), &bed, &["list", "-o", "yaml"]);
     assert_eq!(serde_saphyr::from_str::<Value>(&yaml).expect("YAML")["version"], "v1");
     assert!(said(lab.node(), &bed, &["list", "--connections"]).contains("shop/web:http"));
-    assert_eq!(as_scripts_read_it(&said(lab.node(), &bed, &["list", "nobody"])), [""; 0]);
-    assert!(said(lab.node(), &bed, &["list", "--rate"]).contains("CPS"));
+    let (code, nobody, error) = pointsman(lab.node(), &bed, &["list", "nobody"]);
+    assert_eq!((code, &*error), (Some(0), "pointsman: no Service matches \"nobody\"\n"));
+    assert_eq!(as_scripts_read_it(&nobody), [""; 0]);
 
     // Without a daemon the tables say the same of frontends and endpoints.
     daemon.end(Signal::SIGKILL);
@@ -101,6 +107,204 @@ fn list_is_read_by_scripts_with_and_without_a_daemon() {
         let (code, out, error) = pointsman(lab.node(), &bed, args);
         assert_eq!((code, &*out), (Some(1), ""), "{args:?}");
         assert!(error.starts_with("pointsman: no daemon runs here") && error.lines().count() == 1, "{error}");
+    }
+}
+
+/// What is printed while it is made, and what is summed up by the command, also where a frontend's port is a node port, too.
+#[test]
+fn both_ways_to_list_agree() {
+    let lab = bed(2);
+    let (node, elsewhere) = (lab.node().addresses().v4, "10.77.0.1");
+    let mut command = Command::new("ip");
+    command.args(["address", "add", &format!("{elsewhere}/32"), "dev", "lo"]);
+    assert!(lab.node().spawn(command).expect("ip is there").wait().expect("its end").success());
+    let mut objects = [shop("web", 1, &pods([1, 2])), shop("own", 2, &pods([1, 2]))].concat();
+    objects[0]["spec"]["type"] = json!("NodePort");
+    objects[0]["spec"]["ports"][0]["nodePort"] = json!(30080);
+    objects[3]["spec"]["externalIPs"] = json!([node]);
+    objects[3]["spec"]["ports"][0]["port"] = json!(30080);
+    let bed = Bed::of(&objects);
+    let _daemon = bed.start(lab.node(), &["--ipvs-scheduler=rr"]);
+    bed.get("/v1/health");
+    let client = lab.client(0);
+    let to = |address: &str, count: usize| -> Vec<Held> {
+        let at = format!("{address}:30080").parse().expect("an address");
+        (0..count).map(|_| Held::open(client, at)).collect()
+    };
+    let _to_own = to(&node.to_string(), 3);
+    let _to_node_port = to(elsewhere, 2);
+    let _to_cluster_ip = Held::open(client, frontends(1, 80)[0]);
+
+    let mut printed = as_scripts_read_it(&said(lab.node(), &bed, &["list"]));
+    let listed = json_of(lab.node(), &bed, &["list"]);
+    let row = |service: &Value, one: &Value| {
+        let at = SocketAddr::new(
+            service["address"].as_str().expect("one").parse().expect("an address"),
+            u16::try_from(service["port"].as_u64().expect("one")).expect("a port"),
+        );
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        let connections = &one["connections"];
+        let (active, inactive) = (&connections["active"], &connections["inactive"]);
+        let (protocol, scheduler) = (text(&service["protocol"]), text(&service["scheduler"]));
+        format!("{protocol} {at} {scheduler} {} Masq {} {active} {inactive}", text(&one["address"]), one["weight"])
+    };
+    let services = listed["services"].as_array().expect("a list").iter();
+    let mut summed: Vec<_> = services
+        .flat_map(|service| service["endpoints"].as_array().expect("a list").iter().map(move |one| row(service, one)))
+        .collect();
+    printed.sort();
+    summed.sort();
+    assert_eq!(printed, summed);
+    let active = |start: &str| -> u64 {
+        let rows = printed.iter().filter(|row| row.starts_with(start));
+        rows.map(|row| row.split_whitespace().nth(6).expect("a number").parse::<u64>().expect("a number")).sum()
+    };
+    let counts = [format!("TCP {node}:30080 "), "TCP 0.0.0.0:30080 ".into(), "TCP 10.96.0.1:80 ".into()];
+    assert_eq!(counts.map(|start| active(&start)), [3, 2, 1], "each where it was made to: {printed:#?}");
+}
+
+/// Opens connections, some each second, to each of these in turn, until it is stopped.
+struct Steady {
+    made: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Between two connections to the same address.
+const PACE: Duration = Duration::from_millis(20);
+
+// === impl Steady ===
+
+impl Steady {
+    fn start(from: &Host, to: &[SocketAddr]) -> Self {
+        let (made, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (count, stopped, to) = (made.clone(), stop.clone(), to.to_vec());
+        let work = move || {
+            let mut next = Instant::now();
+            while !stopped.load(Ordering::Relaxed) {
+                for to in &to {
+                    connect(*to, PATIENCE).expect("somebody answers");
+                }
+                count.fetch_add(1, Ordering::Relaxed);
+                next = (next + PACE).max(Instant::now());
+                std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+        };
+        Self { made, stop, thread: Some(from.namespace().thread(work).expect("a thread")) }
+    }
+
+    /// How many per second came to each address meanwhile.
+    fn during<T>(&self, what: impl FnOnce() -> T) -> (T, f64) {
+        let (begin, before) = (Instant::now(), self.made.load(Ordering::Relaxed));
+        let done = what();
+        (done, (self.made.load(Ordering::Relaxed) - before) as f64 / begin.elapsed().as_secs_f64())
+    }
+}
+
+impl Drop for Steady {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().expect("running").join();
+        assert!(std::thread::panicking() || ended.is_ok(), "every connection was answered");
+    }
+}
+
+/// What scripts get, of the IPv4 frontend of a Service: rates of its first endpoint.
+fn rates_of(listed: &Value, service: &str) -> Value {
+    let mut services = listed["services"].as_array().expect("a list").iter();
+    let is = |one: &&Value| one["service"] == service && one["address"].as_str().is_some_and(|at| at.contains('.'));
+    services.find(is).expect("the Service")["endpoints"][0]["rates"].clone()
+}
+
+/// In a steady state there are always as many connections, and none of them lasts.
+#[test]
+fn rates_count_what_is_opened_however_short() {
+    let lab = bed(3);
+    let set = |name: &str, value: &str| {
+        lab.node().namespace().sysctls(&[(&format!("netfilter/{name}"), value)]).expect("a parameter");
+    };
+    set("nf_conntrack_acct", "1");
+    // The kernel forgets as fast as clients come.
+    set("nf_conntrack_tcp_timeout_time_wait", "2");
+    let mut objects = [shop("web", 1, &pods([1])), shop("api", 2, &pods([2])), shop("own", 3, &pods([3]))].concat();
+    objects[6]["metadata"]["annotations"] = json!({"pointsman.dev/datapath": "userspace"});
+    let bed = Bed::of(&objects);
+    let daemon = bed.start(lab.node(), &[]);
+    bed.get("/v1/health");
+    let [web, api, own] = [1, 2, 3].map(|number| frontends(number, 80)[0]);
+    let mut standing = Held::open(lab.client(0), api);
+    let steady = Steady::start(lab.client(0), &[web, own]);
+    std::thread::sleep(Duration::from_secs(3));
+
+    let (listed, came) = steady.during(|| json_of(lab.node(), &bed, &["list", "--rate"]));
+    assert!(listed["seconds"].as_f64().is_some_and(|seconds| (1.0..5.0).contains(&seconds)), "{listed:#}");
+    assert_eq!(listed["accounting"], true);
+    for service in ["shop/web:http", "shop/own:http"] {
+        let rates = rates_of(&listed, service);
+        let rate = rates["connections"].as_f64().expect("a number");
+        assert!((0.7 * came..1.3 * came).contains(&rate), "{service}: {rate} of {came} per second");
+        let packets = rates["packetsIn"].as_f64().expect("counted");
+        assert!(packets >= 3.0 * rate, "{service}: a connection has at least that many: {rates}");
+    }
+    assert_eq!(rates_of(&listed, "shop/api:http"), json!({"connections": 0.0}), "nothing came");
+    let (screen, came) = steady.during(|| said(lab.node(), &bed, &["list", "--rate", "web"]));
+    let row = screen.lines().find(|line| line.starts_with(&format!("TCP  {web} "))).expect("the Service");
+    let rate: f64 = row.split_whitespace().nth(2).expect("CPS").parse().expect("a number");
+    assert!((0.7 * came..1.3 * came).contains(&rate), "{rate} of {came} per second: {screen}");
+    standing.assert_alive("that one was there before");
+
+    // What the kernel does not count is said, and left out of what scripts read.
+    set("nf_conntrack_acct", "0");
+    for option in ["--rate", "--stats"] {
+        let (code, _, error) = pointsman(lab.node(), &bed, &["list", option, "web"]);
+        let want = "pointsman: packets and bytes are not counted: net.netfilter.nf_conntrack_acct is 0\n";
+        assert_eq!((code, &*error), (Some(0), want), "{option}");
+        assert_eq!(json_of(lab.node(), &bed, &["list", option])["accounting"], false);
+    }
+    for wrong in ["0", "60", "x"] {
+        let (status, body) = ask(&bed.socket(), &format!("/v1/rates?seconds={wrong}"));
+        assert_eq!((status, &body["error"]), (400, &json!(format!("seconds={wrong:?}: not a number from 0.1 to 10"))));
+    }
+
+    // Without a daemon the kernel is read, which leads everybody to endpoints then.
+    daemon.end(Signal::SIGKILL);
+    std::thread::sleep(Duration::from_secs(1));
+    let ((code, out, error), came) = steady.during(|| pointsman(lab.node(), &bed, &["list", "--rate", "-o", "json"]));
+    assert!(code == Some(0) && error.contains("no daemon runs here"), "{error}");
+    let listed: Value = serde_json::from_str(&out).expect("JSON");
+    let rate = rates_of(&listed, "shop/web:http")["connections"].as_f64().expect("a number");
+    assert!((0.7 * came..1.3 * came).contains(&rate), "{rate} of {came} per second");
+}
+
+#[test]
+fn nothing_found_is_said_beside_and_changes_nothing_for_scripts() {
+    let lab = bed(1);
+    lab.node()
+        .namespace()
+        .sysctls(&[("netfilter/nf_conntrack_acct", "1"), ("netfilter/nf_conntrack_timestamp", "1")])
+        .expect("parameters");
+    let mut objects = shop("web", 1, &pods([1]));
+    objects.push(shop("none", 2, &[]).swap_remove(0));
+    let bed = Bed::of(&objects);
+    let _daemon = bed.start(lab.node(), &[]);
+    bed.get("/v1/health");
+    for (args, heading, want) in [
+        (&["list", "x", "-n", "shop"][..], "IP Virtual", "no Service matches \"x\" in namespace shop"),
+        (&["list", "--stats", "-n", "x"], "IP Virtual", "there is no Service in namespace x"),
+        (&["list", "--connections"], "SERVICE", "there is no connection to any of them"),
+        (&["get", "services", "x\u{1b}"], "SERVICE", "no Service matches \"x\\u{1b}\""),
+        (&["get", "services", "--only", "problems"], "SERVICE", "there is no Service (--only problems)"),
+        (&["get", "endpoints", "shop/none"], "SERVICE", "the Services that match have no endpoint"),
+        (&["get", "overrides"], "SERVICE", "there is no drain or weight by hand"),
+        (&["get", "overrides", "web"], "SERVICE", "no drain or weight by hand matches \"web\""),
+        (&["flows"], "PROTO", "there is no connection to a Service"),
+        (&["flows", "shop/web", "--protocol", "udp"], "PROTO", "no connection is as asked for"),
+    ] {
+        let (code, out, error) = pointsman(lab.node(), &bed, args);
+        assert_eq!((code, &*error), (Some(0), &*format!("pointsman: {want}\n")), "{args:?}");
+        assert!(out.starts_with(heading) && out.lines().count() <= 3, "{args:?}: {out}");
+        // Who reads JSON finds an empty list, and nothing beside it.
+        json_of(lab.node(), &bed, args);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -12,6 +13,7 @@ use super::observe::{METRICS, local, metric};
 use super::operator::{json_of, pointsman, said};
 use super::status::{Bed, say};
 use super::support::beds::{PATIENCE, TCP, bed, pods};
+use super::support::eventually;
 use super::support::objects::{frontends, shop};
 use super::support::traffic::{Held, assert_even, names, tally};
 
@@ -27,7 +29,7 @@ fn objects(count: usize) -> Vec<Value> {
 }
 
 /// A request to the page's port, and the whole answer.
-fn page(lab: &Lab, method: &str, path: &str) -> String {
+pub fn page(lab: &Lab, method: &str, path: &str) -> String {
     lab.node().run(|| {
         let mut stream = TcpStream::connect(local(METRICS)).expect("a listener");
         write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("sent");
@@ -158,6 +160,41 @@ fn a_drain_ends_in_time_and_connections_at_once_if_asked() {
     assert_eq!(names(&tally(client, web, 20)), ["web-1"]);
     said(lab.node(), &bed, &["undrain", "--all"]);
     assert_even(&tally(client, web, 20), 2, "as before");
+}
+
+/// Whoever gives an order need not wait: what stands is kept, at whatever moment they go away.
+#[test]
+fn an_order_whose_sender_has_gone_is_kept_like_any_other() {
+    let lab = bed(2);
+    let bed = Bed::of(&objects(2));
+    let daemon = bed.start(lab.node(), &[]);
+    bed.get("/v1/health");
+    let weight = |list: &Value| list["overrides"][0]["weight"].as_u64();
+    let kept = || {
+        let text = std::fs::read_to_string(bed.socket().with_extension("overrides.json")).unwrap_or_default();
+        serde_json::from_str(&text).ok().and_then(|list| weight(&list))
+    };
+    let mut obeyed = 0;
+    for step in 0..60 {
+        let mut stream = UnixStream::connect(bed.socket()).expect("a listener");
+        let path = format!("/v1/overrides?endpoint=web-1&service=web&weight={}", step + 2);
+        stream.write_all(format!("POST {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).expect("sent");
+        std::thread::sleep(Duration::from_micros(100 * step));
+        drop(stream);
+        // Long enough for an order to be carried out, or never to be.
+        std::thread::sleep(Duration::from_millis(40));
+        let mut stands = None;
+        eventually("what stands is kept", || {
+            stands = weight(&bed.get("/v1/overrides"));
+            stands == kept()
+        });
+        obeyed += u64::from(stands == Some(step + 2));
+    }
+    assert!(obeyed > 10, "most of them should have been heard: {obeyed} of 60");
+    let last = weight(&bed.get("/v1/overrides"));
+    daemon.end(Signal::SIGKILL);
+    let _daemon = bed.start(lab.node(), &[]);
+    assert_eq!((weight(&bed.get("/v1/overrides")), last.is_some()), (last, true), "after a restart, too");
 }
 
 #[test]

@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::daemon::{Daemon, Manifests};
+use super::observe::metric;
+use super::orders::page;
 use super::support::beds::{PATIENCE, TCP, bed, pods};
 use super::support::eventually;
 use super::support::objects::{HTTP, cluster_ips, crowd, frontends, service, shop, slice_of};
@@ -76,7 +78,7 @@ pub fn say(socket: &Path, request: &str) -> (u16, String) {
     (head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0), body.to_owned())
 }
 
-fn ask(socket: &Path, path: &str) -> (u16, Value) {
+pub fn ask(socket: &Path, path: &str) -> (u16, Value) {
     let (status, body) = say(socket, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
     (status, serde_json::from_str(&body).unwrap_or(Value::Null))
 }
@@ -378,4 +380,71 @@ fn a_socket_has_one_owner_at_a_time() {
     first.end(Signal::SIGKILL);
     second.hear_within(Duration::from_secs(30), &["`pointsman` may ask"]);
     assert_eq!(bed.get("/v1/health")["pid"], second.id());
+}
+
+/// However many ask at once, connection tracking is walked through a few times.
+#[test]
+fn twenty_who_ask_at_once_share_what_is_found() {
+    const WALKS: &str = "pointsman_status_walks_total";
+    let lab = bed(2);
+    let bed = Bed::of(&[shop("web", 1, &pods([1, 2])), shop("api", 2, &pods([1, 2]))].concat());
+    let _daemon = bed.start(lab.node(), &[]);
+    bed.get("/v1/health");
+    let held: Vec<_> = (0..4).map(|_| Held::open(lab.client(0), frontends(1, 80)[0])).collect();
+    let at_once = |path: &(dyn Fn(usize) -> String + Sync), by_page: bool| {
+        // What others found before is old by then.
+        std::thread::sleep(Duration::from_millis(600));
+        let (begin, before) = (Instant::now(), metric(&lab, WALKS));
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let ask = |number| {
+                let (path, lab, bed) = (path(number), &lab, &bed);
+                scope.spawn(move || match by_page {
+                    true => {
+                        let answer = page(lab, "GET", &path);
+                        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+                        (if head.starts_with("HTTP/1.1 200") { 200 } else { 0 }, body.to_owned())
+                    }
+                    false => say(&bed.socket(), &format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n")),
+                })
+            };
+            let asked: Vec<_> = (0..20).map(ask).collect();
+            asked.into_iter().map(|asked| asked.join().expect("no panic")).collect()
+        });
+        // Whatever is older than half a second is found anew.
+        let rounds = 1.0 + (begin.elapsed().as_secs_f64() / 0.5).floor();
+        for (status, body) in &answers {
+            assert_eq!(*status, 200, "{body}");
+        }
+        (answers, metric(&lab, WALKS) - before, rounds)
+    };
+    let named = |number: usize| if number.is_multiple_of(2) { "web" } else { "api" };
+    let (answers, walks, rounds) = at_once(&|_| "/v1/services/shop/web?connections=true".to_owned(), false);
+    assert!((1.0..=rounds).contains(&walks), "one Service: {walks} walks in {rounds} rounds");
+    let active = |body: &str| -> u64 {
+        let service: Value = serde_json::from_str(body).expect("JSON");
+        let endpoints = service["ports"]
+            .as_array()
+            .expect("ports")
+            .iter()
+            .flat_map(|port| port["endpoints"].as_array().expect("a list"));
+        endpoints.filter_map(|one| one["connections"]["active"].as_u64()).sum()
+    };
+    assert!(answers.iter().all(|(_, body)| active(body) == 4), "everybody sees all connections");
+    let services = |number| format!("/v1/services/shop/{}?connections=true", named(number));
+    let (answers, walks, rounds) = at_once(&services, false);
+    assert!((1.0..=2.0 * rounds).contains(&walks), "two Services: {walks} walks in {rounds} rounds");
+    for (number, (_, body)) in answers.iter().enumerate() {
+        assert_eq!(active(body), if named(number) == "web" { 4 } else { 0 }, "{body}");
+    }
+    let (answers, walks, rounds) = at_once(&|number| format!("/ui/v1/flows/shop/{}", named(number)), true);
+    assert!((1.0..=2.0 * rounds).contains(&walks), "the page: {walks} walks in {rounds} rounds");
+    for (number, (_, body)) in answers.iter().enumerate() {
+        let list: Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!(
+            list["flows"].as_array().map(Vec::len),
+            Some(if named(number) == "web" { 4 } else { 0 }),
+            "{list:#}"
+        );
+    }
+    drop(held);
 }

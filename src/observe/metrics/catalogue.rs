@@ -56,6 +56,7 @@ names! {
     REPAIRED = "pointsman_table_repaired_elements_total";
     OVERRIDES = "pointsman_endpoint_overrides";
     STATUS_ANSWER = "pointsman_status_answer_duration_seconds";
+    STATUS_WALKS = "pointsman_status_walks_total";
     LIVE_SERVICES = "pointsman_live_services";
     LIVE_CONNECTIONS = "pointsman_live_connections";
     CONNTRACK_EVENTS = "pointsman_conntrack_events_total";
@@ -221,6 +222,12 @@ pub(super) const CATALOGUE: &[Definition] = &[
         shape: Shape::Histogram(transactions),
         labels: &[],
         help: "Time for which the controller was held by a question about what it serves",
+    },
+    Definition {
+        name: STATUS_WALKS,
+        shape: Shape::Counter,
+        labels: &[],
+        help: "Walks through connection tracking because somebody asked for connections",
     },
     Definition {
         name: LIVE_SERVICES,

@@ -31,6 +31,7 @@ const SPECIFIED: &[(&str, &str, &[&str], usize)] = &[
     ("pointsman_table_repaired_elements_total", "counter", &[], 0),
     ("pointsman_endpoint_overrides", "gauge", &["kind"], 0),
     ("pointsman_status_answer_duration_seconds", "histogram", &[], 16),
+    ("pointsman_status_walks_total", "counter", &[], 0),
     ("pointsman_live_services", "gauge", &[], 0),
     ("pointsman_live_connections", "gauge", &[], 0),
     ("pointsman_conntrack_events_total", "counter", &[], 0),
@@ -129,6 +130,7 @@ fn use_everything() {
     changes_pending(6, 7);
     live(&Live { services: 2, connections: 30, events: 40, losses: 1 });
     live(&Live { services: 1, connections: 20, events: 5, losses: 0 });
+    walked();
     redealt(Duration::from_micros(300), 12);
     probed(Probe::Healthz, 200);
     probed(Probe::Livez, 503);
@@ -229,6 +231,7 @@ fn metrics_with_labels_appear_after_their_first_use() {
             "pointsman_redeal_duration_seconds",
             "pointsman_redeal_slots_total",
             "pointsman_status_answer_duration_seconds",
+            "pointsman_status_walks_total",
             "pointsman_table_repaired_elements_total",
             "pointsman_transaction_bytes",
             "pointsman_transaction_duration_seconds",

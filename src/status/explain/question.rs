@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::model::{Protocol, ServiceKey, parse_address};
-use crate::status::SearchError;
+use crate::status::query::{self, Parameters, QueryError};
 
 /// Which connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,32 +40,18 @@ impl Question {
     ///
     /// # Errors
     /// One of them cannot be read.
-    pub fn of(parameters: &[(String, String)]) -> Result<Self, SearchError> {
-        let get = |name: &str| {
-            let value = parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.trim());
-            value.filter(|value| !value.is_empty())
-        };
-        let wrong = |parameter, value: &str, reason| SearchError { parameter, value: value.to_owned(), reason };
-        let target = get("target").unwrap_or_default();
+    pub fn of(parameters: &Parameters) -> Result<Self, QueryError> {
+        let target = query::get(parameters, "target").unwrap_or_default();
         let target = Target::parse(target).ok_or_else(|| {
-            wrong("target", target, "neither ADDRESS:PORT, a node port's number, nor NAMESPACE/NAME[:PORT]")
+            query::wrong("target", target, "neither ADDRESS:PORT, a node port's number, nor NAMESPACE/NAME[:PORT]")
         })?;
-        let from = match get("from") {
-            Some(text) => Some(parse_address(text).ok_or_else(|| wrong("from", text, "not an IP address"))?),
-            None => None,
-        };
+        let from = query::read(parameters, "from", "not an IP address", parse_address)?;
         if let (Target::Address(address), Some(from)) = (&target, from)
             && address.is_ipv4() != from.is_ipv4()
         {
-            return Err(wrong("from", &from.to_string(), "not of the target's family"));
+            return Err(query::wrong("from", &from.to_string(), "not of the target's family"));
         }
-        let protocol = match get("protocol") {
-            Some(text) => {
-                let protocol = Protocol::from_kubernetes(Some(&text.to_uppercase()));
-                Some(protocol.ok_or_else(|| wrong("protocol", text, "neither tcp, udp nor sctp"))?)
-            }
-            None => None,
-        };
+        let protocol = query::protocol(parameters)?;
         Ok(Self { target, from, protocol })
     }
 }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::FlowView;
 use crate::conntrack::Flow;
 use crate::model::Protocol;
-use crate::status::SearchError;
+use crate::status::query::{self, Parameters, QueryError};
 
 /// What a connection must be. The default wants all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,45 +45,27 @@ impl FlowFilter {
     ///
     /// # Errors
     /// A value that cannot be read.
-    pub fn of(parameters: &[(String, String)]) -> Result<Self, SearchError> {
-        let get = |name: &'static str| {
-            let value = parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.trim().to_owned());
-            value.filter(|value| !value.is_empty()).map(|value| (name, value))
+    pub fn of(parameters: &Parameters) -> Result<Self, QueryError> {
+        let no_target = "neither a Service ([NAMESPACE/]NAME[:PORT]), an ADDRESS[:PORT] nor a port";
+        let network = |text: &str| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok();
+        let who = |text: &str| match address(text) {
+            Some((address, port)) => Who::Address(address, port),
+            None => Who::Pod(text.to_owned()),
         };
-        let refused = |(parameter, value): (&'static str, String), reason| SearchError { parameter, value, reason };
-        let mut filter = Self::default();
-        if let Some(asked) = get("target") {
-            let reason = "neither a Service ([NAMESPACE/]NAME[:PORT]), an ADDRESS[:PORT] nor a port";
-            filter.target = Some(Target::parse(&asked.1).ok_or_else(|| refused(asked, reason))?);
-        }
-        if let Some(asked) = get("client") {
-            let network = asked.1.parse().or_else(|_| asked.1.parse::<IpAddr>().map(IpNet::from));
-            filter.client = Some(network.map_err(|_| refused(asked, "neither an address nor a network"))?);
-        }
-        if let Some((_, who)) = get("endpoint") {
-            filter.endpoint = Some(match address(&who) {
-                Some((address, port)) => Who::Address(address, port),
-                None => Who::Pod(who),
-            });
-        }
-        if let Some(asked) = get("protocol") {
-            let protocol = Protocol::from_kubernetes(Some(&asked.1.to_uppercase()));
-            filter.protocol = Some(protocol.ok_or_else(|| refused(asked, "neither tcp, udp nor sctp"))?);
-        }
-        if let Some(asked) = get("state") {
-            let state = letters(&asked.1);
-            let known =
-                ["open", "closing"].iter().any(|word| *word == state) || states().any(|one| letters(one) == state);
-            if !known {
-                return Err(refused(
-                    asked,
-                    "neither open, closing nor a state of TCP or SCTP, as `established` or `time-wait`",
-                ));
-            }
-            filter.state = Some(state);
-        }
-        filter.node = get("node").map(|(_, node)| node);
-        Ok(filter)
+        let no_state = "neither open, closing nor a state of TCP or SCTP, as `established` or `time-wait`";
+        let state = |text: &str| {
+            let state = letters(text);
+            let is_known = ["open", "closing"].contains(&&*state) || states().any(|one| letters(one) == state);
+            is_known.then_some(state)
+        };
+        Ok(Self {
+            target: query::read(parameters, "target", no_target, Target::parse)?,
+            client: query::read(parameters, "client", "neither an address nor a network", network)?,
+            endpoint: query::get(parameters, "endpoint").map(who),
+            protocol: query::protocol(parameters)?,
+            state: query::read(parameters, "state", no_state, state)?,
+            node: query::get(parameters, "node").map(str::to_owned),
+        })
     }
 
     /// All of one Service, whatever its name looks like.
@@ -202,7 +184,7 @@ mod tests {
         .expect("a view")
     }
 
-    fn filter(name: &str, value: &str) -> Result<FlowFilter, SearchError> {
+    fn filter(name: &str, value: &str) -> Result<FlowFilter, QueryError> {
         FlowFilter::of(&[(name.to_owned(), value.to_owned())])
     }
 

@@ -1,0 +1,301 @@
+//! Walks through connection tracking because somebody asked: one at a time, and shared.
+//!
+//! A walk takes 1.5 µs per entry, and whoever reaches the metrics port can ask for one (the page does, for each Service that somebody looks at). So
+//! whoever asks waits for his turn, and what a walk found answers everybody who asks within [`FRESH`], or within [`REST`] times as long as it took, if that is more: all
+//! who ask for sums together cost a fifth of a processor, at most. The first who asks for one Service gets a walk for that; who asks for another one
+//! meanwhile gets the whole table counted, which serves all others.
+//!
+//! Connections one by one differ by what is asked for: the page's lists are shared by those who ask for the same ([`Shared`]), and there is such a rest between
+//! two of them; root's wait for their turn and no longer.
+//!
+//! A walk whose asker has gone keeps its turn to its end, and what it found.
+//!
+//! `pointsman_status_walks_total` counts walks. Proven by `tests/e2e/status.rs`.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+
+use super::metrics;
+use crate::conntrack::{Destination, Flow};
+use crate::forward::{CarriedKey, Register};
+use crate::kernel::conntrack::{ConntrackError, Listing, Measuring, list_flows, take_census};
+use crate::model::Protocol;
+use crate::status::{RateList, Sums};
+
+/// How long what a walk found is good enough.
+pub(super) const FRESH: Duration = Duration::from_millis(500);
+
+/// How many times as long as a walk took it is good enough at least.
+const REST: u32 = 4;
+
+/// How long somebody may wait for his turn.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+type Wanted = Vec<(Protocol, Destination)>;
+
+/// Walks for whoever asks. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Walks {
+    register: Register,
+    /// Locked while a walk is under way.
+    last: Arc<Mutex<Last>>,
+}
+
+/// What walks found last.
+#[derive(Debug, Default)]
+struct Last {
+    all: Option<Found<Arc<Sums>>>,
+    /// Connections to some destinations alone.
+    some: Option<(Wanted, Found<Arc<Sums>>)>,
+    /// Connections one by one, for the page.
+    listed: Option<Found<()>>,
+}
+
+/// A walk's turn; the walk itself has it, so that it is the only one even when nobody waits for it any more.
+type Turn = OwnedMutexGuard<Last>;
+
+/// What was found, when, and in how long.
+#[derive(Debug)]
+struct Found<T> {
+    what: T,
+    at: Instant,
+    took: Duration,
+}
+
+/// Answers that are shared among those who ask for the same.
+#[derive(Debug)]
+pub(super) struct Shared<K, T>(Mutex<Vec<(K, Found<T>)>>);
+
+/// Why nothing was found.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WalkError {
+    #[error("connection tracking is being read for others: try again")]
+    Waiting,
+    #[error(transparent)]
+    Conntrack(#[from] ConntrackError),
+}
+
+// === impl Walks ===
+
+impl Walks {
+    pub(super) fn new(register: Register) -> Self {
+        Self { register, last: Arc::default() }
+    }
+
+    /// All connections, as they were not long ago.
+    pub(super) async fn all(&self) -> Result<Arc<Sums>, WalkError> {
+        let turn = self.turn().await?;
+        match fresh(&turn.all) {
+            Some(found) => Ok(found),
+            None => self.take(turn, None).await,
+        }
+    }
+
+    /// The connections to these destinations, and perhaps others.
+    pub(super) async fn to(&self, wanted: Wanted) -> Result<Arc<Sums>, WalkError> {
+        let turn = self.turn().await?;
+        if let Some(found) = fresh(&turn.all) {
+            return Ok(found);
+        }
+        match &turn.some {
+            Some((known, found)) if found.is_fresh() && *known == wanted => Ok(found.what.clone()),
+            Some((_, found)) if found.is_fresh() => self.take(turn, None).await,
+            _ => self.take(turn, Some(wanted)).await,
+        }
+    }
+
+    /// Connections one by one: see [`list_flows`]. `rests`: not before there was a rest since the last one that was to.
+    pub(super) async fn list(
+        &self,
+        wants: impl Fn(&Flow) -> bool + Send + 'static,
+        most: usize,
+        rests: bool,
+    ) -> Result<Listing, WalkError> {
+        let mut turn = if rests { self.turn_after_rest().await? } else { self.turn().await? };
+        walk(move || {
+            let begin = Instant::now();
+            let listing = list_flows(wants, most);
+            if rests {
+                turn.listed = Some(Found::since(begin, ()));
+            }
+            listing
+        })
+        .await
+    }
+
+    /// What comes within so long from now on.
+    pub(super) async fn rates(&self, window: Duration) -> Result<RateList, WalkError> {
+        let register = self.register.clone();
+        // Who carried a connection that is over by then.
+        let _following = register.follow();
+        let turn = self.turn().await?;
+        let (since, begin) = (Timestamp::now(), Instant::now());
+        let mut measuring = walk(move || {
+            let _turn = turn;
+            Measuring::begin()
+        })
+        .await?;
+        sleep(window.saturating_sub(begin.elapsed())).await;
+        let turn = self.turn().await?;
+        walk(move || {
+            let _turn = turn;
+            for (key, carried) in register.direct_since(since) {
+                if let Some(frontend) = carried.direct {
+                    measuring.add_direct(key.protocol, frontend, carried.endpoint);
+                }
+            }
+            measuring.end(|flow| register.find(&CarriedKey::of(flow)).map(|carried| carried.endpoint))
+        })
+        .await
+    }
+
+    async fn turn(&self) -> Result<Turn, WalkError> {
+        timeout(PATIENCE, self.last.clone().lock_owned()).await.map_err(|_| WalkError::Waiting)
+    }
+
+    async fn turn_after_rest(&self) -> Result<Turn, WalkError> {
+        let turn = async {
+            loop {
+                let turn = self.turn().await?;
+                let rest = turn.listed.as_ref().map(Found::rest).unwrap_or_default();
+                if rest.is_zero() {
+                    return Ok(turn);
+                }
+                // Others need not wait for it.
+                drop(turn);
+                sleep(rest).await;
+            }
+        };
+        timeout(PATIENCE, turn).await.map_err(|_| WalkError::Waiting)?
+    }
+
+    /// Counts the connections to these destinations, or all, and keeps what was found.
+    async fn take(&self, mut turn: Turn, wanted: Option<Wanted>) -> Result<Arc<Sums>, WalkError> {
+        let register = self.register.clone();
+        walk(move || {
+            let begin = Instant::now();
+            let carried = register.all();
+            let behind = |flow: &Flow| carried.get(&CarriedKey::of(flow)).map(|carried| carried.endpoint);
+            let mut census = take_census(wanted.as_deref().unwrap_or_default(), behind)?;
+            for (key, carried) in &carried {
+                if let Some(frontend) = carried.direct {
+                    census.add_direct(key.protocol, frontend, carried.endpoint);
+                }
+            }
+            let sums = Arc::new(census);
+            let found = Found::since(begin, sums.clone());
+            match wanted {
+                Some(wanted) => turn.some = Some((wanted, found)),
+                None => turn.all = Some(found),
+            }
+            Ok(sums)
+        })
+        .await
+    }
+}
+
+/// A walk, on a thread of its own.
+async fn walk<T: Send + 'static>(
+    walk: impl FnOnce() -> Result<T, ConntrackError> + Send + 'static,
+) -> Result<T, WalkError> {
+    metrics::walked();
+    // A panic there is told where it happens.
+    Ok(spawn_blocking(walk).await.map_err(|_| WalkError::Waiting)??)
+}
+
+fn fresh<T: Clone>(found: &Option<Found<T>>) -> Option<T> {
+    found.as_ref().filter(|found| found.is_fresh()).map(|found| found.what.clone())
+}
+
+// === impl Found ===
+
+impl<T> Found<T> {
+    fn since(begin: Instant, what: T) -> Self {
+        let at = Instant::now();
+        Self { what, at, took: at.duration_since(begin) }
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < FRESH.max(self.took * REST)
+    }
+
+    /// How long to rest before the next one.
+    fn rest(&self) -> Duration {
+        (self.took * REST).saturating_sub(self.at.elapsed())
+    }
+}
+
+// === impl Shared ===
+
+impl<K: PartialEq, T: Clone> Shared<K, T> {
+    /// What was worked out for somebody else not long ago, or is now.
+    pub(super) async fn ask<E: From<WalkError>>(
+        &self,
+        key: K,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let mut known = timeout(PATIENCE, self.0.lock()).await.map_err(|_| WalkError::Waiting)?;
+        if let Some((_, found)) = known.iter().find(|(of, found)| *of == key && found.is_fresh()) {
+            return Ok(found.what.clone());
+        }
+        let begin = Instant::now();
+        let what = work.await?;
+        known.retain(|(_, found)| found.is_fresh());
+        known.push((key, Found::since(begin, what.clone())));
+        Ok(what)
+    }
+}
+
+impl<K, T> Default for Shared<K, T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::future::join_all;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_for_the_same_shares_and_others_wait() {
+        let shared = Shared::default();
+        let (made, at_once) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let ask = |key: usize| {
+            let (made, at_once) = (&made, &at_once);
+            shared.ask(key, async move {
+                assert_eq!(at_once.fetch_add(1, Ordering::Relaxed), 0, "one at a time");
+                sleep(Duration::from_millis(1)).await;
+                at_once.fetch_sub(1, Ordering::Relaxed);
+                made.fetch_add(1, Ordering::Relaxed);
+                Ok::<_, WalkError>(Arc::new(key))
+            })
+        };
+        let found = join_all((0..30).map(|number| ask(number % 3))).await;
+        assert!(found.iter().enumerate().all(|(number, found)| found.as_ref().is_ok_and(|key| **key == number % 3)));
+        assert_eq!(made.load(Ordering::Relaxed), 3, "one for each that differs");
+        sleep(FRESH).await;
+        ask(0).await.expect("an answer");
+        assert_eq!(made.load(Ordering::Relaxed), 4, "what is old is not told");
+    }
+
+    #[test]
+    fn a_long_walk_is_followed_by_a_long_rest() {
+        let found = |ago: u64, took: u64| {
+            let at = Instant::now().checked_sub(Duration::from_millis(ago)).expect("the clock began earlier");
+            Found { what: (), at, took: Duration::from_millis(took) }
+        };
+        assert!(found(300, 1).is_fresh() && !found(600, 1).is_fresh(), "half a second");
+        assert!(found(3_000, 1_000).is_fresh() && !found(4_100, 1_000).is_fresh(), "four times as long as it took");
+        assert!(found(1, 100).rest() > Duration::from_millis(300) && found(450, 100).rest().is_zero());
+    }
+}
