@@ -15,6 +15,8 @@ mod exchange;
 mod fallback;
 mod look;
 #[cfg(test)]
+mod look_tests;
+#[cfg(test)]
 mod override_tests;
 mod overrides;
 #[cfg(test)]
