@@ -33,6 +33,6 @@ pub use node::Node;
 pub use plain::plain;
 pub use problem::{Problem, Problems};
 pub use service::{Affinity, PortKey, Service, ServiceKey, ServiceKind, ServicePort};
-pub use slice::{Endpoint, Hints, Slice, SlicePort};
+pub use slice::{Endpoint, Hints, Location, Slice, SlicePort};
 pub use store::{Effect, SliceEffect, Store};
 pub use tuning::Tuning;

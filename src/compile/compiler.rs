@@ -361,6 +361,9 @@ impl Compiler {
         let external = port.node_port.is_some() || port.frontends.iter().any(|(_, role)| *role != Role::Cluster);
         let checks = port.source_ranges.is_some() || (external && port.inside != port.outside);
         let mut shortage = self.deal(&mut cluster, port, &port.cluster, checks);
+        if local.label.is_empty() && !port.local.is_empty() {
+            local.label = layout::local_label(&label);
+        }
         shortage = self.deal(&mut local, port, &port.local, false).or(shortage);
         let compiled = CompiledPort {
             key: port.key.clone(),
@@ -434,11 +437,12 @@ impl Compiler {
     /// The pools that a kernel already has for a port: those its frontends lead to.
     fn find(&mut self, port: &ResolvedPort, label: &Arc<str>) -> (Pool, Pool) {
         let mut cluster = Pool::empty(label.clone(), false);
-        let mut local = Pool::empty(layout::local_label(label), true);
+        let mut local = Pool::empty(pool::unlabelled(), true);
         let table = self.found.table(port.family);
         if table.is_empty() {
             return (cluster, local);
         }
+        local.label = layout::local_label(label);
         let frontends = port.frontends.iter().filter_map(|(frontend, _)| table.services.get(frontend));
         let node_port = port.node_port.and_then(|node_port| table.node_ports.get(&node_port));
         let mut decisions: Vec<Decision> =
@@ -475,6 +479,9 @@ impl Compiler {
                 known.id = Some(pool);
                 known.adopt_from(table);
             }
+        }
+        if local.id.is_none() {
+            local.label = pool::unlabelled();
         }
         (cluster, local)
     }

@@ -15,7 +15,7 @@ use crate::schedule::{Buckets, Candidate, Pick, Scheduler, Swap};
 pub(super) struct Pool {
     /// Kept while there are no endpoints, so that frontends find the same number when they come back.
     pub(super) id: Option<PoolId>,
-    /// The comment of its endpoints.
+    /// The comment of its endpoints. That of a local pool is made when there are any: most Services have none.
     pub(super) label: Arc<str>,
     pub(super) local: bool,
     pub(super) pick: Pick,
@@ -29,9 +29,13 @@ pub(super) struct Pool {
     pub(super) members: Members,
 }
 
-/// Who has which member number. Sorted by endpoint.
+/// Who has which member number. Nobody has one but with session affinity, so this is small.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Members {
+pub(super) struct Members(Option<Box<Numbered>>);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Numbered {
+    /// Sorted by endpoint.
     numbers: Vec<(SocketAddr, u16)>,
     /// The number that was given last.
     last: Option<u16>,
@@ -161,7 +165,7 @@ impl Pool {
 
     fn members(&self) -> impl Iterator<Item = (MemberId, Slot)> + '_ {
         let pool = self.id.filter(|_| self.affinity.is_some());
-        self.members.numbers.iter().filter_map(move |(endpoint, index)| {
+        self.members.numbers().iter().filter_map(move |(endpoint, index)| {
             Some((MemberId { pool: pool?, index: *index }, Slot { endpoint: *endpoint, label: self.label.clone() }))
         })
     }
@@ -211,7 +215,7 @@ pub(super) fn difference(key: &PortKey, before: Option<&Pool>, after: Option<&Po
 }
 
 /// The comment of an element that has none. Made once: tables have thousands of them.
-fn unlabelled() -> Arc<str> {
+pub(super) fn unlabelled() -> Arc<str> {
     static NONE: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
     NONE.clone()
 }
@@ -226,39 +230,45 @@ impl Members {
         numbers.sort();
         // Two numbers of one endpoint cannot be ours.
         numbers.dedup_by_key(|(endpoint, _)| *endpoint);
-        Self { numbers, last }
+        Self(Some(Numbered { numbers, last }.into()))
+    }
+
+    fn numbers(&self) -> &[(SocketAddr, u16)] {
+        self.0.as_ref().map_or(&[], |numbered| &numbered.numbers)
     }
 
     /// Keeps the numbers of those who stay and gives the others numbers that have not been used for as long as possible. At most
     /// [`MAX_MEMBERS`] get one.
     pub(super) fn settle(&mut self, wanted: &[SocketAddr]) {
+        let Numbered { numbers, last } = &mut **self.0.get_or_insert_default();
         let mut wanted: Vec<_> = wanted.to_vec();
         wanted.sort();
         // An endpoint may have many slots; it is one member.
         wanted.dedup();
-        self.numbers.retain(|(endpoint, _)| wanted.binary_search(endpoint).is_ok());
+        numbers.retain(|(endpoint, _)| wanted.binary_search(endpoint).is_ok());
         let known = |numbers: &[(SocketAddr, u16)], endpoint| {
             numbers.binary_search_by_key(&endpoint, |(endpoint, _)| *endpoint).is_ok()
         };
-        let new: Vec<_> = wanted.into_iter().filter(|endpoint| !known(&self.numbers, *endpoint)).collect();
+        let new: Vec<_> = wanted.into_iter().filter(|endpoint| !known(numbers, *endpoint)).collect();
         if new.is_empty() {
             return;
         }
         let mut used = vec![false; MAX_MEMBERS];
-        self.numbers.iter().for_each(|(_, index)| used[usize::from(*index)] = true);
-        let first = self.last.map_or(0, |last| usize::from(last) + 1);
+        numbers.iter().for_each(|(_, index)| used[usize::from(*index)] = true);
+        let first = last.map_or(0, |last| usize::from(last) + 1);
         let free = (first..first + MAX_MEMBERS).map(|index| index % MAX_MEMBERS).filter(|index| !used[*index]);
         for (endpoint, index) in new.into_iter().zip(free) {
             let index = u16::try_from(index).expect("below MAX_MEMBERS");
-            self.numbers.push((endpoint, index));
-            self.last = Some(index);
+            numbers.push((endpoint, index));
+            *last = Some(index);
         }
-        self.numbers.sort();
+        numbers.sort();
     }
 
     fn index(&self, endpoint: &SocketAddr) -> Option<u16> {
-        let found = self.numbers.binary_search_by_key(endpoint, |(endpoint, _)| *endpoint).ok()?;
-        Some(self.numbers[found].1)
+        let numbers = self.numbers();
+        let found = numbers.binary_search_by_key(endpoint, |(endpoint, _)| *endpoint).ok()?;
+        Some(numbers[found].1)
     }
 }
 
@@ -285,18 +295,18 @@ mod tests {
         );
         members.settle(&endpoints(0..4));
         assert_eq!((members.index(&endpoints(0..1)[0]), members.index(&endpoints(2..3)[0])), (Some(4), Some(2)));
-        let again = Members::adopt(members.numbers.iter().copied());
-        assert_eq!(again.numbers, members.numbers);
+        let again = Members::adopt(members.numbers().iter().copied());
+        assert_eq!(again.numbers(), members.numbers());
     }
 
     #[test]
     fn there_are_no_more_members_than_numbers() {
         let mut members = Members::default();
         members.settle(&endpoints(0..5000));
-        assert_eq!(members.numbers.len(), MAX_MEMBERS);
+        assert_eq!(members.numbers().len(), MAX_MEMBERS);
         members.settle(&endpoints(100..5100));
-        assert_eq!(members.numbers.len(), MAX_MEMBERS);
-        let mut indexes: Vec<_> = members.numbers.iter().map(|(_, index)| *index).collect();
+        assert_eq!(members.numbers().len(), MAX_MEMBERS);
+        let mut indexes: Vec<_> = members.numbers().iter().map(|(_, index)| *index).collect();
         indexes.sort_unstable();
         indexes.dedup();
         assert_eq!(indexes.len(), MAX_MEMBERS, "no number twice");

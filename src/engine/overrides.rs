@@ -171,7 +171,7 @@ impl Who {
 
     /// Who is meant by this of an endpoint.
     fn subject(&self, key: &ServiceKey, at: SocketAddr, endpoint: &Endpoint) -> Option<Subject> {
-        let pod = || endpoint.pod.clone();
+        let pod = || endpoint.pod.as_deref().map(Into::into);
         match self {
             Who::Address(address) if *address == endpoint.address => {
                 Some(Subject::Address { address: *address, port: None, pod: pod() })

@@ -12,7 +12,6 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::model::map::HashMap;
@@ -27,7 +26,7 @@ pub(super) struct Warmth {
 }
 
 /// An address, and who is behind it.
-type Identity = (IpAddr, Option<Arc<str>>);
+type Identity = (IpAddr, Option<Box<str>>);
 
 /// How warm an endpoint is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

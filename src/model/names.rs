@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use crate::model::map::HashSet;
+use super::slice::Location;
+use crate::model::map::{HashMap, HashSet};
 
 /// Names are not looked through before there are so many.
 const FEW: usize = 1024;
@@ -16,13 +17,17 @@ pub struct Names {
     known: HashSet<Arc<str>>,
     /// How many there may be until those that nobody uses any more are dropped.
     limit: usize,
+    /// Places by their node (or by no name): nearly all nodes are in one zone.
+    locations: HashMap<Arc<str>, Vec<Arc<Location>>>,
+    /// The same for these.
+    location_limit: usize,
 }
 
 // === impl Names ===
 
 impl Default for Names {
     fn default() -> Self {
-        Self { known: HashSet::default(), limit: FEW }
+        Self { known: HashSet::default(), limit: FEW, locations: HashMap::default(), location_limit: FEW }
     }
 }
 
@@ -40,6 +45,29 @@ impl Names {
         self.known.insert(name.clone());
         name
     }
+
+    /// The shared form of this place; `None` where nothing is known.
+    pub fn location(&mut self, node: Option<&str>, zone: Option<&str>) -> Option<Arc<Location>> {
+        if node.is_none() && zone.is_none() {
+            return None;
+        }
+        let is = |known: &&Arc<Location>| known.node.as_deref() == node && known.zone.as_deref() == zone;
+        if let Some(known) = self.locations.get(node.unwrap_or_default()).and_then(|known| known.iter().find(is)) {
+            return Some(known.clone());
+        }
+        if self.locations.len() >= self.location_limit {
+            self.locations.retain(|_, known| {
+                known.retain(|location| Arc::strong_count(location) > 1);
+                !known.is_empty()
+            });
+            self.location_limit = (2 * self.locations.len()).max(FEW);
+        }
+        let mut name = |name: Option<&str>| name.map(|name| self.get(name));
+        let location = Arc::new(Location { node: name(node), zone: name(zone) });
+        let key = self.get(node.unwrap_or_default());
+        self.locations.entry(key).or_default().push(location.clone());
+        Some(location)
+    }
 }
 
 #[cfg(test)]
@@ -56,5 +84,31 @@ mod tests {
         }
         assert!(names.known.len() <= FEW, "{} names", names.known.len());
         assert!(Arc::ptr_eq(&kept, &names.get("kept")));
+    }
+
+    #[test]
+    fn a_place_is_kept_once_whatever_is_known_of_it() {
+        let mut names = Names::default();
+        assert_eq!(names.location(None, None), None);
+        let all = [
+            (Some("n1"), Some("a")),
+            (Some("n1"), Some("b")),
+            (Some("n1"), None),
+            (None, Some("a")),
+            (Some(""), Some("a")),
+        ];
+        let kept = all.map(|(node, zone)| names.location(node, zone).expect("a place"));
+        for (number, (node, zone)) in all.into_iter().enumerate() {
+            let again = names.location(node, zone).expect("a place");
+            assert_eq!((again.node.as_deref(), again.zone.as_deref()), (node, zone));
+            for (other, place) in kept.iter().enumerate() {
+                assert_eq!(Arc::ptr_eq(place, &again), other == number);
+            }
+        }
+        for number in 0..100_000 {
+            names.location(Some(&format!("node-{number}")), Some("a"));
+        }
+        assert!(names.locations.len() <= FEW && names.known.len() <= 2 * FEW, "{} places", names.locations.len());
+        assert!(Arc::ptr_eq(&kept[0], &names.location(Some("n1"), Some("a")).expect("a place")));
     }
 }

@@ -52,16 +52,23 @@ pub struct Endpoint {
     pub serving: bool,
     /// On its way out.
     pub terminating: bool,
-    /// The node it runs on.
-    pub node: Option<Arc<str>>,
+    /// Where it runs, if that is known; all endpoints there share it.
+    pub location: Option<Arc<Location>>,
     /// The pod behind it.
-    pub pod: Option<Arc<str>>,
-    /// The zone it is in.
-    pub zone: Option<Arc<str>>,
+    pub pod: Option<Box<str>>,
     /// What its slice says that it weighs.
     pub weight: Option<u16>,
     /// Who shall use it, if somebody said so; neighbours in a slice share it.
     pub hints: Option<Arc<Hints>>,
+}
+
+/// Where endpoints run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Location {
+    /// The node.
+    pub node: Option<Arc<str>>,
+    /// The zone.
+    pub zone: Option<Arc<str>>,
 }
 
 /// Where the control plane wants an endpoint used.
@@ -152,9 +159,8 @@ fn endpoints(slice: &object::EndpointSlice, family: Family, names: &mut Names, r
             ready: endpoint.conditions.ready.unwrap_or(true),
             serving: endpoint.conditions.serving.unwrap_or(true),
             terminating: endpoint.conditions.terminating.unwrap_or(false),
-            node: endpoint.node_name.as_deref().map(|name| names.get(name)),
+            location: names.location(endpoint.node_name.as_deref(), endpoint.zone.as_deref()),
             pod: endpoint.target_ref.as_ref().and_then(|target| target.name.as_deref()).map(Into::into),
-            zone: endpoint.zone.as_deref().map(|zone| names.get(zone)),
             weight,
             hints,
         });
@@ -175,6 +181,16 @@ fn hints(hints: &object::EndpointHints, before: Option<&Arc<Hints>>, names: &mut
 // === impl Endpoint ===
 
 impl Endpoint {
+    /// The node it runs on.
+    pub fn node(&self) -> Option<&str> {
+        self.location.as_ref()?.node.as_deref()
+    }
+
+    /// The zone it is in.
+    pub fn zone(&self) -> Option<&str> {
+        self.location.as_ref()?.zone.as_deref()
+    }
+
     /// Zones whose nodes shall use it; empty without hints.
     pub fn zones(&self) -> &[Arc<str>] {
         self.hints.as_deref().map_or(&[], |hints| &hints.zones)
@@ -195,12 +211,17 @@ impl Endpoint {
             ready: true,
             serving: true,
             terminating: false,
-            node: None,
+            location: None,
             pod: None,
-            zone: None,
             weight: None,
             hints: None,
         }
+    }
+
+    /// The same in some place.
+    pub(crate) fn at(self, node: Option<&str>, zone: Option<&str>) -> Self {
+        let name = |name: Option<&str>| name.map(Into::into);
+        Self { location: Some(Location { node: name(node), zone: name(zone) }.into()), ..self }
     }
 }
 
@@ -234,7 +255,7 @@ mod tests {
         assert_eq!((first.ready, first.serving, first.terminating), (true, true, false));
         let second = &slice.endpoints[1];
         assert_eq!((second.ready, second.serving, second.terminating), (false, true, true));
-        assert_eq!((second.node.as_deref(), second.pod.as_deref()), (Some("n1"), Some("web-abc")));
+        assert_eq!((second.node(), second.pod.as_deref()), (Some("n1"), Some("web-abc")));
         assert_eq!(slice.service, ServiceKey::new("shop", "web"));
     }
 
@@ -270,7 +291,7 @@ mod tests {
                 "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"], "zone": "eu-1a"}, {"addresses": ["10.0.0.2"]}],
             }));
             let slice = slice.expect("usable");
-            assert_eq!(slice.endpoints[0].zone.as_deref(), Some("eu-1a"));
+            assert_eq!(slice.endpoints[0].zone(), Some("eu-1a"));
             (slice.endpoints.iter().map(|one| one.weight).collect::<Vec<_>>(), problems.join(""))
         };
         assert_eq!(weights(" 7\n"), (vec![Some(7); 2], String::new()));

@@ -1,6 +1,7 @@
 //! Everything known, and which Services a change touches.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -24,8 +25,8 @@ pub struct Store {
     ///
     /// Sorted lists: nearly all Services have one slice or a few, and a tree takes room for eleven.
     slices: HashMap<ServiceKey, Vec<Filed>>,
-    /// Which Service a slice was last filed under.
-    filed: HashMap<ObjectKey, ServiceKey>,
+    /// Which Service a slice was last filed under; both are in one namespace.
+    filed: HashMap<Arc<str>, HashMap<Box<str>, Arc<str>>>,
     node: Option<Node>,
     /// What each ServiceCIDR object says.
     service_networks: BTreeMap<String, Vec<IpNet>>,
@@ -167,8 +168,10 @@ impl Store {
         let key = ServiceKey { namespace: self.names.get(&key.namespace), name: self.names.get(&key.name) };
         let changed = self.service(&key) != now.as_ref();
         match now {
-            Some(service) => {
-                drop(self.services.insert(key.clone(), Box::new(Service { key: key.clone(), ..service })));
+            Some(mut service) => {
+                service.key = key.clone();
+                service.ports.iter_mut().for_each(|port| port.name = self.names.get(&port.name));
+                drop(self.services.insert(key.clone(), Box::new(service)));
             }
             None => drop(self.services.remove(&key)),
         }
@@ -179,10 +182,10 @@ impl Store {
     fn put_slice(&mut self, key: &ObjectKey, now: Option<Slice>, problems: Vec<Problem>) -> Effect {
         let problems = self.problems.replace(Kind::EndpointSlice, key, problems);
         let mut effect = Effect { problems, ..Effect::default() };
-        if let Some(old_owner) = self.filed.get(key).cloned()
+        if let Some(old_owner) = self.owner(key)
             && now.as_ref().is_none_or(|slice| slice.service != old_owner)
         {
-            self.filed.remove(key);
+            self.forget_owner(key);
             let before = self.take_slice(&old_owner, &key.name);
             effect.slice = before.map(|before| SliceEffect {
                 family: before.family,
@@ -194,9 +197,7 @@ impl Store {
         }
         if let Some(now) = now {
             let (owner, family) = (now.service.clone(), now.family);
-            if !self.filed.contains_key(key) {
-                self.filed.insert(key.clone(), owner.clone());
-            }
+            self.remember_owner(&key.name, &owner);
             let slices = self.slices.entry(owner.clone()).or_insert_with(|| Vec::with_capacity(1));
             let before = match position(slices, &key.name) {
                 Ok(index) if slices[index].1 == now => return effect,
@@ -210,6 +211,27 @@ impl Store {
             effect.services.push(owner);
         }
         effect
+    }
+
+    /// Which Service a slice was last filed under.
+    fn owner(&self, slice: &ObjectKey) -> Option<ServiceKey> {
+        let (namespace, filed) = self.filed.get_key_value(&*slice.namespace)?;
+        Some(ServiceKey { namespace: namespace.clone(), name: filed.get(&*slice.name)?.clone() })
+    }
+
+    fn remember_owner(&mut self, slice: &str, owner: &ServiceKey) {
+        let filed = self.filed.entry(owner.namespace.clone()).or_default();
+        if !filed.contains_key(slice) {
+            filed.insert(slice.into(), owner.name.clone());
+        }
+    }
+
+    fn forget_owner(&mut self, slice: &ObjectKey) {
+        let Some(filed) = self.filed.get_mut(&*slice.namespace) else { return };
+        filed.remove(&*slice.name);
+        if filed.is_empty() {
+            self.filed.remove(&*slice.namespace);
+        }
     }
 
     /// Takes a slice out from among those of its Service.

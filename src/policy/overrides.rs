@@ -72,8 +72,10 @@ impl Subject {
     /// Whether this is the endpoint, on one of its ports at least.
     fn may_be(&self, endpoint: &Endpoint) -> bool {
         match self {
-            Subject::Pod(name) => endpoint.pod.as_ref() == Some(name),
-            Subject::Address { address, pod, .. } => *address == endpoint.address && *pod == endpoint.pod,
+            Subject::Pod(name) => endpoint.pod.as_deref() == Some(name),
+            Subject::Address { address, pod, .. } => {
+                *address == endpoint.address && pod.as_deref() == endpoint.pod.as_deref()
+            }
         }
     }
 }
@@ -131,7 +133,7 @@ mod tests {
     }
 
     fn by_address(last: u8, port: Option<u16>) -> Subject {
-        Subject::Address { address: at(last, 0).ip(), port, pod: endpoint(last).pod }
+        Subject::Address { address: at(last, 0).ip(), port, pod: endpoint(last).pod.map(Into::into) }
     }
 
     fn service(annotations: &serde_json::Value) -> Service {

@@ -300,7 +300,7 @@ fn names(hints: &[std::sync::Arc<str>], wanted: &str) -> bool {
 }
 
 pub(super) fn is_local(endpoint: &Endpoint, node: &str) -> bool {
-    endpoint.node.as_deref().is_some_and(|name| name == node)
+    endpoint.node() == Some(node)
 }
 
 #[cfg(test)]
@@ -331,7 +331,7 @@ mod tests {
         for word in words {
             let list = |text: &str| text.split(',').map(Into::into).collect();
             match (word.strip_prefix('@'), word.strip_prefix("zone="), word.strip_prefix("node=")) {
-                (Some(node), _, _) => endpoint.node = Some(node.into()),
+                (Some(node), _, _) => endpoint = endpoint.at(Some(node), None),
                 (_, Some(zones), _) => hints.zones = list(zones),
                 (_, _, Some(nodes)) => hints.nodes = list(nodes),
                 _ => panic!("{word}"),

@@ -394,7 +394,7 @@ impl Walk<'_> {
         let mut slices = store.services().flat_map(|service| store.slices(&service.key));
         slices.any(|slice| {
             let mut endpoints = slice.endpoints.iter();
-            endpoints.any(|one| one.address == address && one.node.as_deref() == Some(self.engine.node_name()))
+            endpoints.any(|one| one.address == address && one.node() == Some(self.engine.node_name()))
         })
     }
 

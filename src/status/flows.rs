@@ -199,7 +199,10 @@ pub fn name(engine: &Engine, pair: &Pair) -> Named {
     });
     let mut known = fitting.flat_map(|slice| &slice.endpoints).filter(|one| one.address == answers.ip());
     if let Some(endpoint) = known.next() {
-        (named.pod, named.node) = (endpoint.pod.clone(), endpoint.node.clone());
+        (named.pod, named.node) = (
+            endpoint.pod.as_deref().map(Into::into),
+            endpoint.location.as_ref().and_then(|location| location.node.clone()),
+        );
         named.listener = false;
     }
     named

@@ -48,7 +48,11 @@ impl DataPlane {
     }
 
     /// Applies a difference, as [`DataPlane::apply`], and does something else meanwhile.
-    pub fn apply_while<T>(&mut self, delta: &Delta, meanwhile: impl FnOnce() -> T) -> (Result<Applied, KernelError>, T) {
+    pub fn apply_while<T>(
+        &mut self,
+        delta: &Delta,
+        meanwhile: impl FnOnce() -> T,
+    ) -> (Result<Applied, KernelError>, T) {
         let started = thread::scope(|scope| {
             let applying = thread::Builder::new().name(NAME.to_owned()).spawn_scoped(scope, || self.apply(delta));
             match applying {

@@ -59,8 +59,8 @@ impl Index {
             }
         };
         self.pods.candidates(endpoint.pod.as_deref(), &mut ask);
-        self.nodes.candidates(endpoint.node.as_deref(), &mut ask);
-        self.zones.candidates(endpoint.zone.as_deref(), &mut ask);
+        self.nodes.candidates(endpoint.node(), &mut ask);
+        self.zones.candidates(endpoint.zone(), &mut ask);
         self.rest.iter().for_each(ask);
     }
 }
@@ -95,8 +95,8 @@ mod tests {
     use super::*;
 
     fn endpoint(pod: Option<String>, node: Option<String>, zone: Option<String>, last: u8) -> Endpoint {
-        let name = |text: Option<String>| text.map(|text| text.as_str().into());
-        Endpoint { node: name(node), pod: name(pod), zone: name(zone), ..Endpoint::ready_at([10, 0, 0, last]) }
+        let endpoint = Endpoint { pod: pod.map(Into::into), ..Endpoint::ready_at([10, 0, 0, last]) };
+        endpoint.at(node.as_deref(), zone.as_deref())
     }
 
     proptest! {

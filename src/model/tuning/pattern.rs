@@ -75,13 +75,11 @@ impl Pattern {
     /// Whether it means an endpoint. What an endpoint does not say (its pod, node or zone) no pattern matches, but `*` matches every
     /// endpoint, also one that no pod stands behind.
     pub fn matches(&self, endpoint: &Endpoint) -> bool {
-        let named = |glob: &WildMatch, name: &Option<std::sync::Arc<str>>| {
-            name.as_deref().is_some_and(|name| glob.matches(name))
-        };
+        let named = |glob: &WildMatch, name: Option<&str>| name.is_some_and(|name| glob.matches(name));
         match &self.key {
-            Key::Pod(glob) => named(glob, &endpoint.pod) || self.is_everyone(),
-            Key::Node(glob) => named(glob, &endpoint.node),
-            Key::Zone(glob) => named(glob, &endpoint.zone),
+            Key::Pod(glob) => named(glob, endpoint.pod.as_deref()) || self.is_everyone(),
+            Key::Node(glob) => named(glob, endpoint.node()),
+            Key::Zone(glob) => named(glob, endpoint.zone()),
             Key::Address(network) => contains(network, endpoint.address),
         }
     }
@@ -143,13 +141,12 @@ mod tests {
     use crate::model::Hints;
 
     fn endpoint() -> Endpoint {
-        Endpoint {
-            node: Some("node-7.example".into()),
+        let endpoint = Endpoint {
             pod: Some("web-canary-5d9f-x2".into()),
-            zone: Some("eu-1a".into()),
             hints: Some(Hints { zones: vec!["elsewhere".into()], nodes: Vec::new() }.into()),
             ..Endpoint::ready_at([10, 1, 2, 3])
-        }
+        };
+        endpoint.at(Some("node-7.example"), Some("eu-1a"))
     }
 
     #[test]
@@ -185,7 +182,7 @@ mod tests {
         v6.address = "fd00::7".parse().expect("an address");
         assert!(Pattern::parse("ip:fd00::/8").expect("one").matches(&v6));
         assert!(Pattern::parse("ip:fd00:0::7").expect("one").matches(&v6));
-        let bare = Endpoint { pod: None, node: None, zone: None, ..endpoint() };
+        let bare = Endpoint { pod: None, location: None, ..endpoint() };
         for (text, want) in [("*", true), ("?*", false), ("node:*", false), ("zone:*", false), ("ip:10.0.0.0/8", true)]
         {
             assert_eq!(Pattern::parse(text).expect(text).matches(&bare), want, "{text}");
