@@ -39,7 +39,7 @@ mod watch;
 
 pub use book::FlowBook;
 pub use census::{Census, Directory};
-pub use cut::Cut;
+pub use cut::{Carrier, Cut};
 pub use flow::{Destination, Expected, Flow, Judgement, Tuple, View};
 pub use following::Record;
 pub use ledger::Ledger;

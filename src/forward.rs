@@ -22,7 +22,8 @@
 //!
 //! Invariants:
 //! - A listener is open before [`Forwarder::set`] returns its address, and stays the same until the route is removed.
-//! - No change of routes ends a connection. Only its two ends do, its timeouts, and [`Forwarder::shutdown`].
+//! - No change of routes ends a connection. Only its two ends do, its timeouts, [`Forwarder::shutdown`], and whoever has connections to an endpoint
+//!   ended ([`Register`] as a [`Carrier`](crate::conntrack::Carrier)).
 //! - What one connection does costs others nothing but their share: no unbounded memory, no waiting for it.
 //! - An idle connection holds two sockets and about a kilobyte; pipes are held by those that move bytes.
 //!

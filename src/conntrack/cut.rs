@@ -2,7 +2,9 @@
 //!
 //! A Service that says how long its connections may outlive the departure of their endpoint gets them *cut* after that time: their
 //! entries are removed from the connection tracking table, of every protocol. What that does to TCP is in
-//! [`crate::kernel::conntrack`]. Without the annotation nothing here is ever made, and no TCP entry is ever touched.
+//! [`crate::kernel::conntrack`]. Without the annotation, or an order by hand, nothing here is ever made, and no TCP entry is ever touched.
+//!
+//! What the userspace forwarder carries ends at a listener, for connection tracking: whose endpoint that is, and how it is ended, a [`Carrier`] knows.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -26,20 +28,43 @@ pub struct Cut {
     pub node_port_ranges: Arc<[AddressRange]>,
 }
 
+/// Who carries connections to endpoints that connection tracking does not know.
+pub trait Carrier: Send {
+    /// Ends the connection behind this entry, which leads through the Service, if it is carried to one of the endpoints; whether it was.
+    fn end(&self, cut: &Cut, flow: &Flow) -> bool;
+
+    /// Ends those that no entry leads to; how many that were.
+    fn end_untracked(&self, cut: &Cut) -> usize;
+}
+
+/// Nobody.
+impl Carrier for () {
+    fn end(&self, _: &Cut, _: &Flow) -> bool {
+        false
+    }
+
+    fn end_untracked(&self, _: &Cut) -> usize {
+        0
+    }
+}
+
 // === impl Cut ===
 
 impl Cut {
     /// Whether a connection is one of these: to the endpoint, through this Service and no other.
     pub fn concerns(&self, flow: &Flow) -> bool {
+        self.endpoints.contains(&flow.reply.source) && self.leads_through(flow)
+    }
+
+    /// Whether a connection goes through this Service, to whomever.
+    pub fn leads_through(&self, flow: &Flow) -> bool {
         let to = flow.original.destination;
         let node_port = || {
             flow.reply.source != to
                 && self.node_port_ranges.iter().any(|range| range.contains(to.ip()))
                 && self.destinations.contains(&Destination::NodePort(self.family, to.port()))
         };
-        flow.protocol == self.protocol
-            && self.endpoints.contains(&flow.reply.source)
-            && (self.destinations.contains(&Destination::Address(to)) || node_port())
+        flow.protocol == self.protocol && (self.destinations.contains(&Destination::Address(to)) || node_port())
     }
 }
 

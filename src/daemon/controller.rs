@@ -14,6 +14,7 @@ use super::node_wait::{ADDRESSES, News, NodeWait, POD_NETWORKS, Step};
 use crate::compile::{Image, LISTED};
 use crate::conntrack::ledger::Report;
 use crate::engine::{Engine, Outcome};
+use crate::forward::Register;
 use crate::kernel::conntrack::{CensusTaker, Cleaner, Pass};
 use crate::kernel::{Applied, DataPlane, Found, KernelError, PART, SHARE};
 use crate::model::{AddressRange, Families, Family, Problem, plain};
@@ -107,9 +108,9 @@ enum Trust {
 }
 
 /// In the calling thread's network namespace. Without it Services are served all the same.
-fn start_cleaner() -> Cleaner {
+fn start_cleaner(carried: Register) -> Cleaner {
     let report = |pass: &Pass| metrics::conntrack_reconciled(pass.family, pass.duration, pass.deleted.deleted as u64);
-    Cleaner::start(report).unwrap_or_else(|error| {
+    Cleaner::start_with(carried, report).unwrap_or_else(|error| {
         warn!(%error, "stale UDP flows will not be removed");
         Cleaner::disabled()
     })
@@ -149,7 +150,7 @@ impl Controller {
         Self {
             engine,
             plane,
-            cleaner: start_cleaner(),
+            cleaner: start_cleaner(forwarding.register()),
             dealer: Dealer::new(),
             observer,
             census,

@@ -76,6 +76,11 @@ impl Pool {
         Some(Pick { pool: self.clone(), endpoint, counters })
     }
 
+    /// Whether an endpoint may be picked.
+    pub fn is_candidate(&self, endpoint: SocketAddr) -> bool {
+        self.choosing().balancer.is_candidate(endpoint)
+    }
+
     /// What happened at each endpoint.
     pub fn endpoints(&self) -> BTreeMap<SocketAddr, EndpointStatus> {
         let (chooser, now) = (self.choosing(), Instant::now());

@@ -13,11 +13,13 @@ mod flow;
 mod proxy;
 mod relay;
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use nix::libc;
@@ -240,10 +242,11 @@ fn admit(socket: Socket, client: SocketAddr, state: &Arc<State>) {
     worker.spawn(async move {
         let connected = Box::pin(connect(socket, client, &permit.state, &options)).await;
         let Some((client, server, pick, entry)) = connected else { return };
-        let relay = relay::Relay::new(client, server, pick).timeouts(options.idle_timeout, options.half_closed_timeout);
+        let relay =
+            relay::Relay::new(client, server, pick, entry).timeouts(options.idle_timeout, options.half_closed_timeout);
         drop(options);
         relay.await;
-        drop((entry, permit));
+        drop(permit);
     });
 }
 
@@ -264,6 +267,7 @@ async fn connect(
         }
     };
     let arrival = Arrival { client, frontend: destination };
+    let cuts = state.shared.register.cuts();
     let (server, pick) = match dial::dial(state, &arrival, options).await {
         Ok(connected) => connected,
         Err(reason) => {
@@ -280,7 +284,16 @@ async fn connect(
         }
     }
     let key = CarriedKey { protocol: crate::model::Protocol::Tcp, client, listener: state.listener.port() };
-    let entry = state.shared.register.enter(key, pick.endpoint(), state.direct.then_some(destination));
+    // All polls of a task have the same waker.
+    let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+    let direct = state.direct.then_some(destination);
+    let entry = state.shared.register.enter(key, pick.endpoint(), direct, Some(waker));
+    if state.shared.register.cuts() != cuts && !state.pool.is_candidate(pick.endpoint()) {
+        // Connections to it were ended while this one was being made.
+        reset(&socket);
+        reset(&server);
+        return None;
+    }
     Some((relay::adopt(socket).ok()?, server, pick, entry))
 }
 

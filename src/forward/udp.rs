@@ -17,6 +17,7 @@
 //!   flood from made-up sources takes bounded memory and descriptors, and those who are being answered keep their flows. The same
 //!   happens when descriptors or ports run out.
 //! - **Endpoints**: a flow stays with its endpoint while that is a candidate or draining; else its next datagram goes to another. One
+//!   whose connections are ended ([`Register`] as a [`Carrier`](crate::conntrack::Carrier)) hears no more of a flow, whose next datagram begins another. One
 //!   that refuses (ICMP) is reported to the balancer; the refused datagram, if it was the flow's first, is sent to another.
 //! - **Shards**: a route may have several listeners on one port, each with its own flows and task. The kernel gives each client to
 //!   one of them.

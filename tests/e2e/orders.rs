@@ -1,12 +1,12 @@
 //! `pointsman drain`, `weight` and `undrain` against a running daemon: what clients meet, and where it is said.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use pointsman::lab::Lab;
+use pointsman::lab::{Host, Lab};
 use serde_json::{Value, json};
 
 use super::observe::{METRICS, local, metric};
@@ -160,6 +160,63 @@ fn a_drain_ends_in_time_and_connections_at_once_if_asked() {
     assert_eq!(names(&tally(client, web, 20)), ["web-1"]);
     said(lab.node(), &bed, &["undrain", "--all"]);
     assert_even(&tally(client, web, 20), 2, "as before");
+}
+
+/// Connections that a pod has open on the port that it serves, as it sees them.
+fn open_at(pod: &Host) -> usize {
+    // Its sockets are of both families; state 01 is ESTABLISHED (include/net/tcp_states.h).
+    let tables = ["tcp", "tcp6"].map(|table| format!("/proc/thread-self/net/{table}"));
+    let text = pod.run(|| tables.map(|table| std::fs::read_to_string(table).expect("its sockets")).concat());
+    let rows = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row[1].ends_with(&format!(":{TCP:04X}")) && row[3] == "01").count()
+}
+
+/// What the userspace forwarder carries is ended as well, at both ends; also what came by a loopback address; and a client by UDP goes elsewhere.
+#[test]
+fn what_the_forwarder_carries_is_cut_too() {
+    let lab = bed(2);
+    let mut all = objects(2);
+    all[0]["metadata"]["annotations"] = json!({"pointsman.dev/datapath": "userspace"});
+    all[0]["spec"]["type"] = json!("NodePort");
+    all[0]["spec"]["ports"][0]["nodePort"] = json!(30080);
+    let bed = Bed::of(&all);
+    let mut daemon = bed.start(lab.node(), &["--ipvs-scheduler=rr"]);
+    bed.get("/v1/health");
+    let client = lab.client(0);
+    let [web, api] = [1, 2].map(|number| frontends(number, 80)[0]);
+    let node_port = (Ipv4Addr::LOCALHOST, 30080).into();
+    let held = [(client, web), (lab.node(), node_port), (client, api)];
+    let [carried, local, others] = held.map(|(from, to)| (0..4).map(|_| Held::open(from, to)).collect::<Vec<_>>());
+    let socket = client.run(|| UdpSocket::bind("0.0.0.0:0")).expect("a port");
+    socket.set_read_timeout(Some(PATIENCE)).expect("set");
+    let ask = || {
+        let (mut answer, nonce) = ([0; 64], [7; 8]);
+        socket.send_to(&nonce, frontends(1, 53)[0]).expect("sent");
+        let heard = socket.recv(&mut answer).expect("an answer");
+        String::from_utf8_lossy(answer[..heard].strip_prefix(&nonce).expect("the nonce")).into_owned()
+    };
+    let first = ask();
+    assert_eq!(ask(), first, "it stays");
+    let other = if first == "web-1" { "web-2" } else { "web-1" };
+    let before = [other, &*first].map(|pod| open_at(lab.pod(pod)));
+    assert_eq!(before, [6, 6], "half of each");
+
+    // A drain alone ends nothing.
+    said(lab.node(), &bed, &["drain", &first, "web"]);
+    assert_eq!((ask(), open_at(lab.pod(&first))), (first.clone(), 6));
+    said(lab.node(), &bed, &["drain", &first, "web", "--cut"]);
+    let (cut, mut kept): (Vec<_>, Vec<_>) = carried.into_iter().chain(local).partition(|held| held.pod == first);
+    cut.into_iter().for_each(|held| held.assert_reset("cut"));
+    kept.iter_mut().for_each(|held| held.assert_alive("the other endpoint's"));
+    eventually("the endpoint hears of it", || open_at(lab.pod(&first)) == 2);
+    let counts = [&*first, other].map(|pod| open_at(lab.pod(pod)));
+    assert_eq!(counts, [2, 6], "those of the other Service, and all of the other endpoint's");
+    others.into_iter().for_each(|mut held| held.assert_alive("through another Service"));
+    daemon.hear(&["connections of endpoints that left are ended", "protocol=\"TCP\"", "carried=4"]);
+    assert_eq!(ask(), other, "by UDP, too");
+    let flows = bed.get("/v1/flows?target=shop/web");
+    let mut endpoints = flows["flows"].as_array().expect("a list").iter().filter(|flow| flow["active"] == true);
+    assert!(endpoints.all(|flow| flow["pod"] == other), "{flows:#}");
 }
 
 /// Whoever gives an order need not wait: what stands is kept, at whatever moment they go away.

@@ -121,6 +121,12 @@ impl Held {
         begin.elapsed()
     }
 
+    /// Fails unless the other end resets it, saying nothing.
+    pub fn assert_reset(mut self, what: &str) {
+        let error = self.stream.read(&mut [0]).expect_err(what);
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{what}: {error}");
+    }
+
     /// Fails unless the other end still echoes.
     pub fn assert_alive(&mut self, what: &str) {
         let mut echo = [0; 4];

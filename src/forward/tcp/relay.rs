@@ -2,7 +2,7 @@
 //!
 //! The relay is a small hand-written future, for a node may have tens of thousands of them that do nothing: two streams, two flows,
 //! and a timer only if a timeout applies. It ends when both directions have, when one end is gone, or when nothing has passed for
-//! too long. A connection that one end broke off is broken off at the other end too, with a reset.
+//! too long. A connection that one end broke off is broken off at the other end too, with a reset; one that is cut is at both.
 
 use std::future::Future;
 use std::io;
@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::flow::Flow;
 use super::reset;
 use crate::forward::pool::Pick;
+use crate::forward::register::Entry;
 
 /// See the module.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub(super) struct Relay {
     up: Flow,
     down: Flow,
     pick: Pick,
+    /// Left after both sockets are closed.
+    entry: Entry,
     idle: Option<Box<Idle>>,
     /// In seconds; 0 is none. What applies once one direction has ended.
     half_closed_timeout: u32,
@@ -40,9 +43,9 @@ struct Idle {
 
 impl Relay {
     /// Between these two.
-    pub fn new(client: TcpStream, server: TcpStream, pick: Pick) -> Self {
+    pub fn new(client: TcpStream, server: TcpStream, pick: Pick, entry: Entry) -> Self {
         let (up, down) = (Flow::up(), Flow::default());
-        Self { client, server, up, down, pick, idle: None, half_closed_timeout: 0 }
+        Self { client, server, up, down, pick, entry, idle: None, half_closed_timeout: 0 }
     }
 
     /// Ends after this silence, and after that one when only one direction is left.
@@ -85,7 +88,8 @@ impl Future for Relay {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        match self.poll_flows(cx) {
+        let flows = if self.entry.is_cut() { Poll::Ready(false) } else { self.poll_flows(cx) };
+        match flows {
             Poll::Ready(true) => return Poll::Ready(()),
             Poll::Ready(false) => {
                 reset(&self.client);

@@ -161,7 +161,8 @@ impl Route {
         let key = CarriedKey { protocol: Protocol::Udp, client: caller.client, listener: self.listener.port() };
         // Nobody translates what goes to a node port on the loopback.
         let direct = self.listener.ip().is_loopback().then_some(self.listener);
-        self.register.enter(key, endpoint, direct)
+        // A flow that is cut ends with the next datagram, from whomever.
+        self.register.enter(key, endpoint, direct, None)
     }
 
     /// A flow left this endpoint.

@@ -187,6 +187,9 @@ impl Shard {
     /// The client's flow, with an endpoint that may serve it.
     fn flow_of(&mut self, caller: Caller, first: &[u8], now: Instant, refused: &[SocketAddr]) -> Option<usize> {
         let Some(key) = self.flows.find(&caller) else { return self.open(caller, first, now, refused) };
+        if self.end_if_cut(key) {
+            return self.open(caller, first, now, refused);
+        }
         let generation = self.generation;
         let upstream = &mut self.flows.get_mut(key).expect("a flow").with;
         if !upstream.refused && (upstream.generation == generation || self.route.keeps(upstream.endpoint)) {
@@ -328,6 +331,9 @@ impl Shard {
         if self.replies.len() == SLOTS {
             self.reply(arena);
         }
+        if self.end_if_cut(key) {
+            return;
+        }
         let Some(flow) = self.flows.get_mut(key) else { return };
         let (caller, upstream) = (flow.caller, &mut flow.with);
         let replies = &mut self.replies;
@@ -408,6 +414,15 @@ impl Shard {
     pub fn sweep_period(&self) -> Duration {
         let Idle { flow, stream } = self.route.limits().0;
         sweep_period(flow.min(stream))
+    }
+
+    /// Whether a flow had to end, and has.
+    fn end_if_cut(&mut self, key: usize) -> bool {
+        let cut = self.flows.get_mut(key).is_some_and(|flow| flow.with.entry.is_cut());
+        if cut {
+            self.close(key);
+        }
+        cut
     }
 
     fn evict(&mut self) {

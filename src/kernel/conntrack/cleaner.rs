@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 
 use super::cutter;
 use super::table::{ConntrackError, ConntrackTable, Deleted, Filter};
-use crate::conntrack::{Cut, Destination, Flow, Judgement, View};
+use crate::conntrack::{Carrier, Cut, Destination, Flow, Judgement, View};
 use crate::kernel::addresses::interface_addresses;
 use crate::model::Family;
 
@@ -86,11 +86,22 @@ impl Cleaner {
     /// # Errors
     /// When the table cannot be opened or the thread not be started.
     pub fn start(report: impl FnMut(&Pass) + Send + 'static) -> Result<Self, ConntrackError> {
+        Self::start_with((), report)
+    }
+
+    /// The same beside somebody who carries connections, and will be told which of them end.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(
+        carrier: impl Carrier + 'static,
+        report: impl FnMut(&Pass) + Send + 'static,
+    ) -> Result<Self, ConntrackError> {
         let tables = Tables::open()?;
         let (sender, news) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("conntrack".to_owned())
-            .spawn(move || serve(tables, &news, report))
+            .spawn(move || serve(tables, &carrier, &news, report))
             .map_err(|error| {
                 let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
                 ConntrackError { action: "start a thread for", errno }
@@ -183,7 +194,7 @@ impl Tables {
     }
 }
 
-fn serve(mut tables: Tables, news: &Receiver<News>, mut report: impl FnMut(&Pass)) {
+fn serve(mut tables: Tables, carrier: &dyn Carrier, news: &Receiver<News>, mut report: impl FnMut(&Pass)) {
     let mut known = Known::default();
     loop {
         // Something is due already only if its pass failed.
@@ -219,7 +230,7 @@ fn serve(mut tables: Tables, news: &Receiver<News>, mut report: impl FnMut(&Pass
             }
         }
         let cuts = std::mem::take(&mut known.cuts);
-        if let Err(error) = cutter::cut(&mut tables, &cuts) {
+        if let Err(error) = cutter::cut(&mut tables, &cuts, carrier) {
             warn!(%error, retry_in = ?PAUSE, "ending the connections of endpoints that left failed");
             known.cuts = cuts;
             if let Ok(fresh) = Tables::open() {

@@ -10,8 +10,10 @@
 //!   connection with; the client's host resets it, and the endpoint is rid of it;
 //! - a side that says nothing hears nothing, until its keep-alive does.
 //!
+//! What the userspace forwarder carries has two connections of its own: it is told to reset both ([`Carrier`]).
+//!
 //! All this rests on `nf_conntrack_tcp_loose`, which is 1 unless somebody changed it. With 0, segments in the midst of a connection pass
-//! our chains by, and would be routed to the Service's address itself: then TCP is left alone, and that is said.
+//! our chains by, and would be routed to the Service's address itself: then TCP is left alone, but for the forwarder's, and that is said.
 
 use std::time::Instant;
 
@@ -19,29 +21,31 @@ use tracing::{info, warn};
 
 use super::cleaner::Tables;
 use super::table::{ConntrackError, Deleted, Filter};
-use crate::conntrack::{Cut, Destination};
+use crate::conntrack::{Carrier, Cut, Destination};
 use crate::model::Protocol;
 
 /// Up to so many destinations are asked for one by one, as for stale flows; more are asked for by their ports.
 const ONE_BY_ONE: usize = 4;
 
-/// Removes the entries of these connections.
-pub(super) fn cut(tables: &mut Tables, cuts: &[Cut]) -> Result<(), ConntrackError> {
+/// Removes the entries of these connections, and has those ended that are carried.
+pub(super) fn cut(tables: &mut Tables, cuts: &[Cut], carrier: &dyn Carrier) -> Result<(), ConntrackError> {
     for cut in cuts {
-        if cut.protocol == Protocol::Tcp && !is_loose() {
+        let is_left = cut.protocol == Protocol::Tcp && !is_loose();
+        if is_left {
             warn!(
                 endpoints = ?cut.endpoints,
                 "connections that should be ended by now are left: with net.netfilter.nf_conntrack_tcp_loose 0 they could not be reset"
             );
-            continue;
         }
         let begin = Instant::now();
-        let (mut read, mut deleted) = (0, Deleted::default());
+        let (mut read, mut deleted, mut carried) = (0, Deleted::default(), carrier.end_untracked(cut));
         for filter in filters(cut) {
             let mut failure = Ok(());
             let Tables { reading, removing } = tables;
             let dump = reading.dump(&filter, |flows| {
-                let concerned: Vec<_> = flows.iter().filter(|flow| cut.concerns(flow)).copied().collect();
+                carried += flows.iter().filter(|flow| cut.leads_through(flow) && carrier.end(cut, flow)).count();
+                let concerned = flows.iter().filter(|flow| !is_left && cut.concerns(flow));
+                let concerned: Vec<_> = concerned.copied().collect();
                 if !concerned.is_empty() && failure.is_ok() {
                     failure = removing.delete(&concerned).map(|outcome| deleted.add(outcome));
                 }
@@ -59,6 +63,7 @@ pub(super) fn cut(tables: &mut Tables, cuts: &[Cut]) -> Result<(), ConntrackErro
             endpoints = ?cut.endpoints,
             read,
             deleted = deleted.deleted,
+            carried,
             total_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX),
             "connections of endpoints that left are ended"
         );

@@ -371,7 +371,7 @@ mod tests {
         let first = teller.tell(vec![happening(What::New, 1, listener)], now, &mut names);
         assert!(first.is_empty() && teller.waits());
         let key = CarriedKey::of(&happening(What::New, 1, listener).record.sighting.flow);
-        drop(register.enter(key, at("10.1.0.7:8080"), None));
+        drop(register.enter(key, at("10.1.0.7:8080"), None, None));
         // It is over already: the register remembers for a while.
         let then = teller.tell(vec![happening(What::Update, 1, listener)], now, &mut names);
         assert_eq!(told(&then), [(FlowWord::New, Some("pod-10.1.0.7")), (FlowWord::Update, Some("pod-10.1.0.7"))]);
