@@ -3,6 +3,10 @@
 //! The real daemon follows an API server double with many Services; the real `pointsman` asks it, a scraper scrapes it, and a real browser
 //! (headless Chromium) opens its page, in turn, in rounds. The controller's part is by its own clock: `pointsman_status_answer_duration_seconds`
 //! before and after. Each of a round's questions is asked once, so whatever else the machine does meets all of them alike.
+//!
+//! What looking costs the connections themselves is measured by itself (`lookers`).
+
+mod lookers;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -52,6 +56,9 @@ pub struct Options {
     /// The daemon; by default the one beside this program. `pointsman` is looked for beside it
     #[arg(long, value_name = "PATH")]
     daemon: Option<PathBuf>,
+    /// Connections per block, for what it costs them that somebody looks
+    #[arg(long, default_value_t = 2_000)]
+    connections: usize,
     /// Without a browser, where there is none
     #[arg(long)]
     no_page: bool,
@@ -113,7 +120,7 @@ pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
     let pointsman = binary.with_file_name("pointsman");
     anyhow::ensure!(pointsman.exists(), "no {}: build it, it is a binary of this project", pointsman.display());
     let browser = (!options.no_page).then(|| Browser::start(&namespace));
-    let mut stage = Stage { namespace: &namespace, pointsman, socket, browser };
+    let mut stage = Stage { namespace: &namespace, pointsman: pointsman.clone(), socket, browser };
 
     let questions = questions(options);
     let mut raw = Csv::new("round,question,milliseconds,bytes,controller_answers,controller_milliseconds");
@@ -174,6 +181,7 @@ pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
         memory[1] / 1000
     ));
     report.raw("status", &raw)?;
+    lookers::measure(options.rounds, options.connections, &binary, &pointsman, &mut report)?;
     report.end()
 }
 
