@@ -17,6 +17,9 @@ use tokio::runtime;
 /// How long an answer may take; the daemon itself gives up after 10 s.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// After so long without a word somebody who is followed is said to be silent; the daemon gives a sign of life every 5 s.
+const SILENCE: Duration = Duration::from_secs(15);
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -39,6 +42,17 @@ pub enum ClientError {
     /// It would not answer that.
     #[error("the daemon says: {0}")]
     Refused(String),
+}
+
+/// What is heard of a daemon that is followed.
+#[derive(Debug)]
+pub(super) enum Heard<T> {
+    /// It says something.
+    Line(T),
+    /// It has given no sign of life for so long that it hangs, or the machine does. Said once.
+    Silence,
+    /// After that: it is there again.
+    Again,
 }
 
 /// Why reading line by line ended early.
@@ -97,6 +111,7 @@ fn refusal(socket: &Path, path: &str, status: u16, body: &[u8]) -> ClientError {
 pub struct Stream {
     body: Incoming,
     rest: Vec<u8>,
+    silent: bool,
     driver: tokio::task::JoinHandle<Result<(), hyper::Error>>,
     /// For errors.
     socket: PathBuf,
@@ -117,7 +132,14 @@ pub async fn follow(socket: &Path, path: &str) -> Result<Stream, ClientError> {
     let status = answer.status().as_u16();
     let body = answer.into_body();
     if status == 200 {
-        return Ok(Stream { body, rest: Vec::new(), driver, socket: socket.to_owned(), path: path.to_owned() });
+        return Ok(Stream {
+            body,
+            rest: Vec::new(),
+            silent: false,
+            driver,
+            socket: socket.to_owned(),
+            path: path.to_owned(),
+        });
     }
     let body = body.collect().await.map_err(|error| failed(error.to_string()))?.to_bytes();
     driver.abort();
@@ -171,7 +193,7 @@ impl Stream {
     ///
     /// # Errors
     /// The conversation failed, or a line is none.
-    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
+    pub(super) async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<Heard<T>>, ClientError> {
         loop {
             if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.rest.drain(..=end).collect();
@@ -179,13 +201,28 @@ impl Stream {
                     continue;
                 }
                 return match serde_json::from_slice(&line) {
-                    Ok(value) => Ok(Some(value)),
+                    Ok(value) => Ok(Some(Heard::Line(value))),
                     Err(error) => Err(self.failed(format!("a line that is none: {error}"))),
                 };
             }
-            match self.body.frame().await {
+            let frame = match self.silent {
+                true => self.body.frame().await,
+                false => match tokio::time::timeout(SILENCE, self.body.frame()).await {
+                    Ok(frame) => frame,
+                    Err(_) => {
+                        self.silent = true;
+                        return Ok(Some(Heard::Silence));
+                    }
+                },
+            };
+            match frame {
                 None => return Ok(None),
-                Some(Ok(frame)) => self.rest.extend(frame.into_data().unwrap_or_default()),
+                Some(Ok(frame)) => {
+                    self.rest.extend(frame.into_data().unwrap_or_default());
+                    if std::mem::take(&mut self.silent) {
+                        return Ok(Some(Heard::Again));
+                    }
+                }
                 Some(Err(error)) => return Err(self.failed(error.to_string())),
             }
         }

@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::cli::{FlowsOptions, Format};
-use super::client::{self, ClientError, query};
+use super::client::{self, ClientError, Heard, query};
 use super::text::{Cell, Look, Table, colours, paint, plain, span};
 use super::{Failure, NOT_COUNTED, remark, repeat, say};
 use crate::status::flows::{FlowEvent, FlowList, FlowSettings, FlowView, FlowWord};
@@ -177,7 +177,9 @@ async fn from_daemon(
     loop {
         loop {
             match stream.next::<FlowEvent>().await {
-                Ok(Some(event)) => {
+                Ok(Some(Heard::Silence)) => remark("the daemon has said nothing for 15 s: it hangs, or is stopped"),
+                Ok(Some(Heard::Again)) => remark("the daemon speaks again"),
+                Ok(Some(Heard::Line(event))) => {
                     if events.send(Ok(event)).await.is_err() {
                         return;
                     }

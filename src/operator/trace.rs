@@ -25,8 +25,7 @@ use super::client::{self, ClientError};
 use super::target::{self, TargetError};
 use super::text::{Look, colours, paint, plain};
 use super::{Failure, say};
-use crate::kernel::glance;
-use crate::kernel::trap::{Aim, Ruleset, Trap};
+use crate::kernel::trap::{Aim, Trap};
 use crate::model::{Family, Protocol};
 use crate::status::ServiceView;
 use crate::status::explain::Target;
@@ -58,9 +57,8 @@ pub(super) enum TraceError {
 pub(super) fn run(socket: &Path, options: &TraceOptions) -> Result<(), Failure> {
     let target = target::whole(socket, &options.target)?;
     let target = Target::parse(&target).ok_or_else(|| TargetError::Unreadable(target.clone()))?;
-    let tables = glance::tables().unwrap_or_default();
-    let aims = aims(socket, &target, options, &tables)?;
-    let mut known = Known::new(Ruleset::read().map_err(TraceError::from)?, tables);
+    let mut known = Known::read().map_err(TraceError::from)?;
+    let aims = aims(socket, &target, options, known.tables())?;
     let mut trap = Trap::set(&aims).map_err(TraceError::from)?;
     let until = Instant::now() + options.duration;
     let mut out = io::stdout().lock();
@@ -81,8 +79,7 @@ pub(super) fn run(socket: &Path, options: &TraceOptions) -> Result<(), Failure> 
             Some(Step::Met(step)) => {
                 if known.lacks(&step) && read_at.elapsed() > AGAIN {
                     read_at = Instant::now();
-                    known =
-                        Known::new(Ruleset::read().map_err(TraceError::from)?, glance::tables().unwrap_or_default());
+                    known = Known::read().map_err(TraceError::from)?;
                 }
                 paths.take(*step, Instant::now(), &known);
             }

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -26,14 +26,19 @@ const HOSTILE: &str = "web-1\u{1b}[2J\r\n";
 struct Following {
     child: Child,
     lines: Receiver<Value>,
+    /// What is said beside, line by line.
+    remarks: Receiver<String>,
 }
 
 impl Following {
     fn start(node: &Host, bed: &Bed, args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pointsman"));
         command.args(["flows"]).args(args).arg("--socket").arg(bed.socket());
-        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = node.spawn(command).expect("the binary runs");
+        let beside = BufReader::new(child.stderr.take().expect("a pipe"));
+        let (said, remarks) = mpsc::channel();
+        std::thread::spawn(move || beside.lines().map_while(Result::ok).try_for_each(|line| said.send(line)));
         let out: ChildStdout = child.stdout.take().expect("a pipe");
         let (send, lines) = mpsc::channel();
         std::thread::spawn(move || {
@@ -44,7 +49,12 @@ impl Following {
                 }
             }
         });
-        Self { child, lines }
+        Self { child, lines, remarks }
+    }
+
+    /// What is said beside next, whatever that is.
+    fn remark(&self, patience: Duration) -> Option<String> {
+        self.remarks.recv_timeout(patience).ok()
     }
 
     /// The next event about a client's port that is such; what comes before is passed over.
@@ -171,7 +181,7 @@ fn connections_are_followed_from_beginning_to_end() {
     let lab = bed(2);
     lab.node().namespace().sysctls(&[("netfilter/nf_conntrack_acct", "1")]).expect("a parameter");
     let bed = Bed::of(&shopping(true));
-    let _daemon = bed.start(lab.node(), &[]);
+    let daemon = bed.start(lab.node(), &[]);
     bed.get("/v1/health");
     let [v4, _] = frontends(1, 80);
     let first = Held::open(lab.client(0), v4);
@@ -195,6 +205,16 @@ fn connections_are_followed_from_beginning_to_end() {
     assert!(end["flow"]["bytesIn"].as_u64() > Some(100) && end["flow"]["ageSeconds"].as_f64() >= Some(0.0), "{end:#}");
     let third = Held::open(lab.client(0), v4);
     follow.event("new", port_of(&third));
+    // A daemon that hangs says so by its silence; once, and what happened meanwhile is told afterwards.
+    daemon.signal(Signal::SIGSTOP);
+    let begin = Instant::now();
+    let fourth = Held::open(lab.client(0), v4);
+    let silence = follow.remark(PATIENCE + Duration::from_secs(15)).expect("it is noticed");
+    assert!(silence.contains("the daemon has said nothing for 15 s"), "{silence}");
+    assert!(begin.elapsed() > Duration::from_secs(9), "not before the next sign of life is long overdue");
+    daemon.signal(Signal::SIGCONT);
+    assert_eq!(follow.remark(PATIENCE).as_deref(), Some("pointsman: the daemon speaks again"));
+    follow.event("new", port_of(&fourth));
     // Whoever is killed takes the listener along.
     follow.signal(Signal::SIGKILL);
     eventually("nobody listens any more", || listeners(&lab) == 0);

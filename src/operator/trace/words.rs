@@ -11,6 +11,7 @@ use super::path::{Header, Met, StepTold};
 use crate::compile::layout::{Decision, DedicatedChain, Plan, PoolId, TABLE};
 use crate::compile::{Hop, Stage, TableImage};
 use crate::forward::CLIENT_IP_TABLE;
+use crate::kernel::glance;
 use crate::kernel::redirects;
 use crate::kernel::trap::{PREFIX, Ruleset};
 use crate::model::Family;
@@ -32,6 +33,16 @@ pub(super) struct Known {
 // === impl Known ===
 
 impl Known {
+    /// As they are now.
+    pub(super) fn read() -> Result<Self, nft::Error> {
+        // Others' rules are told without our elements, too.
+        Ok(Self::new(Ruleset::read()?, glance::tables().unwrap_or_default()))
+    }
+
+    pub(super) fn tables(&self) -> &[(Family, TableImage)] {
+        &self.tables
+    }
+
     pub(super) fn new(rules: Ruleset, tables: Vec<(Family, TableImage)>) -> Self {
         Self { rules, tables }
     }
