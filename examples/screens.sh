@@ -18,6 +18,7 @@ trap end EXIT
 
 # A job in the background ignores SIGINT unless job control is on.
 set -m
+: >"$work/log"
 "$bin/pointsman" demo --keep --seconds 8 >"$work/log" 2>&1 &
 demo=$!
 until grep -q 'ask the daemon' "$work/log"; do
@@ -47,8 +48,8 @@ screen() {
   in_node timeout -s INT "${limit:-10}" "$bin/pointsman" --socket "$socket" "$@" 2>&1 || true
   echo
 }
-screen list web
-screen list --stats web
+screen list cart
+screen list --stats cart
 screen list --rate cart
 screen list --connections cart
 screen get services
