@@ -18,7 +18,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 
 use nft::{Connection, ElementView, SetInfo, ViewData};
 
@@ -34,6 +36,15 @@ use crate::model::map::{HashMap, HashSet};
 /// 100,000).
 const BY_KEY_FROM: usize = 1 << 16;
 
+/// From so many keys on, two ask for half of them each: the kernel answers both at once, and a thread costs nothing beside that.
+const TWO_FROM: usize = 1 << 15;
+
+/// What the second of them is called, so that one sees in `top` who is busy.
+const READER: &str = "reader";
+
+/// What was found by key: the elements, and how many there were, ours or not.
+type Part<K, V> = (HashMap<K, V>, usize);
+
 /// How the maps that hold something per endpoint are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reading {
@@ -42,7 +53,7 @@ pub enum Reading {
     BySize,
     /// All of it in one go.
     Listing,
-    /// By key, where the kernel tells how many elements there are.
+    /// By key and by two readers, however few there are, where the kernel tells how many elements there are.
     ByKey,
 }
 
@@ -114,29 +125,55 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a map that holds something per endpoint; the keys are those that the other maps lead to.
-    fn per_endpoint<K: Mapped<V> + Eq + Hash, V>(
+    fn per_endpoint<K: Mapped<V> + Eq + Hash + Send, V: Send>(
         &mut self,
         set: &'static str,
-        keys: impl Iterator<Item = K> + Clone,
+        keys: impl Iterator<Item = K> + Clone + Sync,
         encode: fn(&K) -> nft::Key,
         map: &mut HashMap<K, V>,
     ) -> Result<(), KernelError> {
         let told = self.sets.iter().find(|info| info.name == set).and_then(|info| info.count);
+        let asked = keys.clone().count();
         let by_key = told.filter(|told| match self.reading {
             Reading::Listing => false,
             Reading::ByKey => true,
             // With less to ask for than there is, a listing is certain.
-            Reading::BySize => (BY_KEY_FROM..=keys.clone().count()).contains(&(*told as usize)),
+            Reading::BySize => (BY_KEY_FROM..=asked).contains(&(*told as usize)),
         });
         let Some(told) = by_key else { return self.list_all(map) };
         let (before, unknown) = (self.connection.generation()?, self.unknown);
-        map.reserve(told as usize);
-        let mut counted = 0;
-        let (family, labels) = (self.family, &mut self.labels);
-        self.connection.lookup(set_ref(family, set), keys.map(|key| encode(&key)), |element| {
-            counted += 1;
-            map.extend(K::decode(family, set, &element, labels));
-        })?;
+        let (family, labels, connection) = (self.family, &mut self.labels, &mut *self.connection);
+        let is_worth_two = asked >= TWO_FROM || self.reading == Reading::ByKey;
+        let mine = if is_worth_two { asked.div_ceil(2) } else { asked };
+        let look_up = |connection: &mut Connection, labels: &mut Labels, (first, count): (usize, usize)| {
+            let (mut found, mut counted) = (HashMap::default(), 0);
+            // The first has room for all.
+            found.reserve(if first == 0 { told as usize } else { count });
+            let keys = keys.clone().skip(first).take(count);
+            connection.lookup(set_ref(family, set), keys.map(|key| encode(&key)), |element| {
+                counted += 1;
+                found.extend(K::decode(family, set, &element, labels));
+            })?;
+            Ok::<Part<K, V>, KernelError>((found, counted))
+        };
+        let rest = (mine, asked - mine);
+        let (first, second) = thread::scope(|scope| {
+            let other = || look_up(&mut Connection::open()?, &mut Labels::default(), rest);
+            let other = (rest.1 > 0).then(|| thread::Builder::new().name(READER.to_owned()).spawn_scoped(scope, other));
+            let first = look_up(connection, labels, (0, mine));
+            // Without a second thread or connection, all of it is read by this one.
+            let second = other
+                .and_then(Result::ok)
+                .and_then(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)).ok());
+            (first, second)
+        });
+        let mut counted;
+        (*map, counted) = first?;
+        if rest.1 > 0 {
+            let (found, more) = second.map_or_else(|| look_up(connection, labels, rest), Ok)?;
+            counted += more;
+            map.extend(found);
+        }
         self.unknown += counted - map.len();
         // Something that nothing leads to, or somebody who wrote meanwhile, which an owner need not fear.
         if counted != told as usize || self.connection.generation()? != before {
