@@ -242,7 +242,7 @@ fn rates_count_what_is_opened_however_short() {
     for service in ["shop/web:http", "shop/own:http"] {
         let rates = rates_of(&listed, service);
         let rate = rates["connections"].as_f64().expect("a number");
-        assert!((0.7 * came..1.3 * came).contains(&rate), "{service}: {rate} of {came} per second");
+        assert!((0.6 * came..1.6 * came).contains(&rate), "{service}: {rate} of {came} per second");
         let packets = rates["packetsIn"].as_f64().expect("counted");
         assert!(packets >= 3.0 * rate, "{service}: a connection has at least that many: {rates}");
     }
@@ -250,7 +250,7 @@ fn rates_count_what_is_opened_however_short() {
     let (screen, came) = steady.during(|| said(lab.node(), &bed, &["list", "--rate", "web"]));
     let row = screen.lines().find(|line| line.starts_with(&format!("TCP  {web} "))).expect("the Service");
     let rate: f64 = row.split_whitespace().nth(2).expect("CPS").parse().expect("a number");
-    assert!((0.7 * came..1.3 * came).contains(&rate), "{rate} of {came} per second: {screen}");
+    assert!((0.6 * came..1.6 * came).contains(&rate), "{rate} of {came} per second: {screen}");
     standing.assert_alive("that one was there before");
 
     // What the kernel does not count is said, and left out of what scripts read.
@@ -273,7 +273,7 @@ fn rates_count_what_is_opened_however_short() {
     assert!(code == Some(0) && error.contains("no daemon runs here"), "{error}");
     let listed: Value = serde_json::from_str(&out).expect("JSON");
     let rate = rates_of(&listed, "shop/web:http")["connections"].as_f64().expect("a number");
-    assert!((0.7 * came..1.3 * came).contains(&rate), "{rate} of {came} per second");
+    assert!((0.6 * came..1.6 * came).contains(&rate), "{rate} of {came} per second");
 }
 
 #[test]
