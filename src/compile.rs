@@ -30,7 +30,7 @@ mod pools;
 mod shared;
 
 pub use change::{Changes, Entrance, LISTED, PortChange};
-pub use compiler::{Compiler, Ring, Shortage};
+pub use compiler::{Compiler, Crowd, Ring, Shortage};
 pub use delta::{Delta, Edit, Edits, Image};
 pub(crate) use elements::each_map;
 pub use elements::{

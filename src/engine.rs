@@ -37,7 +37,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use crate::compile::layout::{Locality, PoolId};
-use crate::compile::{self, Compiler, Delta, Image};
+use crate::compile::{self, Compiler, Crowd, Delta, Image};
 use crate::conntrack::ledger::Report;
 use crate::conntrack::{Cut, Destination, Directory, FlowBook, Interests, View, WatchBook, census};
 use crate::forward::RouteId;
@@ -540,6 +540,18 @@ impl Engine {
     /// The same, in parts of about `size` elements.
     pub fn everything_in_parts<E>(&self, size: usize, take: &mut dyn FnMut(Delta) -> Result<(), E>) -> Result<(), E> {
         self.compiler.everything_in_parts(size, take)
+    }
+
+    /// The same without what there is as much of as endpoints, which is counted instead, by family.
+    ///
+    /// # Errors
+    /// What `take` ended with.
+    pub fn outline_in_parts<E>(
+        &self,
+        size: usize,
+        take: &mut dyn FnMut(Delta) -> Result<(), E>,
+    ) -> Result<[Crowd; 2], E> {
+        self.compiler.outline_in_parts(size, take)
     }
 
     /// What has to change where a kernel has this. What has been taken but not compiled is not in it.

@@ -50,6 +50,17 @@ pub struct Shortage {
     pub reason: String,
 }
 
+/// How many elements a table has of those kinds of which there are as many as endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Crowd {
+    /// In map `endpoints`.
+    pub endpoints: usize,
+    /// In map `member-slots`.
+    pub member_slots: usize,
+    /// In map `members`.
+    pub members: usize,
+}
+
 /// A pool that is dealt again while the kernel walks it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ring {
@@ -305,6 +316,30 @@ impl Compiler {
     /// Everything desired, handed out in parts of about `size` elements: a delta of a whole cluster takes more memory than all that
     /// the engine remembers of it. Ends with the first error.
     pub fn everything_in_parts<E>(&self, size: usize, take: &mut dyn FnMut(Delta) -> Result<(), E>) -> Result<(), E> {
+        self.in_parts(size, |port, delta| difference(None, Some(port), delta), take)
+    }
+
+    /// The same without what there is as much of as endpoints; that is counted, by family, which costs less than making it. To know how
+    /// large tables have to be.
+    pub fn outline_in_parts<E>(
+        &self,
+        size: usize,
+        take: &mut dyn FnMut(Delta) -> Result<(), E>,
+    ) -> Result<[Crowd; 2], E> {
+        self.in_parts(size, |port, delta| outline_difference(None, Some(port), delta), take)?;
+        let mut crowds = <[Crowd; 2]>::default();
+        for port in self.ports.values().flatten() {
+            port.pools().into_iter().for_each(|pool| pool.count_into(&mut crowds[port.family as usize]));
+        }
+        Ok(crowds)
+    }
+
+    fn in_parts<E>(
+        &self,
+        size: usize,
+        note: impl Fn(&CompiledPort, &mut TableDelta),
+        take: &mut dyn FnMut(Delta) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut part = Delta::default();
         let mut hand_out = |part: &mut Delta, size| {
             if part.len() < size {
@@ -313,7 +348,7 @@ impl Compiler {
             take(std::mem::take(part))
         };
         for port in self.ports.values().flatten() {
-            difference(None, Some(port), part.table_mut(port.family));
+            note(port, part.table_mut(port.family));
             hand_out(&mut part, size)?;
         }
         for family in Family::ALL {
@@ -674,6 +709,13 @@ impl CompiledPort {
 
 /// What belongs to one port alone.
 fn difference(before: Option<&CompiledPort>, after: Option<&CompiledPort>, delta: &mut TableDelta) {
+    outline_difference(before, after, delta);
+    pool::difference(before.map(|port| &port.cluster), after.map(|port| &port.cluster), delta);
+    pool::difference(before.map(|port| &port.local), after.map(|port| &port.local), delta);
+}
+
+/// The same without what is in its pools.
+fn outline_difference(before: Option<&CompiledPort>, after: Option<&CompiledPort>, delta: &mut TableDelta) {
     macro_rules! compare {
         ($($edits:ident: $list:ident),*) => {$(
             let list = |port: Option<&CompiledPort>| port.map(CompiledPort::$list).unwrap_or_default();
@@ -689,8 +731,16 @@ fn difference(before: Option<&CompiledPort>, after: Option<&CompiledPort>, delta
         masqueraded_node_ports: masqueraded_node_ports
     );
     let Some(key) = before.or(after).map(|port| &port.key) else { return };
-    pool::difference(key, before.map(|port| &port.cluster), after.map(|port| &port.cluster), delta);
-    pool::difference(key, before.map(|port| &port.local), after.map(|port| &port.local), delta);
+    fn pools(port: Option<&CompiledPort>) -> [Option<&Pool>; 2] {
+        port.map_or([None; 2], |port| port.pools().map(Some))
+    }
+    // A pool keeps its number for life, so both states are under the same.
+    for (old, new) in pools(before).into_iter().zip(pools(after)) {
+        let chain = |pool: Option<&Pool>| pool.and_then(|pool| pool.dedicated(key));
+        if let Some(id) = old.and_then(|pool| pool.id).or(new.and_then(|pool| pool.id)) {
+            delta.dedicated.note(id, chain(old), chain(new));
+        }
+    }
 }
 
 fn replace_ranges<V: Copy>(

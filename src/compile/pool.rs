@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
+use super::compiler::Crowd;
 use super::elements::{Slot, SlotKey, TableDelta, TableImage};
 use super::layout::{Decision, DedicatedChain, MAX_MEMBERS, MAX_SHARED_SLOTS, MemberId, Plan, PoolId};
 use crate::model::PortKey;
@@ -163,6 +164,18 @@ impl Pool {
         true
     }
 
+    /// Counts what is in it.
+    pub(super) fn count_into(&self, crowd: &mut Crowd) {
+        match self.affinity {
+            _ if self.id.is_none() => {}
+            None => crowd.endpoints += self.slots.len(),
+            Some(_) => {
+                crowd.member_slots += self.slots.len();
+                crowd.members += self.members.numbers().len();
+            }
+        }
+    }
+
     fn members(&self) -> impl Iterator<Item = (MemberId, Slot)> + '_ {
         let pool = self.id.filter(|_| self.affinity.is_some());
         self.members.numbers().iter().filter_map(move |(endpoint, index)| {
@@ -171,12 +184,10 @@ impl Pool {
     }
 }
 
-/// Notes what differs between two states of a pool. It keeps its number for life, so both are under the same.
-pub(super) fn difference(key: &PortKey, before: Option<&Pool>, after: Option<&Pool>, delta: &mut TableDelta) {
+/// Notes what differs between who is in two states of a pool. It keeps its number for life, so both are under the same.
+pub(super) fn difference(before: Option<&Pool>, after: Option<&Pool>, delta: &mut TableDelta) {
     let id = |pool: Option<&Pool>| pool.and_then(|pool| pool.id);
     let Some(pool) = id(before).or(id(after)) else { return };
-    let dedicated = |pool: Option<&Pool>| pool.and_then(|pool| pool.dedicated(key));
-    delta.dedicated.note(pool, dedicated(before), dedicated(after));
     let count = |pool: Option<&Pool>| pool.map_or(0, |pool| pool.slots.len());
     // Where nothing but slots can differ, equal slots are passed over without a look at their labels: tables are large.
     let alike = before

@@ -641,7 +641,10 @@ impl Controller {
         let as_adopted = !std::mem::replace(&mut self.compared, true) && self.plane.is_as_read()?;
         let found = if as_adopted { adopted } else { self.read_again()? };
         if self.plane.is_vacant() {
-            let applied = self.plane.build(|take| self.engine.everything_in_parts(PART, take))?;
+            let applied = self.plane.build(
+                |take| self.engine.outline_in_parts(PART, take),
+                |take| self.engine.everything_in_parts(PART, take),
+            )?;
             self.repaired(applied, || "the tables were gone".to_owned());
             return Ok(applied);
         }

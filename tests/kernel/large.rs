@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use pointsman::compile::Delta;
 use pointsman::kernel::KernelError;
 use pointsman::lab::Namespace;
 use serde_json::{Value, json};
@@ -82,7 +83,10 @@ fn tables_built_in_parts_are_what_one_load_would_make() {
     assert!(outcome.delta.is_empty() && outcome.services.len() == CROWD + 2, "everything is compiled, nothing is held");
     assert!(proxy.plane.is_vacant(), "nothing is there");
     // Parts smaller than the largest pool.
-    let applied = proxy.plane.build(|take| proxy.engine.everything_in_parts(500, take)).expect("built");
+    let applied = proxy
+        .plane
+        .build(|take| proxy.engine.outline_in_parts(500, take), |take| proxy.engine.everything_in_parts(500, take))
+        .expect("built");
     assert!(applied.transactions >= 20 && applied.elements > 3 * CROWD, "in many parts: {applied:?}");
     assert!(!proxy.plane.is_vacant());
     proxy.assert_exact("built in parts");
@@ -104,19 +108,18 @@ fn tables_that_were_built_half_are_finished_by_the_next() {
         let mut first = Proxy::start(&inside);
         first.take(&objects);
         first.engine.catch_up();
-        let calls = std::cell::Cell::new(0);
-        let ended = first.plane.build(|take| {
-            calls.set(calls.get() + 1);
+        let engine = &first.engine;
+        let cut_short = |take: &mut dyn FnMut(Delta) -> Result<(), KernelError>| {
             let mut parts = 0;
-            first.engine.everything_in_parts(500, &mut |part| {
-                // The first time it only counts.
-                if calls.get() == 2 && parts == survived {
+            engine.everything_in_parts(500, &mut |part| {
+                if parts == survived {
                     return Err(KernelError::NoFamily);
                 }
                 parts += 1;
                 take(part)
             })
-        });
+        };
+        let ended = first.plane.build(|take| engine.outline_in_parts(500, take), cut_short);
         assert!(matches!(ended, Err(KernelError::NoFamily)), "cut short: {ended:?}");
         assert!(!chains(&inside, "ip").contains(&"prerouting".to_owned()), "no packet sees half a table");
         first.die(&inside);

@@ -177,7 +177,8 @@ impl Cluster {
         objects.into_iter().for_each(|change| engine.take(change));
         engine.catch_up();
         engine.settle();
-        let applied = plane.build(|take| engine.everything_in_parts(PART, take))?;
+        let applied =
+            plane.build(|take| engine.outline_in_parts(PART, take), |take| engine.everything_in_parts(PART, take))?;
         anyhow::ensure!(applied.elements > 0, "nothing was loaded");
         Ok(())
     }

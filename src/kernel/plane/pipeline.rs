@@ -13,9 +13,9 @@ use std::thread;
 use super::table::count;
 use super::work::{Applied, Work};
 use super::{DataPlane, Receive};
-use crate::compile::Delta;
+use crate::compile::{Crowd, Delta};
 use crate::kernel::error::KernelError;
-use crate::kernel::skeleton::{Counts, Sizes};
+use crate::kernel::skeleton::{Counts, ENDPOINTS, MEMBER_SLOTS, MEMBERS, Sizes};
 
 /// Parts that may wait while one is being programmed; each takes about a megabyte.
 const AHEAD: usize = 2;
@@ -24,21 +24,29 @@ const AHEAD: usize = 2;
 const NAME: &str = "programmer";
 
 impl DataPlane {
-    /// Builds the tables where there are none ([`DataPlane::is_vacant`]) out of parts, so that nobody has to hold everything at once. `parts`
-    /// hands them out, and is called twice: first they are only counted, because maps are made in the right size. No packet meets a table that is not complete;
-    /// if this fails halfway, what was built is a table to be finished or replaced.
+    /// Builds the tables where there are none ([`DataPlane::is_vacant`]) out of parts that `parts` hands out, so that nobody has to hold
+    /// everything at once. Before that, `outline` says how large the maps have to be: all but what there is as much of as endpoints, and how much that is, by
+    /// family. No packet meets a table that is not complete; if this fails halfway, what was built is a table to be finished or replaced.
     ///
     /// # Errors
-    /// What `parts` ended with, or the kernel's refusal of a part; those after it are not sent.
-    pub fn build(&mut self, parts: impl Fn(Receive<'_>) -> Result<(), KernelError>) -> Result<Applied, KernelError> {
+    /// What `outline` or `parts` ended with, or the kernel's refusal of a part; those after it are not sent.
+    pub fn build(
+        &mut self,
+        outline: impl FnOnce(Receive<'_>) -> Result<[Crowd; 2], KernelError>,
+        parts: impl Fn(Receive<'_>) -> Result<(), KernelError>,
+    ) -> Result<Applied, KernelError> {
         let mut work = Work::begin();
         let mut counts: Vec<_> = self.tables.iter().map(|state| (state.family, Counts::default())).collect();
-        parts(&mut |part| {
+        let crowds = outline(&mut |part| {
             counts.iter_mut().for_each(|(family, counts)| count(part.table(*family), counts));
             Ok(())
         })?;
-        for (state, (_, counts)) in self.tables.iter_mut().zip(&counts) {
-            state.sizes = Sizes::for_counts(counts);
+        for (state, (family, mut counts)) in self.tables.iter_mut().zip(counts) {
+            let Crowd { endpoints, member_slots, members } = crowds[family as usize];
+            for (set, number) in [(ENDPOINTS, endpoints), (MEMBER_SLOTS, member_slots), (MEMBERS, members)] {
+                counts.add(set, number.cast_signed());
+            }
+            state.sizes = Sizes::for_counts(&counts);
         }
         self.found(&mut work)?;
         let built = self.update_in_turn(&parts, &mut work);
@@ -89,6 +97,11 @@ impl DataPlane {
 
     /// Programs part after part; after a failure the rest is thrown away.
     fn update_all(&mut self, parts: &Receiver<Delta>, work: &mut Work) -> Result<(), KernelError> {
-        parts.iter().fold(Ok(()), |before, part| before.and_then(|()| self.update(&part, work)))
+        let mut result = Ok(());
+        // To the last one, or the sender would wait.
+        for part in parts {
+            result = result.and_then(|()| self.update(&part, work));
+        }
+        result
     }
 }
