@@ -12,7 +12,7 @@
 //! | [`ServicePage`] of [`ServiceView`] | `/v1/services?namespace=&search=&only=&page=&perPage=&connections=` |
 //! | [`ServiceView`] | `/v1/services/NAMESPACE/NAME?connections=` |
 //! | [`VirtualList`] of [`VirtualView`] | `/v1/list`: every frontend with its endpoints, as `ipvsadm -ln` has them |
-//! | lines of [`FrontendLine`] | `/v1/list?lines=true`: the same with connections, a frontend per line |
+//! | text of [`rows`] | `/v1/list?rows=true`: the same with connections, as it is printed |
 //! | [`ConnectionList`] | `/v1/connections`: live connections by frontend and endpoint |
 //! | [`RateList`] | `/v1/rates?seconds=`: what came within some seconds, by frontend and endpoint |
 //! | [`FlowList`](flows::FlowList), or lines of [`FlowEvent`](flows::FlowEvent) | `/v1/flows?target=&client=&endpoint=&protocol=&state=&node=&most=&follow=`: connections one by one |
@@ -21,7 +21,7 @@
 //! | [`DriftView`] | `/v1/drift`: every element of every Service looked up in the kernel |
 //! | [`HealthView`] | `/v1/health` |
 //!
-//! Where things are: `service` one Service from all sides; `listing` the short form for lists; `search` who is looked for; [`query`] parameters; `traffic` connections by endpoint; [`flows`] connections one by one; `overrides` what was said by hand; [`explain`] one decision,
+//! Where things are: `service` one Service from all sides; `listing` the short form for lists, [`rows`] what that looks like; `search` who is looked for; [`query`] parameters; `traffic` connections by endpoint; [`flows`] connections one by one; `overrides` what was said by hand; [`explain`] one decision,
 //! step by step;
 //! `health` the daemon itself. No I/O: who asks and who answers is in [`crate::observe`].
 //!
@@ -34,14 +34,13 @@ mod health;
 mod listing;
 mod overrides;
 pub mod query;
+pub mod rows;
 mod search;
 mod service;
 mod traffic;
 
 pub use health::{ApiHealth, DriftView, FamilyHealth, HealthView, LastError, LastSync};
-pub use listing::{
-    DestinationView, EndpointCell, FrontendLine, ListedFrontend, VirtualList, VirtualView, crossed, list,
-};
+pub use listing::{DestinationView, ListedFrontend, VirtualList, VirtualView, crossed, list};
 #[cfg(test)]
 pub(crate) use listing::{briefly, thoroughly};
 pub use overrides::{

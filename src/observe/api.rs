@@ -12,7 +12,7 @@
 //! | `/v1/health` | [`HealthView`] | |
 //! | `/v1/services?namespace=&search=&only=&page=&perPage=&connections=` | [`ServicePage`] | 400 |
 //! | `/v1/services/NAMESPACE/NAME?connections=` | [`ServiceView`] | 404 |
-//! | `/v1/list?namespace=&search=&only=&lines=` | [`VirtualList`]; lines of [`FrontendLine`](crate::status::FrontendLine) with `lines` | 400 |
+//! | `/v1/list?namespace=&search=&only=&rows=` | [`VirtualList`]; text ([`crate::status::rows`]) with `rows` | 400 |
 //! | `/v1/explain?target=&from=&protocol=&verify=` | [`Explanation`] | 400 |
 //! | `/v1/connections` | [`ConnectionList`] | |
 //! | `/v1/rates?seconds=` | [`RateList`], after so many seconds (1) | 400 |
@@ -45,8 +45,8 @@ use super::contact;
 use super::desk::{Busy, Desk, Glance};
 use super::flows::{Asked, Flows, FollowError, ListError, leads_to};
 use super::http::{Answer, Handler, answer};
-use super::lines::{self, Counted};
 use super::orders::{Orders, Refused, Said};
+use super::rows::{self, Counted};
 use super::walks::{FRESH, WalkError, Walks};
 use crate::conntrack::{Destination, Flow};
 use crate::engine::OrderError;
@@ -169,7 +169,7 @@ impl Api {
         match path {
             "/v1/health" => Ok(json(&self.health().await?)),
             "/v1/services" => Ok(json(&self.services(parameters).await?)),
-            "/v1/list" if is_set(parameters, "lines") => self.lines(parameters).await,
+            "/v1/list" if is_set(parameters, "rows") => self.rows(parameters).await,
             "/v1/list" => Ok(json(&self.list(parameters).await?)),
             "/v1/explain" => Ok(json(&self.explain(parameters).await?)),
             "/v1/connections" => Ok(json(&self.connections().await?)),
@@ -267,7 +267,7 @@ impl Api {
         Ok(VirtualList { version: VERSION.to_owned(), services })
     }
 
-    async fn lines(&self, parameters: &Parameters) -> Result<Answer, Refusal> {
+    async fn rows(&self, parameters: &Parameters) -> Result<Answer, Refusal> {
         let keys = self.found(Search::of(parameters)?).await?;
         let census = self.0.walks.all().await?;
         let to = census.destinations();
@@ -276,7 +276,7 @@ impl Api {
         } else {
             self.0.desk.ask(move |glance| status::crossed(glance.engine, &to)).await?
         };
-        Ok(lines::lines(self.0.desk.clone(), chunks(keys), Counted { census, crossed: crossed.into() }))
+        Ok(rows::rows(self.0.desk.clone(), chunks(keys), Counted { census, crossed: crossed.into() }))
     }
 
     async fn explain(&self, parameters: &Parameters) -> Result<Explanation, Refusal> {

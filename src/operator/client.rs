@@ -57,8 +57,8 @@ pub(super) enum Heard<T> {
 
 /// Why reading line by line ended early.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LineError {
-    /// No lines came, or not all.
+pub(super) enum RowError {
+    /// No rows came, or not all.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// What came could not be passed on.
@@ -146,37 +146,39 @@ pub async fn follow(socket: &Path, path: &str) -> Result<Stream, ClientError> {
     Err(refusal(socket, path, status, &body))
 }
 
-/// Passes every line of an answer on while the next ones are on their way. `each` says what it could not write; what it could not read, as text inside.
-pub(super) fn each_line(
+/// Passes every row of an answer on, its end included, while the next ones are on their way.
+pub(super) fn each_row(
     socket: &Path,
     path: &str,
-    mut each: impl FnMut(&[u8]) -> io::Result<Result<(), serde_json::Error>>,
-) -> Result<(), LineError> {
+    mut each: impl FnMut(&[u8]) -> io::Result<()>,
+) -> Result<(), RowError> {
     let failed = |error: String| ClientError::Failed { socket: socket.to_owned(), path: path.to_owned(), error };
     let runtime =
         runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(error.to_string()))?;
     runtime.block_on(async {
         let mut stream = follow(socket, path).await?;
-        let mut take = |line: &[u8]| match each(line)? {
-            Ok(()) => Ok(()),
+        let mut take = |row: &[u8]| {
+            if !row.starts_with(b"{") {
+                return each(row).map_err(RowError::from);
+            }
             // The daemon had to stop.
-            Err(error) => Err(LineError::Client(match serde_json::from_slice::<ErrorBody>(line) {
+            Err(RowError::Client(match serde_json::from_slice::<ErrorBody>(row) {
                 Ok(body) => ClientError::Refused(body.error),
-                Err(_) => failed(format!("a line that is none: {error}")),
-            })),
+                Err(error) => failed(format!("a row that is none: {error}")),
+            }))
         };
         loop {
             let frame = tokio::time::timeout(PATIENCE, stream.body.frame()).await;
             let frame = frame.map_err(|_| failed(format!("no more within {} s", PATIENCE.as_secs())))?;
             let Some(frame) = frame else { break };
             let bytes = frame.map_err(|error| failed(error.to_string()))?.into_data().unwrap_or_default();
-            for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-                if !line.ends_with(b"\n") {
-                    stream.rest.extend_from_slice(line);
+            for row in bytes.split_inclusive(|byte| *byte == b'\n') {
+                if !row.ends_with(b"\n") {
+                    stream.rest.extend_from_slice(row);
                 } else if stream.rest.is_empty() {
-                    take(line)?;
+                    take(row)?;
                 } else {
-                    stream.rest.extend_from_slice(line);
+                    stream.rest.extend_from_slice(row);
                     take(&stream.rest)?;
                     stream.rest.clear();
                 }

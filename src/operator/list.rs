@@ -1,7 +1,6 @@
 //! Frontends and endpoints in the very shape of `ipvsadm -ln`: people and scripts know it.
 //!
-//! Widths, headings and the abbreviation of large numbers are those of ipvsadm 1.31. `Masq` is what IPVS calls the way we forward, too: the
-//! destination is translated. A frontend that refuses or drops says so behind its scheduler, where IPVS has flags.
+//! Rows and headings are [`rows`]; the abbreviation of large numbers is that of ipvsadm 1.31, too.
 //!
 //! The plain list is printed line by line while the daemon still makes it; whatever adds up waits for all of it. Rates are measured where connection
 //! tracking is read, by the daemon: what was opened within a second, not how many more there are.
@@ -16,21 +15,18 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::cli::ListOptions;
-use super::client::{self, ClientError, LineError};
+use super::client::{self, ClientError, RowError};
 use super::text::{self, Table};
 use super::{Failure, NOT_COUNTED, Screen, ask, none_found, remark, repeat, say, tables};
 use crate::kernel::conntrack::{ConntrackError, Measuring, accounting, take_census};
 use crate::kernel::glance;
+use crate::status::rows::{self, EndpointRows};
 use crate::status::{
-    ConnectionList, ConnectionRow, Counters, DestinationView, EndpointCell, FrontendLine, RateList, VERSION,
-    VirtualList, VirtualView,
+    ConnectionList, ConnectionRow, Counters, DestinationView, RateList, VERSION, VirtualList, VirtualView,
 };
 
 /// For how many seconds rates are measured.
 const WINDOW: &str = "1";
-
-/// Where the column of addresses ends.
-const ADDRESS_END: usize = 33;
 
 /// What is printed at once.
 const BUFFER: usize = 64 * 1024;
@@ -68,15 +64,6 @@ struct Destination {
 struct Live {
     pairs: HashMap<(String, SocketAddr, SocketAddr), Counters>,
     ports: HashMap<(String, u16, SocketAddr), Counters>,
-}
-
-/// Rows of endpoints. A hundred thousand of them mostly end alike.
-#[derive(Debug, Default)]
-struct EndpointRows {
-    /// Weight, active and inactive connections of the last one, and how its row ended.
-    numbers: Option<(u16, u64, u64)>,
-    end: String,
-    row: Vec<u8>,
 }
 
 /// What was found, and where.
@@ -145,73 +132,29 @@ fn nothing(options: &ListOptions) -> String {
 /// Prints the daemon's list while it is still made; whether there is a daemon.
 fn stream(out: &mut impl Write, socket: &Path, options: &ListOptions) -> Result<bool, Failure> {
     let parameters =
-        [("namespace", options.namespace.as_deref()), ("search", options.search.as_deref()), ("lines", Some("true"))];
-    let mut rows = EndpointRows::default();
+        [("namespace", options.namespace.as_deref()), ("search", options.search.as_deref()), ("rows", Some("true"))];
     let mut begun = false;
-    let printed = client::each_line(socket, &client::query("/v1/list", &parameters), |line| {
-        let service: FrontendLine<'_> = match serde_json::from_slice(line) {
-            Ok(service) => service,
-            Err(error) => return Ok(Err(error)),
-        };
+    let printed = client::each_row(socket, &client::query("/v1/list", &parameters), |row| {
         if !begun {
             begun = true;
-            heading(out)?;
+            rows::heading(out)?;
         }
-        frontend_row(
-            out,
-            &service.protocol,
-            service.frontend,
-            &service.scheduler,
-            service.persistent,
-            service.verdict.as_deref(),
-        )?;
-        for EndpointCell(address, weight, active, inactive) in service.endpoints {
-            rows.write(out, address, (weight, active, inactive))?;
-        }
-        Ok(Ok(()))
+        out.write_all(row)
     });
     match printed {
         Ok(()) if !begun => {
-            heading(out)?;
+            rows::heading(out)?;
             remark(&nothing(options));
         }
         Ok(()) => {}
-        Err(LineError::Client(ClientError::NoDaemon(_))) => return Ok(false),
-        Err(LineError::Client(error)) => {
+        Err(RowError::Client(ClientError::NoDaemon(_))) => return Ok(false),
+        Err(RowError::Client(error)) => {
             out.flush()?;
             return Err(error.into());
         }
-        Err(LineError::Write(error)) => return Err(error.into()),
+        Err(RowError::Write(error)) => return Err(error.into()),
     }
     Ok(true)
-}
-
-fn heading(out: &mut impl Write) -> io::Result<()> {
-    title(out)?;
-    writeln!(out, "Prot LocalAddress:Port Scheduler Flags")?;
-    writeln!(out, "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn")
-}
-
-fn title(out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "IP Virtual Server version {} (pointsman)", env!("CARGO_PKG_VERSION"))
-}
-
-fn frontend_row(
-    out: &mut impl Write,
-    protocol: &str,
-    frontend: SocketAddr,
-    scheduler: &str,
-    persistent: Option<u32>,
-    verdict: Option<&str>,
-) -> io::Result<()> {
-    write!(out, "{:<4} {frontend} {}", text::plain(protocol), text::plain(scheduler))?;
-    if let Some(seconds) = persistent {
-        write!(out, " persistent {seconds}")?;
-    }
-    if let Some(verdict) = verdict {
-        write!(out, " {}", text::plain(verdict))?;
-    }
-    writeln!(out)
 }
 
 fn find(socket: &Path, options: &ListOptions) -> Result<Found, Failure> {
@@ -318,12 +261,12 @@ fn write(out: &mut impl Write, services: &[ListedService<'_>], options: &ListOpt
         } else {
             ["CPS", "InPPS", "OutPPS", "InBPS", "OutBPS"]
         };
-        title(out)?;
+        rows::title(out)?;
         writeln!(out, "{:<33}{}\n  -> RemoteAddress:Port", "Prot LocalAddress:Port", heads(names))?;
     } else {
-        heading(out)?;
+        rows::heading(out)?;
     }
-    let mut rows = EndpointRows::default();
+    let mut endpoints = EndpointRows::default();
     let numbers = |counters: &Counters| {
         let traffic = counters.traffic.unwrap_or_default();
         let all = [
@@ -345,14 +288,18 @@ fn write(out: &mut impl Write, services: &[ListedService<'_>], options: &ListOpt
             writeln!(out, "{name:<33}{}", numbers(&sum))?;
         } else {
             let verdict = service.verdict.as_deref();
-            frontend_row(out, &service.protocol, at, &service.scheduler, service.persistent, verdict)?;
+            rows::frontend(out, &service.protocol, at, &service.scheduler, service.persistent, verdict)?;
         }
         for Destination { destination, connections } in destinations {
             if counted {
                 let address = destination.address.to_string();
                 writeln!(out, "  -> {address:<28}{}", numbers(connections))?;
             } else {
-                rows.write(out, destination.address, (destination.weight, connections.active, connections.inactive))?;
+                endpoints.write(
+                    out,
+                    destination.address,
+                    (destination.weight, connections.active, connections.inactive),
+                )?;
             }
         }
     }
@@ -371,23 +318,6 @@ fn large(number: u64) -> String {
         1_000_000_000..=99_999_999_999 => format!(" {:>7}M", number / 1_000_000),
         100_000_000_000..=99_999_999_999_999 => format!(" {:>7}G", number / 1_000_000_000),
         _ => format!(" {:>7}T", number / 1_000_000_000_000),
-    }
-}
-
-// === impl EndpointRows ===
-
-impl EndpointRows {
-    fn write(&mut self, out: &mut impl Write, address: SocketAddr, numbers: (u16, u64, u64)) -> io::Result<()> {
-        if self.numbers != Some(numbers) {
-            let (weight, active, inactive) = numbers;
-            self.numbers = Some(numbers);
-            self.end = format!(" {:<7} {weight:<6} {active:<10} {inactive:<10}\n", "Masq");
-        }
-        self.row.clear();
-        write!(self.row, "  -> {address}")?;
-        self.row.resize(self.row.len().max(ADDRESS_END), b' ');
-        self.row.extend_from_slice(self.end.as_bytes());
-        out.write_all(&self.row)
     }
 }
 

@@ -4,15 +4,16 @@
 //! shown with weight 0, as IPVS does; one that is not ready, or is for others, is not shown.
 //!
 //! The controller makes a [`ListedFrontend`], which holds no text and, of Services whose endpoints are all alike, takes no survey
-//! ([`Engine::look_briefly`]); who asked makes a [`VirtualView`] or a [`FrontendLine`] of it elsewhere.
+//! ([`Engine::look_briefly`]); who asked makes a [`VirtualView`] or rows of it elsewhere.
 
-use std::borrow::Cow;
 use std::fmt;
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use super::Sums;
+use super::rows::{self, EndpointRows};
 use crate::engine::{Engine, Seen};
 use crate::model::{Family, PortKey, Protocol, Service, ServiceKey};
 use crate::policy::{Claim, Frontend, NodePort, ResolvedPort, Role, Standing, Surveyed, SurveyedEndpoint, Verdict};
@@ -78,38 +79,6 @@ pub struct ListedFrontend {
     verdict: Verdict,
     endpoints: Vec<DestinationView>,
 }
-
-/// A frontend with its connections, as short as it can be said: a line of `/v1/list?lines=true`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FrontendLine<'a> {
-    /// As [`VirtualView::service`].
-    #[serde(borrow)]
-    pub service: Cow<'a, str>,
-    /// `TCP`, `UDP` or `SCTP`.
-    #[serde(borrow)]
-    pub protocol: Cow<'a, str>,
-    /// Its address and port; the address of a node port is unspecified.
-    pub frontend: SocketAddr,
-    /// Whether it is a port of the node.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub node_port: bool,
-    /// Who chooses.
-    #[serde(borrow)]
-    pub scheduler: Cow<'a, str>,
-    /// Seconds of session affinity.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub persistent: Option<u32>,
-    /// As [`VirtualView::verdict`].
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    pub verdict: Option<Cow<'a, str>>,
-    /// Those who answer.
-    pub endpoints: Vec<EndpointCell>,
-}
-
-/// An endpoint of a line: address, weight (0: only connections that it has), active and inactive connections. In JSON a list of these four.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EndpointCell(pub SocketAddr, pub u16, pub u64, pub u64);
 
 /// Who chooses among endpoints.
 #[derive(Clone, Copy, Debug)]
@@ -238,8 +207,17 @@ impl ListedFrontend {
         }
     }
 
-    /// With connections. `crossed`: frontends whose port is a node port, too ([`crossed`]).
-    pub fn line(&self, census: &Sums, crossed: &[(Protocol, SocketAddr)]) -> FrontendLine<'static> {
+    /// As rows, with connections. `crossed`: frontends whose port is a node port, too ([`crossed`]).
+    ///
+    /// # Errors
+    /// Of the writer.
+    pub fn write(
+        &self,
+        out: &mut impl Write,
+        rows: &mut EndpointRows,
+        census: &Sums,
+        crossed: &[(Protocol, SocketAddr)],
+    ) -> io::Result<()> {
         let (protocol, frontend) = (self.key.protocol, self.frontend());
         let count = |at: SocketAddr| {
             if !self.is_node_port() {
@@ -253,20 +231,13 @@ impl ListedFrontend {
                 (active.saturating_sub(theirs.active), inactive.saturating_sub(theirs.inactive))
             })
         };
-        let cell = |one: &DestinationView| {
+        let scheduler = self.scheduler.to_string();
+        rows::frontend(out, &protocol.to_string(), frontend, &scheduler, self.persistent, self.refusal())?;
+        for one in &self.endpoints {
             let (active, inactive) = if census.is_empty() { (0, 0) } else { count(one.address) };
-            EndpointCell(one.address, one.weight, active, inactive)
-        };
-        FrontendLine {
-            service: self.key.to_string().into(),
-            protocol: protocol.to_string().into(),
-            frontend,
-            node_port: self.is_node_port(),
-            scheduler: self.scheduler.to_string().into(),
-            persistent: self.persistent,
-            verdict: self.refusal().map(Cow::from),
-            endpoints: self.endpoints.iter().map(cell).collect(),
+            rows.write(out, one.address, (one.weight, active, inactive))?;
         }
+        Ok(())
     }
 }
 

@@ -1,11 +1,11 @@
-//! The list of all frontends, line by line: what `pointsman list` shows of a large cluster while the controller still looks at the rest of it.
+//! The rows of all frontends: what `pointsman list` shows of a large cluster while the controller still looks at the rest of it.
 //!
-//! A *piece* is what the controller looks at in one go. While one is written out as JSON, which happens where the connection is served, the
-//! controller makes the next ones, and whoever reads prints those before: three processors can be at it. Nothing is worked out ahead of a
-//! reader who does not read, but for [`AHEAD`] pieces.
+//! A *piece* is what the controller looks at in one go. While one is written out, which happens where the connection is served, the
+//! controller makes the next ones. Whoever reads has nothing to do but to pass on what comes: as JSON the list would be written, read and
+//! written again, and take three times as long. Nothing is worked out ahead of a reader who does not read, but for [`AHEAD`] pieces.
 //!
-//! Invariants: a line is a whole [`FrontendLine`](crate::status::FrontendLine), in the order of `/v1/list`; when the controller has no time, the last line is
-//! `{"error": "..."}`, and what came before it is not all.
+//! Invariants: rows are those of [`crate::status::rows`], in the order of `/v1/list`; no row begins with a brace, but when the controller has no time the last line
+//! is `{"error": "..."}`, and what came before it is not all.
 //!
 //! Proven by `tests/e2e/status.rs` and, without a controller, below; timed by `bench status`.
 
@@ -23,13 +23,14 @@ use serde::Serialize;
 use super::desk::{Busy, Desk};
 use super::http::{Answer, answer};
 use crate::model::{Protocol, ServiceKey};
+use crate::status::rows::EndpointRows;
 use crate::status::{self, ListedFrontend, Sums};
 
 /// Pieces that are asked for before they are wanted.
 const AHEAD: usize = 3;
 
 /// Bytes of a frontend with ten endpoints, about.
-const LINE: usize = 512;
+const ROWS: usize = 768;
 
 /// Connections, and what has to be known to count those by node ports.
 #[derive(Clone, Debug)]
@@ -39,14 +40,14 @@ pub(super) struct Counted {
     pub(super) crossed: Arc<[(Protocol, SocketAddr)]>,
 }
 
-/// What is said instead of more lines.
+/// What is said instead of more rows.
 #[derive(Serialize)]
 struct Broken {
     error: String,
 }
 
 /// All frontends of these Services, cut into pieces.
-pub(super) fn lines(
+pub(super) fn rows(
     desk: Desk,
     pieces: impl Iterator<Item = Vec<ServiceKey>> + Send + 'static,
     counted: Counted,
@@ -66,7 +67,7 @@ pub(super) fn lines(
         ready(told)
     });
     let frames = until_failed.map(move |piece| Ok(Frame::data(written(piece, &counted))));
-    let mut answer = answer(StatusCode::OK, "application/x-ndjson", Bytes::new());
+    let mut answer = answer(StatusCode::OK, "text/plain; charset=utf-8", Bytes::new());
     *answer.body_mut() = StreamBody::new(frames).boxed_unsync();
     answer
 }
@@ -75,20 +76,18 @@ fn written(piece: Result<Vec<ListedFrontend>, Busy>, counted: &Counted) -> Bytes
     let mut text = Vec::new();
     match piece {
         Ok(frontends) => {
-            text.reserve(frontends.len() * LINE);
-            for frontend in &frontends {
-                write(&mut text, &frontend.line(&counted.census, &counted.crossed));
-            }
+            text.reserve(frontends.len() * ROWS);
+            let mut rows = EndpointRows::default();
+            // Writing to memory does not fail, here and below.
+            let mut write = |one: &ListedFrontend| one.write(&mut text, &mut rows, &counted.census, &counted.crossed);
+            drop(frontends.iter().try_for_each(&mut write));
         }
-        Err(busy) => write(&mut text, &Broken { error: busy.to_string() }),
+        Err(busy) => {
+            drop(serde_json::to_writer(&mut text, &Broken { error: busy.to_string() }));
+            text.push(b'\n');
+        }
     }
     text.into()
-}
-
-fn write(text: &mut Vec<u8>, line: &impl Serialize) {
-    // Writing to memory does not fail, and lines are plain data.
-    drop(serde_json::to_writer(&mut *text, line));
-    text.push(b'\n');
 }
 
 #[cfg(test)]
@@ -103,7 +102,7 @@ mod tests {
         drop(questions);
         let pieces = (0..9).map(|number| vec![ServiceKey::new("shop", &format!("s{number}"))]);
         let counted = Counted { census: Arc::default(), crossed: Arc::default() };
-        let body = lines(desk, pieces, counted).into_body().collect().await.expect("a body").to_bytes();
+        let body = rows(desk, pieces, counted).into_body().collect().await.expect("a body").to_bytes();
         let text = std::str::from_utf8(&body).expect("text");
         assert!(text.ends_with('\n') && text.lines().count() == 1, "{text}");
         let line: serde_json::Value = serde_json::from_str(text).expect("JSON");
