@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use nft::{Chain, ChainKind, Connection, Expr, Family, Hook, Key, Reg, Rule, Table as NftTable, Transaction};
 use pointsman::lab::{Host, Lab, NODE};
 
@@ -38,6 +38,9 @@ pub struct Options {
     /// Length of a single measurement, in milliseconds
     #[arg(long, default_value_t = 1000)]
     span: u64,
+    /// Measure only these of `throughput`, `connections`, `latency`, `idle`
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::ALL)]
+    only: Vec<Part>,
     /// Numbers of streams for throughput
     #[arg(long, value_delimiter = ',', default_values_t = [4, 64])]
     streams: Vec<usize>,
@@ -50,10 +53,22 @@ pub struct Options {
     /// Measure only these of `haproxy`, `nginx`, `copy` beside the direct path and ours
     #[arg(long, value_delimiter = ',', default_values_t = [HAPROXY.to_owned(), NGINX.to_owned(), COPY.to_owned()])]
     peers: Vec<String>,
+    /// Another build of this program, whose forwarder is measured as well, under the name of the file; may be given several times
+    #[arg(long)]
+    rival: Vec<PathBuf>,
+}
+
+/// What can be measured alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Throughput,
+    Connections,
+    Latency,
+    Idle,
 }
 
 struct Variant {
-    name: &'static str,
+    name: String,
     to: SocketAddr,
     peer: Option<Peer>,
     series: Series,
@@ -68,23 +83,44 @@ struct Series {
     all_per_gigabyte: Vec<Vec<f64>>,
     rate: Vec<f64>,
     rate_p99: Vec<f64>,
+    /// Microseconds of the forwarder, and of all together.
     cpu_per_connection: Vec<f64>,
+    all_per_connection: Vec<f64>,
     latency_p50: Vec<f64>,
     latency_p99: Vec<f64>,
 }
 
+// === impl Part ===
+
+impl Part {
+    const ALL: [Part; 4] = [Part::Throughput, Part::Connections, Part::Latency, Part::Idle];
+}
+
+// === impl Options ===
+
+impl Options {
+    fn wants(&self, part: Part) -> bool {
+        self.only.contains(&part) && if part == Part::Idle { self.idle > 0 } else { self.rounds > 0 }
+    }
+
+    /// Numbers of streams that are to be measured.
+    fn streams(&self) -> &[usize] {
+        if self.wants(Part::Throughput) { &self.streams } else { &[] }
+    }
+}
+
 /// Measures, prints and writes.
 pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
-    let nothing = if options.rounds == 0 { options.idle == 0 } else { options.streams.is_empty() };
-    anyhow::ensure!(!nothing, "nothing to measure");
-    let name = if options.rounds == 0 { "forward-idle" } else { "forward" };
+    let in_rounds = !options.streams().is_empty() || options.wants(Part::Connections) || options.wants(Part::Latency);
+    anyhow::ensure!(in_rounds || options.wants(Part::Idle), "nothing to measure");
+    let name = if in_rounds { "forward" } else { "forward-idle" };
     let mut report = Report::begin(name, out)?;
     let lab = Lab::builder().prefix("pm-bench").pods(["web-1"]).build()?;
     prepare(&lab)?;
     let _server = load::Server::start(lab.pod("web-1"))?;
     let mut variants = variants(options, &lab)?;
     let mut csv = Csv::new("round,position,variant,measurement,value,forwarder_cpu_ms");
-    for round in 0..options.rounds {
+    for round in 0..if in_rounds { options.rounds } else { 0 } {
         let count = variants.len();
         for position in 0..count {
             let variant = &mut variants[(round + position) % count];
@@ -94,19 +130,23 @@ pub fn run(options: &Options, out: Option<PathBuf>) -> anyhow::Result<()> {
         }
         eprintln!("round {} of {}", round + 1, options.rounds);
     }
-    if options.rounds > 0 {
+    if in_rounds {
         report.raw("forward", &csv)?;
         report.say(format!(
             "{} rounds; median [quartiles]; per measurement {} ms; CPU is the forwarder's process alone\n",
             options.rounds, options.span
         ));
-        for (index, streams) in options.streams.iter().enumerate() {
+        for (index, streams) in options.streams().iter().enumerate() {
             throughput_table(&mut report, &variants, index, *streams);
         }
-        connection_table(&mut report, &variants, options.clients);
-        latency_table(&mut report, &variants);
+        if options.wants(Part::Connections) {
+            connection_table(&mut report, &variants, options.clients);
+        }
+        if options.wants(Part::Latency) {
+            latency_table(&mut report, &variants);
+        }
     }
-    if options.idle > 0 {
+    if options.wants(Part::Idle) {
         let most = usize::try_from(peer::descriptors()?)? * 3 / 8;
         if most < options.idle {
             let idle = options.idle;
@@ -131,20 +171,31 @@ fn prepare(lab: &Lab) -> anyhow::Result<()> {
 
 fn variants(options: &Options, lab: &Lab) -> anyhow::Result<Vec<Variant>> {
     let (node, pod) = (lab.node(), SocketAddr::from((lab.pod("web-1").addresses().v4, load::PORT)));
-    let mut variants = vec![Variant { name: DIRECT, to: pod, peer: None, series: Series::default() }];
-    for (number, name) in [OURS, HAPROXY, NGINX, COPY].into_iter().enumerate() {
-        if name != OURS && !options.peers.iter().any(|peer| peer == name) {
-            continue;
-        }
-        let peer = match name {
+    let mut peers = vec![(OURS.to_owned(), Peer::own(node, &std::env::current_exe()?, OURS, pod)?)];
+    for peer in &options.peers {
+        let started = match peer.as_str() {
             HAPROXY => Peer::haproxy(node, 7001, pod)?,
             NGINX => Peer::nginx(node, 7002, pod)?,
-            _ => Peer::own(node, name, pod)?,
+            COPY => Peer::own(node, &std::env::current_exe()?, COPY, pod)?,
+            other => anyhow::bail!("there is no peer {other:?}"),
         };
+        peers.push((peer.clone(), started));
+    }
+    for rival in &options.rival {
+        let name = rival.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        peers.push((name, Peer::own(node, &rival.canonicalize()?, OURS, pod)?));
+    }
+    let direct = Variant { name: DIRECT.to_owned(), to: pod, peer: None, series: Series::default() };
+    let mut variants = vec![direct];
+    for (number, (name, peer)) in peers.into_iter().enumerate() {
         let address = Ipv4Addr::new(10, 96, 0, u8::try_from(number + 1)?);
         redirect(node, address, peer.listener.port())?;
-        let to = (address, SERVICE_PORT).into();
-        variants.push(Variant { name, to, peer: Some(peer), series: Series::default() });
+        variants.push(Variant {
+            name,
+            to: (address, SERVICE_PORT).into(),
+            peer: Some(peer),
+            series: Series::default(),
+        });
     }
     node.namespace().sysctls(&[("netfilter/nf_conntrack_tcp_timeout_time_wait", "1")])?;
     Ok(variants)
@@ -173,13 +224,11 @@ impl Variant {
     /// All measurements of a round: name, value, CPU.
     fn measure(&mut self, client: &Host, options: &Options) -> anyhow::Result<Vec<(String, f64, u64)>> {
         let (span, mut rows) = (Duration::from_millis(options.span), Vec::new());
-        self.series.throughput.resize_with(options.streams.len(), Vec::new);
-        self.series.cpu_per_gigabyte.resize_with(options.streams.len(), Vec::new);
-        self.series.all_per_gigabyte.resize_with(options.streams.len(), Vec::new);
-        for (index, streams) in options.streams.iter().enumerate() {
-            let peer = self.peer.as_ref();
-            let meter = || anyhow::Ok([peer.map_or(Ok(0.0), Peer::cpu)?, own_cpu()?]);
-            let received = load::throughput(client, self.to, *streams, span, meter)?;
+        self.series.throughput.resize_with(options.streams().len(), Vec::new);
+        self.series.cpu_per_gigabyte.resize_with(options.streams().len(), Vec::new);
+        self.series.all_per_gigabyte.resize_with(options.streams().len(), Vec::new);
+        for (index, streams) in options.streams().iter().enumerate() {
+            let received = load::throughput(client, self.to, *streams, span, || self.cpu())?;
             let [first, last] = received.meter;
             let [forwarder, ends] = [last[0] - first[0], last[1] - first[1]];
             self.series.throughput[index].push(received.gigabits_per_second);
@@ -189,21 +238,33 @@ impl Variant {
             rows.push((format!("throughput-{streams}-gbps"), received.gigabits_per_second, millis(forwarder)));
             rows.push((format!("throughput-{streams}-all-cpu"), received.gigabytes, millis(forwarder + ends)));
         }
-        let before = self.usage()?.cpu_ms;
-        let (times, rate) = load::transactions(client, self.to, options.clients, span)?;
-        let cpu = self.usage()?.cpu_ms - before;
-        self.series.rate.push(rate);
-        self.series.rate_p99.push(micros(&times, 0.99));
-        self.series.cpu_per_connection.push(cpu as f64 * 1e3 / times.len() as f64);
-        rows.push(("connections-per-second".into(), rate, cpu));
-        rows.push(("connections-p50-us".into(), micros(&times, 0.5), 0));
-        rows.push(("connections-p99-us".into(), micros(&times, 0.99), 0));
-        let times = load::ping_pong(client, self.to, span)?;
-        self.series.latency_p50.push(micros(&times, 0.5));
-        self.series.latency_p99.push(micros(&times, 0.99));
-        rows.push(("ping-pong-p50-us".into(), micros(&times, 0.5), 0));
-        rows.push(("ping-pong-p99-us".into(), micros(&times, 0.99), 0));
+        if options.wants(Part::Connections) {
+            let [before, ends_before] = self.cpu()?;
+            let (times, rate) = load::transactions(client, self.to, options.clients, span)?;
+            let [cpu, ends] = self.cpu()?;
+            let (cpu, all) = (cpu - before, cpu - before + ends - ends_before);
+            self.series.rate.push(rate);
+            self.series.rate_p99.push(micros(&times, 0.99));
+            self.series.cpu_per_connection.push(cpu * 1e6 / times.len() as f64);
+            self.series.all_per_connection.push(all * 1e6 / times.len() as f64);
+            rows.push(("connections-per-second".into(), rate, (cpu * 1e3).round() as u64));
+            rows.push(("connections-all-cpu".into(), times.len() as f64, (all * 1e3).round() as u64));
+            rows.push(("connections-p50-us".into(), micros(&times, 0.5), 0));
+            rows.push(("connections-p99-us".into(), micros(&times, 0.99), 0));
+        }
+        if options.wants(Part::Latency) {
+            let times = load::ping_pong(client, self.to, span)?;
+            self.series.latency_p50.push(micros(&times, 0.5));
+            self.series.latency_p99.push(micros(&times, 0.99));
+            rows.push(("ping-pong-p50-us".into(), micros(&times, 0.5), 0));
+            rows.push(("ping-pong-p99-us".into(), micros(&times, 0.99), 0));
+        }
         Ok(rows)
+    }
+
+    /// CPU time so far, in seconds: the forwarder's, and that of clients and server.
+    fn cpu(&self) -> anyhow::Result<[f64; 2]> {
+        Ok([self.peer.as_ref().map_or(Ok(0.0), Peer::cpu)?, own_cpu()?])
     }
 
     fn usage(&self) -> anyhow::Result<Usage> {
@@ -258,13 +319,23 @@ fn throughput_table(report: &mut Report, variants: &[Variant], index: usize, str
 
 fn connection_table(report: &mut Report, variants: &[Variant], clients: usize) {
     report.say(format!("\n## Connect, request, answer, close: {clients} clients\n"));
-    let mut table = Table::new(&["variant", "per second", "p99, us", "forwarder's CPU, us each"]);
+    let head = ["variant", "per second", "p99, us", "forwarder's CPU, us each", "everybody's CPU, us each"];
+    let mut table = Table::new(&head);
     for Variant { name, series, .. } in variants {
-        let [rate, p99, cpu] = [&series.rate, &series.rate_p99, &series.cpu_per_connection]
-            .map(|values| format!("{:.0}", Spread::of(values.iter().copied())));
-        table.row(&[name, &rate, &p99, &cpu]);
+        let [rate, p99, cpu, all] =
+            [&series.rate, &series.rate_p99, &series.cpu_per_connection, &series.all_per_connection]
+                .map(|values| format!("{:.0}", Spread::of(values.iter().copied())));
+        table.row(&[name, &rate, &p99, &cpu, &all]);
     }
     report.say(&table);
+    for Variant { name, .. } in variants.iter().filter(|variant| variant.name != OURS && variant.name != DIRECT) {
+        let to = |values: fn(&Series) -> &Vec<f64>| ratio(variants, name, values).expect("it was measured");
+        let (rate, p99) = (to(|series| &series.rate), to(|series| &series.rate_p99));
+        let (cpu, all) = (to(|series| &series.cpu_per_connection), to(|series| &series.all_per_connection));
+        report.say(format!(
+            "to {name}: rate {rate:.2}, p99 {p99:.2}, CPU of the forwarder {cpu:.2}, of everybody {all:.2}"
+        ));
+    }
     verdict(report, "as many as haproxy", ratio(variants, HAPROXY, |s| &s.rate), |ratio| ratio >= 1.0);
     verdict(report, "p99 at most haproxy's", ratio(variants, HAPROXY, |s| &s.rate_p99), |ratio| ratio <= 1.0);
 }
@@ -327,7 +398,7 @@ fn idle_table(report: &mut Report, variants: &[Variant], lab: &Lab, count: usize
             &after.pipes,
             &after.descriptors,
         ]);
-        each.push((variant.name, [bytes, machine]));
+        each.push((variant.name.as_str(), [bytes, machine]));
     }
     report.raw("forward-idle", &csv)?;
     report.say(&table);

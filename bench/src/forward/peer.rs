@@ -126,9 +126,9 @@ pub fn serve(own: Own) -> anyhow::Result<()> {
 // === impl Peer ===
 
 impl Peer {
-    /// This program again.
-    pub fn own(node: &Host, name: &str, to: SocketAddr) -> anyhow::Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
+    /// This program again, or another build of it.
+    pub fn own(node: &Host, program: &Path, name: &str, to: SocketAddr) -> anyhow::Result<Self> {
+        let mut command = Command::new(program);
         command.args(["forward-peer", name, &to.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = node.spawn(command).with_context(|| format!("starting {name}"))?;
         let mut line = String::new();
