@@ -29,6 +29,14 @@ pub(super) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize>
     Ok(nix_recv(socket.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
 }
 
+/// Whether a socket has something to read; its end is nothing.
+pub(super) fn has_something(socket: impl AsFd) -> io::Result<bool> {
+    match nix_recv(socket.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK) {
+        Err(Errno::EAGAIN) => Ok(false),
+        heard => Ok(heard? > 0),
+    }
+}
+
 /// Writes what a socket takes.
 pub(super) fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     Ok(nix_send(socket.as_fd().as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)

@@ -12,7 +12,9 @@ mod dial;
 mod flow;
 mod proxy;
 mod relay;
+mod youth;
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -26,6 +28,7 @@ use nix::libc;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -66,6 +69,15 @@ struct State {
     shared: Arc<Shared>,
     /// Clients connect to the listener itself: nothing is translated.
     direct: bool,
+}
+
+/// A client that may have a connection.
+#[derive(Debug)]
+struct Admitted {
+    socket: Socket,
+    client: SocketAddr,
+    options: Arc<Options>,
+    permit: Permit,
 }
 
 /// A connection's place in all limits; dropping it leaves.
@@ -156,8 +168,10 @@ fn listen(address: SocketAddr) -> io::Result<Socket> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Accepted connections inherit both from their listener: no calls for each of them.
-    dial::prepare(&socket)?;
+    // Small packets at once, and a question now and then whether the other end lives. Accepted connections inherit both from their listener:
+    // no calls for each of them.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&dial::keepalive())?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
@@ -193,11 +207,18 @@ async fn accept_all(listener: TcpStream, state: Arc<State>, stop: CancellationTo
 /// # Errors
 /// `WouldBlock` when nobody is, others when no more can be accepted for now.
 fn accept_some(listener: &TcpStream, state: &Arc<State>) -> io::Result<()> {
+    let mut admitted = Vec::new();
+    let accepted = accept_into(&mut admitted, listener, state);
+    begin(admitted);
+    accepted
+}
+
+fn accept_into(admitted: &mut Vec<Admitted>, listener: &TcpStream, state: &Arc<State>) -> io::Result<()> {
     for _ in 0..TURN {
         match SockRef::from(listener).accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) {
             Ok((socket, client)) => {
                 if let Some(client) = client.as_socket() {
-                    admit(socket, client, state);
+                    admitted.extend(admit(socket, client, state));
                 }
             }
             Err(error) => match error.raw_os_error() {
@@ -225,29 +246,40 @@ fn refuse_one(listener: &TcpStream, state: &Arc<State>) {
     });
 }
 
-fn admit(socket: Socket, client: SocketAddr, state: &Arc<State>) {
+/// Whether a client may have a connection.
+fn admit(socket: Socket, client: SocketAddr, state: &Arc<State>) -> Option<Admitted> {
     state.pool.counters.accepted.fetch_add(1, Ordering::Relaxed);
     let options = state.options();
     let active = state.pool.counters.active.fetch_add(1, Ordering::Relaxed);
     if options.max_connections.is_some_and(|limit| active >= limit) {
         state.pool.counters.active.fetch_sub(1, Ordering::Relaxed);
-        return state.refuse(&socket, Refusal::RouteLimit);
+        state.refuse(&socket, Refusal::RouteLimit);
+        return None;
     }
     if !state.shared.gate.enter() {
         state.pool.counters.active.fetch_sub(1, Ordering::Relaxed);
-        return state.refuse(&socket, Refusal::ProcessLimit);
+        state.refuse(&socket, Refusal::ProcessLimit);
+        return None;
     }
     let permit = Permit { state: state.clone(), place: state.shared.places.take() };
-    let worker = permit.place.runtime().clone();
-    worker.spawn(async move {
-        let connected = Box::pin(connect(socket, client, &permit.state, &options)).await;
-        let Some((client, server, pick, entry)) = connected else { return };
-        let relay =
-            relay::Relay::new(client, server, pick, entry).timeouts(options.idle_timeout, options.half_closed_timeout);
-        drop(options);
-        relay.await;
-        drop(permit);
-    });
+    Some(Admitted { socket, client, options, permit })
+}
+
+/// Has connections begin, each at its place. Another worker is woken once for all that go there: that takes a system call.
+fn begin(admitted: Vec<Admitted>) {
+    let here = Handle::current().id();
+    let mut elsewhere: BTreeMap<usize, Vec<Admitted>> = BTreeMap::new();
+    for one in admitted {
+        if one.permit.place.runtime().id() == here {
+            tokio::spawn(one.live());
+        } else {
+            elsewhere.entry(one.permit.place.number()).or_default().push(one);
+        }
+    }
+    for group in elsewhere.into_values() {
+        let runtime = group[0].permit.place.runtime().clone();
+        runtime.spawn(async move { group.into_iter().for_each(|one| drop(tokio::spawn(one.live()))) });
+    }
 }
 
 /// From an accepted socket to two streams that may be relayed.
@@ -267,21 +299,21 @@ async fn connect(
         }
     };
     let arrival = Arrival { client, frontend: destination };
+    let header = options.proxy_protocol.map(|version| proxy::header(version, client, destination));
+    // An error means that the client is gone: it needs no endpoint any more.
+    let speaks = splice::has_something(&socket).ok()? || header.is_some();
     let cuts = state.shared.register.cuts();
-    let (server, pick) = match dial::dial(state, &arrival, options).await {
+    let (server, pick) = match dial::dial(state, &arrival, options, speaks).await {
         Ok(connected) => connected,
         Err(reason) => {
             state.refuse(&socket, reason);
             return None;
         }
     };
-    if let Some(version) = options.proxy_protocol {
-        let header = proxy::header(version, client, destination);
-        // A new socket takes some kilobytes at once, unless it is gone already.
-        if splice::send(&server, &header).ok() != Some(header.len()) {
-            reset(&socket);
-            return None;
-        }
+    // A new socket takes some kilobytes at once, unless it is gone already.
+    if header.is_some_and(|header| splice::send(&server, &header).ok() != Some(header.len())) {
+        reset(&socket);
+        return None;
     }
     let key = CarriedKey { protocol: crate::model::Protocol::Tcp, client, listener: state.listener.port() };
     // All polls of a task have the same waker.
@@ -306,6 +338,22 @@ fn original_destination(socket: &Socket, client: SocketAddr) -> Option<SocketAdd
 /// Has the socket closed by a reset rather than in order.
 fn reset(socket: &impl AsFd) {
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+// === impl Admitted ===
+
+impl Admitted {
+    /// The connection, from here to its end.
+    async fn live(self) {
+        let Self { socket, client, options, permit } = self;
+        let connected = Box::pin(connect(socket, client, &permit.state, &options)).await;
+        let Some((client, server, pick, entry)) = connected else { return };
+        let relay =
+            relay::Relay::new(client, server, pick, entry).timeouts(options.idle_timeout, options.half_closed_timeout);
+        drop(options);
+        relay.await;
+        drop(permit);
+    }
 }
 
 // === impl State ===

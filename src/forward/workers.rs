@@ -110,6 +110,11 @@ impl Places {
 // === impl Place ===
 
 impl Place {
+    /// The worker's number.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
     /// The worker's runtime.
     pub fn runtime(&self) -> &Handle {
         &self.desks[self.number].runtime

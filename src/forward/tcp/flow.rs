@@ -102,6 +102,11 @@ impl Flow {
         matches!(self.state, State::Finished | State::Broken)
     }
 
+    /// Whether all has been passed on, the end included.
+    pub fn finished(&self) -> bool {
+        self.state == State::Finished
+    }
+
     /// Whether the receiver has stopped taking.
     pub fn broken(&self) -> bool {
         self.state == State::Broken
@@ -112,8 +117,15 @@ impl Flow {
         std::mem::take(&mut self.moved)
     }
 
-    /// Moves what can be moved. Ready when the direction has ended.
-    pub fn poll(&mut self, cx: &mut Context<'_>, from: &TcpStream, to: &TcpStream) -> Poll<Result<(), SenderFailed>> {
+    /// Moves what can be moved. Ready when the direction has ended. `last`: the other direction has finished, so that both sockets will be
+    /// closed when this one has, which tells their ends as well.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        to: &TcpStream,
+        last: bool,
+    ) -> Poll<Result<(), SenderFailed>> {
         let before = self.moved;
         for _ in 0..TURN {
             if self.ended() {
@@ -135,8 +147,10 @@ impl Flow {
                 break;
             }
             if self.state == State::Finishing {
-                // Errors mean that the receiver is gone, which its own direction notices.
-                let _ = SockRef::from(to).shutdown(std::net::Shutdown::Write);
+                if !last {
+                    // Errors mean that the receiver is gone, which its own direction notices.
+                    let _ = SockRef::from(to).shutdown(std::net::Shutdown::Write);
+                }
                 self.state = State::Finished;
                 continue;
             }

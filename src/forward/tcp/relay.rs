@@ -3,6 +3,8 @@
 //! The relay is a small hand-written future, for a node may have tens of thousands of them that do nothing: two streams, two flows,
 //! and a timer only if a timeout applies. It ends when both directions have, when one end is gone, or when nothing has passed for
 //! too long. A connection that one end broke off is broken off at the other end too, with a reset; one that is cut is at both.
+//!
+//! It begins *young* (see [`super::youth`]). When it settles, it gets what only a connection needs that stays.
 
 use std::future::Future;
 use std::io;
@@ -10,13 +12,18 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::flow::Flow;
-use super::reset;
+use super::youth::{self, Youth};
+use super::{dial, reset};
 use crate::forward::pool::Pick;
 use crate::forward::register::Entry;
+
+/// Timeouts below this are watched from the beginning: they may be over before the connection has settled.
+const SOON: Duration = youth::AGE.saturating_mul(4);
 
 /// See the module.
 #[derive(Debug)]
@@ -31,6 +38,16 @@ pub(super) struct Relay {
     idle: Option<Box<Idle>>,
     /// In seconds; 0 is none. What applies once one direction has ended.
     half_closed_timeout: u32,
+    age: Age,
+}
+
+#[derive(Debug)]
+enum Age {
+    /// It has not had to wait yet.
+    Newborn,
+    /// It will be told when that is over.
+    Young(Youth),
+    Settled,
 }
 
 /// Watches for silence.
@@ -38,14 +55,15 @@ pub(super) struct Relay {
 struct Idle {
     timeout: Duration,
     latest: Instant,
-    timer: Pin<Box<Sleep>>,
+    /// Made when it is first needed.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Relay {
     /// Between these two.
     pub fn new(client: TcpStream, server: TcpStream, pick: Pick, entry: Entry) -> Self {
         let (up, down) = (Flow::up(), Flow::default());
-        Self { client, server, up, down, pick, entry, idle: None, half_closed_timeout: 0 }
+        Self { client, server, up, down, pick, entry, idle: None, half_closed_timeout: 0, age: Age::Newborn }
     }
 
     /// Ends after this silence, and after that one when only one direction is left.
@@ -59,8 +77,8 @@ impl Relay {
 
     /// Moves what can be moved in both directions. Ready when the connection has ended; in order, or not.
     fn poll_flows(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        let up = self.up.poll(cx, &self.client, &self.server);
-        let down = self.down.poll(cx, &self.server, &self.client);
+        let up = self.up.poll(cx, &self.client, &self.server, self.down.finished());
+        let down = self.down.poll(cx, &self.server, &self.client, self.up.finished());
         let (received, sent) = (self.up.take_moved(), self.down.take_moved());
         if received + sent > 0 {
             self.pick.count(received, sent);
@@ -82,6 +100,23 @@ impl Relay {
         }
         Poll::Pending
     }
+
+    /// Grows up.
+    fn poll_age(&mut self, cx: &Context<'_>) {
+        match &self.age {
+            Age::Newborn => {
+                // What was there to be sent has been.
+                dial::hold_acknowledgements(&self.server, false);
+                self.age = Age::Young(Youth::begin(cx));
+            }
+            Age::Young(youth) if youth.is_over() => {
+                self.age = Age::Settled;
+                // The client's side has it from its listener. A socket that does not take it is gone, as will be found out.
+                let _ = SockRef::from(&self.server).set_tcp_keepalive(&dial::keepalive());
+            }
+            Age::Young(_) | Age::Settled => {}
+        }
+    }
 }
 
 impl Future for Relay {
@@ -98,28 +133,31 @@ impl Future for Relay {
             }
             Poll::Pending => {}
         }
+        self.poll_age(cx);
+        let settled = matches!(self.age, Age::Settled);
         match &mut self.idle {
-            Some(idle) => idle.poll(cx),
-            None => Poll::Pending,
+            // Until it has settled, a long timer is not worth its making.
+            Some(idle) if settled || idle.timeout < SOON => idle.poll(cx),
+            _ => Poll::Pending,
         }
     }
 }
 
 impl Idle {
     fn new(timeout: Duration) -> Box<Self> {
-        let latest = Instant::now();
-        Box::new(Self { timeout, latest, timer: Box::pin(sleep_until(latest + timeout)) })
+        Box::new(Self { timeout, latest: Instant::now(), timer: None })
     }
 
     /// Ready when it has been silent for too long. The timer is not set anew for each byte: when it fires, it is set to where it
     /// should be by then.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.timer.as_mut().poll(cx).is_ready() {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.latest + self.timeout)));
+        while timer.as_mut().poll(cx).is_ready() {
             let due = self.latest + self.timeout;
             if due <= Instant::now() {
                 return Poll::Ready(());
             }
-            self.timer.as_mut().reset(due);
+            timer.as_mut().reset(due);
         }
         Poll::Pending
     }
