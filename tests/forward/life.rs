@@ -136,6 +136,28 @@ fn silence_ends_a_connection_only_if_asked_to_and_traffic_prevents_it() {
 }
 
 #[test]
+fn who_stays_has_keepalives_on_both_sides_and_its_timeout() {
+    let mut bed = Bed::new(1);
+    let _server = server(&bed.lab, 1, echo);
+    let idle_timeout = Some(Duration::from_millis(2500));
+    bed.serve(V4, &[bed.endpoint(1, V4)], Options { idle_timeout, ..Options::default() });
+    let mut idle = bed.connect(V4);
+    assert_echo(&mut idle, "at first");
+    let begin = Instant::now();
+    let guarded = || {
+        let mut command = std::process::Command::new("ss");
+        command.args(["--no-header", "--tcp", "--numeric", "--options", "state", "established"]);
+        let output = bed.lab.node().run(|| command.output()).expect("ss, of iproute2");
+        let lines = String::from_utf8(output.stdout).expect("text");
+        lines.lines().filter(|line| line.contains("timer:(keepalive,")).count()
+    };
+    eventually("both sockets to be guarded", || guarded() == 2);
+    assert_eq!(idle.read(&mut [0; 1]).expect("an end in order"), 0);
+    assert!(begin.elapsed() >= Duration::from_secs(2), "not before its time");
+    bed.wait_for_silence();
+}
+
+#[test]
 fn an_address_or_port_that_is_taken_is_an_error_to_try_again() {
     let elsewhere = "192.168.77.1".parse().expect("an address");
     let mut bed = Bed::with(1, Settings { listen_v4: elsewhere, ..settings() });

@@ -1,8 +1,8 @@
 //! Connections that have only just begun.
 //!
 //! Many connections are over in a millisecond: connect, ask, be answered, close. What a connection needs only if it stays (keepalives at
-//! the server's side, a timer of an hour) are five system calls, of some twenty-five that such a one takes. So each begins *young*, and is told when it has
-//! lived for [`AGE`]: then it *settles*.
+//! the server's side, a timer of an hour) takes five system calls, beside the twenty-five or so of such a one. So each begins *young*, and is
+//! told when it has lived for [`AGE`]: then it *settles*.
 //!
 //! Each worker knows its own young ones, and has one task that looks after them all every now and then, while there are any. A young
 //! connection stays with its worker's thread, and so does its [`Youth`].
