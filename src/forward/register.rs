@@ -169,7 +169,7 @@ impl Register {
         self.take_out(key, |carried| carried.since == since);
     }
 
-    /// How many were taken out so far.
+    /// Moves with every order to end connections, and with every one that was ended.
     pub(crate) fn cuts(&self) -> usize {
         self.0.cuts.load(Ordering::Acquire)
     }
@@ -211,6 +211,8 @@ impl Carrier for Register {
     }
 
     fn end_untracked(&self, cut: &Cut) -> usize {
+        // Who is being connected to one of these endpoints is not in here yet, and has to find out when it comes.
+        self.0.cuts.fetch_add(1, Ordering::AcqRel);
         let is_meant = |(key, carried): &(&CarriedKey, &Carried)| {
             let node_port = |to: SocketAddr| Destination::NodePort(Family::of(to.ip()), to.port());
             key.protocol == cut.protocol && carried.direct.is_some_and(|to| cut.destinations.contains(&node_port(to)))
@@ -327,6 +329,11 @@ mod tests {
         assert_eq!((register.end_untracked(&order), register.all().len()), (1, 1));
         assert_eq!([&mut other, &mut local].map(Entry::is_cut), [false, true]);
         assert_eq!(woken.0.load(Ordering::Relaxed), 2);
+        // Who is being connected meanwhile is in no order's reach, and looks whether there was one.
+        let before = register.cuts();
+        assert_eq!(register.end_untracked(&Cut { destinations: [].into(), ..order }), 0);
+        assert_ne!(register.cuts(), before);
+        assert_eq!([&mut other, &mut local].map(Entry::is_cut), [false, true]);
         // Who comes by the same port is another.
         let mut next = enter(1, second, None);
         drop(cut);

@@ -36,10 +36,7 @@ use crate::model::map::{HashMap, HashSet};
 /// 100,000).
 const BY_KEY_FROM: usize = 1 << 16;
 
-/// From so many keys on, two ask for half of them each: the kernel answers both at once, and a thread costs nothing beside that.
-const TWO_FROM: usize = 1 << 15;
-
-/// What the second of them is called, so that one sees in `top` who is busy.
+/// What the second of two who read is called, so that one sees in `top` who is busy.
 const READER: &str = "reader";
 
 /// What was found by key: the elements, and how many there were, ours or not.
@@ -53,7 +50,7 @@ pub enum Reading {
     BySize,
     /// All of it in one go.
     Listing,
-    /// By key and by two readers, however few there are, where the kernel tells how many elements there are.
+    /// By key, where the kernel tells how many elements there are.
     ByKey,
 }
 
@@ -143,8 +140,8 @@ impl<'a> Reader<'a> {
         let Some(told) = by_key else { return self.list_all(map) };
         let (before, unknown) = (self.connection.generation()?, self.unknown);
         let (family, labels, connection) = (self.family, &mut self.labels, &mut *self.connection);
-        let is_worth_two = asked >= TWO_FROM || self.reading == Reading::ByKey;
-        let mine = if is_worth_two { asked.div_ceil(2) } else { asked };
+        // Two ask for half of them each: the kernel answers both at once.
+        let mine = asked.div_ceil(2);
         let look_up = |connection: &mut Connection, labels: &mut Labels, (first, count): (usize, usize)| {
             let (mut found, mut counted) = (HashMap::default(), 0);
             // The first has room for all.

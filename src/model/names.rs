@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::slice::Location;
-use crate::model::map::{HashMap, HashSet};
+use crate::model::map::HashSet;
 
 /// Names are not looked through before there are so many.
 const FEW: usize = 1024;
@@ -17,8 +17,8 @@ pub struct Names {
     known: HashSet<Arc<str>>,
     /// How many there may be until those that nobody uses any more are dropped.
     limit: usize,
-    /// Places by their node (or by no name): nearly all nodes are in one zone.
-    locations: HashMap<Arc<str>, Vec<Arc<Location>>>,
+    /// Where endpoints run.
+    locations: HashSet<Arc<Location>>,
     /// The same for these.
     location_limit: usize,
 }
@@ -27,7 +27,7 @@ pub struct Names {
 
 impl Default for Names {
     fn default() -> Self {
-        Self { known: HashSet::default(), limit: FEW, locations: HashMap::default(), location_limit: FEW }
+        Self { known: HashSet::default(), limit: FEW, locations: HashSet::default(), location_limit: FEW }
     }
 }
 
@@ -51,21 +51,17 @@ impl Names {
         if node.is_none() && zone.is_none() {
             return None;
         }
-        let is = |known: &&Arc<Location>| known.node.as_deref() == node && known.zone.as_deref() == zone;
-        if let Some(known) = self.locations.get(node.unwrap_or_default()).and_then(|known| known.iter().find(is)) {
+        let mut name = |name: Option<&str>| name.map(|name| self.get(name));
+        let location = Location { node: name(node), zone: name(zone) };
+        if let Some(known) = self.locations.get(&location) {
             return Some(known.clone());
         }
         if self.locations.len() >= self.location_limit {
-            self.locations.retain(|_, known| {
-                known.retain(|location| Arc::strong_count(location) > 1);
-                !known.is_empty()
-            });
+            self.locations.retain(|known| Arc::strong_count(known) > 1);
             self.location_limit = (2 * self.locations.len()).max(FEW);
         }
-        let mut name = |name: Option<&str>| name.map(|name| self.get(name));
-        let location = Arc::new(Location { node: name(node), zone: name(zone) });
-        let key = self.get(node.unwrap_or_default());
-        self.locations.entry(key).or_default().push(location.clone());
+        let location = Arc::new(location);
+        self.locations.insert(location.clone());
         Some(location)
     }
 }
@@ -106,7 +102,11 @@ mod tests {
             }
         }
         for number in 0..100_000 {
-            names.location(Some(&format!("node-{number}")), Some("a"));
+            // Many nodes, many zones of one, and many of none.
+            let name = format!("name-{number}");
+            let (node, zone) =
+                [(Some(&*name), Some("a")), (Some("n1"), Some(&*name)), (None, Some(&*name))][number % 3];
+            names.location(node, zone);
         }
         assert!(names.locations.len() <= FEW && names.known.len() <= 2 * FEW, "{} places", names.locations.len());
         assert!(Arc::ptr_eq(&kept[0], &names.location(Some("n1"), Some("a")).expect("a place")));

@@ -184,7 +184,12 @@ pub(super) fn each_row(
                 }
             }
         }
-        if stream.rest.is_empty() { Ok(()) } else { Err(failed("it broke off".to_owned()).into()) }
+        match &stream.rest[..] {
+            [] => Ok(()),
+            // A document: it knows no rows.
+            [b'{', ..] => Err(failed("the daemon is of another version".to_owned()).into()),
+            _ => Err(failed("it broke off".to_owned()).into()),
+        }
     })
 }
 

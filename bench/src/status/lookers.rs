@@ -68,7 +68,7 @@ pub fn measure(
             let (name, arguments) = LOOKERS[index];
             let looker = rig.look(pointsman, arguments)?;
             let block = rig.block(connections)?;
-            drop(looker);
+            looker.end().with_context(|| format!("{name}: nobody looked to the end"))?;
             let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|share| quantile(&block.sorted, share).as_nanos());
             raw.row(&[&round, &position, &name, &connections, &p50, &p90, &p99]);
             if round > 0 {
@@ -146,10 +146,20 @@ impl Rig {
 
 // === impl Looker ===
 
+impl Looker {
+    /// Ends it, unless it has ended by itself, which would mean that others were measured.
+    fn end(mut self) -> anyhow::Result<()> {
+        if let Some(child) = &mut self.0 {
+            let ended = child.try_wait()?;
+            anyhow::ensure!(ended.is_none(), "{ended:?}");
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Looker {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
-            // It may have ended by itself, which the next block would not notice.
             drop(child.kill());
             drop(child.wait());
             thread::sleep(FORGOTTEN);

@@ -4,7 +4,8 @@
 //! connection as long as it lives; the caller's thread has the model. Order and contents of transactions are as they would be on one thread, and
 //! where there is no thread to be had it is done on one.
 //!
-//! Proven by `tests/kernel/large.rs` (a first load in parts) and `tests/kernel/change.rs` (a storm).
+//! Proven by `tests/kernel/large.rs` (a first load in parts, also one that is cut short), `tests/e2e/life.rs` (storms, as the
+//! controller has them) and `tests/e2e/manifests.rs` (one that outgrows its tables).
 
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, sync_channel};
