@@ -1,6 +1,6 @@
 //! `pointsman drain`, `weight` and `undrain` against a running daemon: what clients meet, and where it is said.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use super::status::{Bed, say};
 use super::support::beds::{PATIENCE, TCP, bed, pods};
 use super::support::eventually;
 use super::support::objects::{frontends, shop};
+use super::support::oracle::nft;
 use super::support::traffic::{Held, assert_even, names, tally};
 
 /// Services `web` and `api`, both of these pods, which have names.
@@ -164,11 +165,15 @@ fn a_drain_ends_in_time_and_connections_at_once_if_asked() {
 
 /// Connections that a pod has open on the port that it serves, as it sees them.
 fn open_at(pod: &Host) -> usize {
-    // Its sockets are of both families; state 01 is ESTABLISHED (include/net/tcp_states.h).
+    // State 01 is ESTABLISHED (include/net/tcp_states.h).
+    sockets(pod, |row| row[1].ends_with(&format!(":{TCP:04X}")) && row[3] == "01")
+}
+
+/// Its sockets, of both families, whose row is such: slot, local and remote address, state.
+fn sockets(host: &Host, is_such: impl Fn(&[&str]) -> bool) -> usize {
     let tables = ["tcp", "tcp6"].map(|table| format!("/proc/thread-self/net/{table}"));
-    let text = pod.run(|| tables.map(|table| std::fs::read_to_string(table).expect("its sockets")).concat());
-    let rows = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    rows.filter(|row| row[1].ends_with(&format!(":{TCP:04X}")) && row[3] == "01").count()
+    let text = host.run(|| tables.map(|table| std::fs::read_to_string(table).expect("its sockets")).concat());
+    text.lines().filter(|line| is_such(&line.split_whitespace().collect::<Vec<_>>())).count()
 }
 
 /// What the userspace forwarder carries is ended as well, at both ends; also what came by a loopback address; and a client by UDP goes elsewhere.
@@ -217,6 +222,38 @@ fn what_the_forwarder_carries_is_cut_too() {
     let flows = bed.get("/v1/flows?target=shop/web");
     let mut endpoints = flows["flows"].as_array().expect("a list").iter().filter(|flow| flow["active"] == true);
     assert!(endpoints.all(|flow| flow["pod"] == other), "{flows:#}");
+}
+
+/// Who is still being connected to the endpoint is among nobody's connections yet; it ends when it is.
+#[test]
+fn who_is_being_connected_to_a_cut_endpoint_ends_too() {
+    let lab = bed(2);
+    let mut all = objects(2);
+    let annotations = json!({"pointsman.dev/datapath": "userspace", "pointsman.dev/connect-timeout": "20s"});
+    all[0]["metadata"]["annotations"] = annotations;
+    let bed = Bed::of(&all);
+    let mut daemon = bed.start(lab.node(), &["--ipvs-scheduler=rr"]);
+    bed.get("/v1/health");
+    let silent = lab.pod("web-1").namespace();
+    let hook = "type filter hook input priority filter";
+    nft(silent, &[&format!("table inet silent {{ chain input {{ {hook}; tcp dport {TCP} drop\n }}\n }}")]);
+    let web = frontends(1, 80)[0];
+    let connect = || lab.client(0).run(|| TcpStream::connect(web)).expect("the forwarder accepts");
+    let streams: Vec<_> = (0..4).map(|_| connect()).collect();
+    // State 02 is SYN_SENT.
+    let dialled = || sockets(lab.node(), |row| row[2].ends_with(&format!(":{TCP:04X}")) && row[3] == "02");
+    eventually("half of them wait for the silent one", || dialled() == 2);
+    said(lab.node(), &bed, &["drain", "web-1", "web", "--cut"]);
+    daemon.hear(&["connections of endpoints that left are ended", "carried=0"]);
+    // The kernel asks again a second after it has asked first.
+    nft(silent, &["delete", "table", "inet", "silent"]);
+    let said = streams.into_iter().map(|mut stream| {
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        stream.read(&mut [0; 64]).map_err(|error| error.kind())
+    });
+    let (answered, ended): (Vec<_>, Vec<_>) = said.partition(Result::is_ok);
+    assert_eq!(ended, [Err(ErrorKind::ConnectionReset); 2], "{answered:?}");
+    eventually("nothing is left of them", || open_at(lab.pod("web-1")) == 0);
 }
 
 /// Whoever gives an order need not wait: what stands is kept, at whatever moment they go away.
