@@ -72,6 +72,8 @@ struct Shard {
     live: HashMap<CarriedKey, Live>,
     /// Those who left, the oldest first.
     recent: VecDeque<(Instant, CarriedKey, Carried)>,
+    /// When the last of those left who are not remembered any more.
+    forgotten: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -129,6 +131,23 @@ impl Register {
             all.extend(locked(shard).live.iter().map(|(key, live)| (*key, live.carried)));
         }
         all
+    }
+
+    /// All that are carried now, or were a moment ago if somebody follows.
+    pub fn all_and_recent(&self) -> HashMap<CarriedKey, Carried> {
+        let mut all = HashMap::new();
+        for shard in &self.0.shards {
+            let shard = locked(shard);
+            // The later one counts.
+            all.extend(shard.recent.iter().map(|(_, key, carried)| (*key, *carried)));
+            all.extend(shard.live.iter().map(|(key, live)| (*key, live.carried)));
+        }
+        all
+    }
+
+    /// Whether somebody who left since then is not remembered any more. Known while somebody follows.
+    pub fn has_forgotten(&self, since: Instant) -> bool {
+        self.0.shards.iter().any(|shard| locked(shard).forgotten.is_some_and(|left| left >= since))
     }
 
     /// Those among them that connection tracking does not know as translated.
@@ -198,7 +217,7 @@ impl Register {
         let now = Instant::now();
         let is_over = |(at, _, _): &(Instant, _, _)| now.duration_since(*at) > RECENT;
         while shard.recent.len() >= RECENT_COUNT || shard.recent.front().is_some_and(is_over) {
-            shard.recent.pop_front();
+            shard.forgotten = shard.recent.pop_front().map(|(left, _, _)| left);
         }
         shard.recent.push_back((now, *key, carried));
         Some(live)
@@ -283,18 +302,20 @@ mod tests {
         drop(entry);
         assert!(register.find(&key(1)).is_none() && register.all().is_empty(), "nobody followed");
         let following = register.follow();
-        let since = Timestamp::now();
+        let (begin, since) = (Instant::now(), Timestamp::now());
         drop(register.enter(key(3), endpoint, Some(other), None));
         let there = register.enter(key(4), endpoint, Some(other), None);
         assert_eq!(register.direct_since(since).len(), 2, "one of them has left");
         drop(there);
         drop(register.enter(key(2), endpoint, None, None));
         assert!(register.find(&key(2)).is_some() && register.all().is_empty());
+        assert!(register.all_and_recent().contains_key(&key(2)) && !register.has_forgotten(begin));
         for port in 0..40_000 {
             drop(register.enter(key(port), endpoint, None, None));
         }
         let remembered: usize = register.0.shards.iter().map(|shard| locked(shard).recent.len()).sum();
         assert_eq!(remembered, SHARDS * RECENT_COUNT, "and no more than that");
+        assert!(register.has_forgotten(begin) && !register.has_forgotten(Instant::now()));
         drop(following);
         (0..32).for_each(|port| drop(register.enter(key(port), endpoint, None, None)));
         assert!(register.0.shards.iter().all(|shard| locked(shard).recent.is_empty()));

@@ -15,7 +15,7 @@
 //! | `/v1/list?namespace=&search=&only=&rows=` | [`VirtualList`]; text ([`crate::status::rows`]) with `rows` | 400 |
 //! | `/v1/explain?target=&from=&protocol=&verify=` | [`Explanation`] | 400 |
 //! | `/v1/connections` | [`ConnectionList`] | |
-//! | `/v1/rates?seconds=` | [`RateList`], after so many seconds (1) | 400 |
+//! | `/v1/rates?seconds=` | [`RateList`], after so many seconds (0.1 to 4; 1) | 400 |
 //! | `/v1/drift` | [`DriftView`] | |
 //! | `/v1/overrides` | [`OverrideList`](crate::status::OverrideList) | |
 //! | POST `/v1/overrides?endpoint=&service=&weight=&for=&cut=` | the same: what was said | 400, 404, 409 |
@@ -58,14 +58,14 @@ use crate::kernel::glance::{self, Comparison, Difference};
 use crate::model::{Families, Family, Protocol, ServiceKey};
 use crate::status::explain::{DifferenceView, Explanation, Question, VerificationView, explain};
 use crate::status::flows::FlowFilter;
-use crate::status::query::{self, QueryError, is_set};
+use crate::status::query::{self, Parameters, QueryError, is_set};
 use crate::status::{
     self, CHUNK, ConnectionList, DriftView, FamilyHealth, HealthView, Lift, ListedFrontend, Page, RateList, Search,
     ServicePage, ServiceView, VERSION, VirtualList,
 };
 
-/// For how many seconds rates may be measured.
-const WINDOW: RangeInclusive<f64> = 0.1..=10.0;
+/// For how many seconds rates may be measured: the forwarder remembers for 5 s who left.
+const WINDOW: RangeInclusive<f64> = 0.1..=4.0;
 
 /// Differences that are named, of all that drifted.
 const DIFFERENCES: usize = 20;
@@ -126,8 +126,6 @@ enum Refusal {
 struct ErrorBody {
     error: String,
 }
-
-type Parameters = Vec<(String, String)>;
 
 // === impl Api ===
 
@@ -239,7 +237,7 @@ impl Api {
         let asked = Asked::of(parameters)?;
         if is_set(parameters, "follow") {
             if let Some((namespace, name)) = asked.filter.service() {
-                self.service(ServiceKey::new(namespace, name), &Vec::new()).await?;
+                self.service(ServiceKey::new(namespace, name), &[]).await?;
             }
             return Ok(self.0.flows.follow(asked)?);
         }
@@ -251,7 +249,7 @@ impl Api {
     /// Of a Service that is known, only connections to its frontends are looked at.
     async fn only(&self, filter: &FlowFilter) -> Result<Option<HashSet<(Protocol, Destination)>>, Refusal> {
         let Some((namespace, name)) = filter.service() else { return Ok(None) };
-        let service = self.service(ServiceKey::new(namespace, name), &Vec::new()).await?;
+        let service = self.service(ServiceKey::new(namespace, name), &[]).await?;
         Ok(Some(destinations(&service).into_iter().collect()))
     }
 
@@ -365,7 +363,7 @@ impl Api {
     /// What comes within some time from now on.
     async fn rates(&self, parameters: &Parameters) -> Result<RateList, Refusal> {
         let number = |text: &str| text.parse().ok().filter(|seconds| WINDOW.contains(seconds));
-        let seconds = query::read(parameters, "seconds", "not a number from 0.1 to 10", number)?;
+        let seconds = query::read(parameters, "seconds", "not a number from 0.1 to 4", number)?;
         Ok(self.0.walks.rates(Duration::from_secs_f64(seconds.unwrap_or(1.0))).await?)
     }
 
@@ -454,7 +452,7 @@ fn health(glance: Glance<'_>, about: &About, (started, wall): (Instant, Timestam
     }
 }
 
-fn parameters_of(request: &Request<Bytes>) -> Parameters {
+fn parameters_of(request: &Request<Bytes>) -> Vec<(String, String)> {
     let query = request.uri().query().unwrap_or_default();
     form_urlencoded::parse(query.as_bytes()).into_owned().collect()
 }

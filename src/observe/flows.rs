@@ -69,7 +69,7 @@ pub(super) struct Flows {
     register: Register,
     walks: Walks,
     /// What the page was told.
-    shared: Arc<Shared<Asked, Arc<FlowList>>>,
+    shared: Shared<Asked, Arc<FlowList>>,
     followers: Arc<AtomicUsize>,
 }
 
@@ -114,7 +114,7 @@ impl Asked {
 
 impl Flows {
     pub(super) fn new(desk: Desk, register: Register, walks: Walks) -> Self {
-        Self { desk, register, walks, shared: Arc::default(), followers: Arc::default() }
+        Self { desk, register, walks, shared: Shared::default(), followers: Arc::default() }
     }
 
     /// Some connections. `wants` spares those that cannot be wanted before they have names.
@@ -124,7 +124,7 @@ impl Flows {
         wants: impl Fn(&Flow) -> bool + Send + 'static,
     ) -> Result<FlowList, ListError> {
         let looked_at = if asked.filter.needs_names() { LOOKED_AT.max(asked.most) } else { asked.most };
-        self.look(asked, looked_at, false, wants).await
+        Ok(self.look(asked, looked_at, false, wants).await?.0)
     }
 
     /// The same for the page, of one Service, where whoever asks for the same as others gets the same.
@@ -134,33 +134,32 @@ impl Flows {
         wants: impl Fn(&Flow) -> bool + Send + 'static,
     ) -> Result<Arc<FlowList>, ListError> {
         let looked_at = asked.most * LOOKED_AT_FOR_PAGE;
-        let look = async { Ok(Arc::new(self.look(asked.clone(), looked_at, true, wants).await?)) };
+        let look = async {
+            let (list, took) = self.look(asked.clone(), looked_at, true, wants).await?;
+            Ok((Arc::new(list), took))
+        };
         self.shared.ask(asked.clone(), look).await
     }
 
+    /// A list, and how long the walk took.
     async fn look(
         &self,
         Asked { filter, most }: Asked,
         looked_at: usize,
         rests: bool,
         wants: impl Fn(&Flow) -> bool + Send + 'static,
-    ) -> Result<FlowList, ListError> {
+    ) -> Result<(FlowList, Duration), ListError> {
         let early = filter.clone();
-        let listing = self.walks.list(move |flow| early.may_want(flow) && wants(flow), looked_at, rests).await?;
+        let (listing, took) =
+            self.walks.list(move |flow| early.may_want(flow) && wants(flow), looked_at, rests).await?;
         let carried = self.register.all();
         let names = self.names(pairs(&listing.records, &carried)).await?;
         let mut flows = views(&listing.records, &carried, &names, Timestamp::now());
         flows.retain(|flow| filter.wants(flow));
         let more = listing.more + flows.len().saturating_sub(most);
         flows.truncate(most);
-        Ok(FlowList {
-            version: VERSION.to_owned(),
-            settings: settings(),
-            read: listing.read,
-            partial: listing.partial,
-            more,
-            flows,
-        })
+        let (read, partial) = (listing.read, listing.partial);
+        Ok((FlowList { version: VERSION.to_owned(), settings: settings(), read, partial, more, flows }, took))
     }
 
     /// A line for whatever happens, until nobody reads any more.

@@ -8,11 +8,14 @@
 //! Connections one by one differ by what is asked for: the page's lists are shared by those who ask for the same ([`Shared`]), and there is such a rest between
 //! two of them; root's wait for their turn and no longer.
 //!
-//! A walk whose asker has gone keeps its turn to its end, and what it found.
+//! A walk whose asker has gone keeps its turn to its end. What was found is let go when it is not good enough any more.
 //!
 //! `pointsman_status_walks_total` counts walks. Proven by `tests/e2e/status.rs`.
 
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +26,7 @@ use tokio::time::{sleep, timeout};
 
 use super::metrics;
 use crate::conntrack::{Destination, Flow};
-use crate::forward::{CarriedKey, Register};
+use crate::forward::{Carried, CarriedKey, Register};
 use crate::kernel::conntrack::{ConntrackError, Listing, Measuring, list_flows, take_census};
 use crate::model::Protocol;
 use crate::status::{RateList, Sums};
@@ -36,6 +39,9 @@ const REST: u32 = 4;
 
 /// How long somebody may wait for his turn.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// After so long whoever is missing among those that the forwarder carries may have come since.
+const AGAIN: Duration = Duration::from_millis(1);
 
 type Wanted = Vec<(Protocol, Destination)>;
 
@@ -68,9 +74,18 @@ struct Found<T> {
     took: Duration,
 }
 
-/// Answers that are shared among those who ask for the same.
+/// Answers that are shared among those who ask for the same. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Shared<K, T>(Arc<Mutex<Vec<(K, Found<T>)>>>);
+
+/// Who answers behind a listener of the forwarder, while a walk goes on: the register is read as a whole, not for each entry of the table.
 #[derive(Debug)]
-pub(super) struct Shared<K, T>(Mutex<Vec<(K, Found<T>)>>);
+struct Behind {
+    register: Register,
+    known: RefCell<Found<HashMap<CarriedKey, Carried>>>,
+    /// Ports of listeners.
+    listeners: HashSet<u16>,
+}
 
 /// Why nothing was found.
 #[derive(Debug, thiserror::Error)]
@@ -110,26 +125,28 @@ impl Walks {
         }
     }
 
-    /// Connections one by one: see [`list_flows`]. `rests`: not before there was a rest since the last one that was to.
+    /// Connections one by one: see [`list_flows`]; and how long the walk took. `rests`: not before there was a rest since the last one that was to.
     pub(super) async fn list(
         &self,
         wants: impl Fn(&Flow) -> bool + Send + 'static,
         most: usize,
         rests: bool,
-    ) -> Result<Listing, WalkError> {
+    ) -> Result<(Listing, Duration), WalkError> {
         let mut turn = if rests { self.turn_after_rest().await? } else { self.turn().await? };
         walk(move || {
             let begin = Instant::now();
             let listing = list_flows(wants, most);
+            let found = Found::since(begin, ());
+            let took = found.took;
             if rests {
-                turn.listed = Some(Found::since(begin, ()));
+                turn.listed = Some(found);
             }
-            listing
+            Ok((listing?, took))
         })
         .await
     }
 
-    /// What comes within so long from now on.
+    /// What comes within so long from now on; that is not longer than the register remembers who left.
     pub(super) async fn rates(&self, window: Duration) -> Result<RateList, WalkError> {
         let register = self.register.clone();
         // Who carried a connection that is over by then.
@@ -150,7 +167,10 @@ impl Walks {
                     measuring.add_direct(key.protocol, frontend, carried.endpoint);
                 }
             }
-            measuring.end(|flow| register.find(&CarriedKey::of(flow)).map(|carried| carried.endpoint))
+            let behind = Behind::of(register.clone());
+            let mut rates = measuring.end(|flow| behind.endpoint(flow))?;
+            rates.partial |= register.has_forgotten(begin);
+            Ok(rates)
         })
         .await
     }
@@ -177,7 +197,7 @@ impl Walks {
 
     /// Counts the connections to these destinations, or all, and keeps what was found.
     async fn take(&self, mut turn: Turn, wanted: Option<Wanted>) -> Result<Arc<Sums>, WalkError> {
-        let register = self.register.clone();
+        let (register, last) = (self.register.clone(), self.last.clone());
         walk(move || {
             let begin = Instant::now();
             let carried = register.all();
@@ -190,6 +210,7 @@ impl Walks {
             }
             let sums = Arc::new(census);
             let found = Found::since(begin, sums.clone());
+            later(found.lasts(), async move { last.lock().await.forget() });
             match wanted {
                 Some(wanted) => turn.some = Some((wanted, found)),
                 None => turn.all = Some(found),
@@ -209,8 +230,26 @@ async fn walk<T: Send + 'static>(
     Ok(spawn_blocking(walk).await.map_err(|_| WalkError::Waiting)??)
 }
 
+/// Does something after a while.
+fn later(after: Duration, what: impl Future<Output = ()> + Send + 'static) {
+    drop(tokio::spawn(async move {
+        sleep(after).await;
+        what.await;
+    }));
+}
+
 fn fresh<T: Clone>(found: &Option<Found<T>>) -> Option<T> {
     found.as_ref().filter(|found| found.is_fresh()).map(|found| found.what.clone())
+}
+
+// === impl Last ===
+
+impl Last {
+    /// Lets go of what is not good enough any more.
+    fn forget(&mut self) {
+        self.all.take_if(|found| !found.is_fresh());
+        self.some.take_if(|(_, found)| !found.is_fresh());
+    }
 }
 
 // === impl Found ===
@@ -222,7 +261,12 @@ impl<T> Found<T> {
     }
 
     fn is_fresh(&self) -> bool {
-        self.at.elapsed() < FRESH.max(self.took * REST)
+        self.at.elapsed() < self.lasts()
+    }
+
+    /// How long it is good enough.
+    fn lasts(&self) -> Duration {
+        FRESH.max(self.took * REST)
     }
 
     /// How long to rest before the next one.
@@ -233,28 +277,56 @@ impl<T> Found<T> {
 
 // === impl Shared ===
 
-impl<K: PartialEq, T: Clone> Shared<K, T> {
-    /// What was worked out for somebody else not long ago, or is now.
+impl<K: PartialEq + Send + 'static, T: Clone + Send + 'static> Shared<K, T> {
+    /// What was worked out for somebody else not long ago, or is now. `work` says how long the walk took, too, without what it waited for.
     pub(super) async fn ask<E: From<WalkError>>(
         &self,
         key: K,
-        work: impl Future<Output = Result<T, E>>,
+        work: impl Future<Output = Result<(T, Duration), E>>,
     ) -> Result<T, E> {
         let mut known = timeout(PATIENCE, self.0.lock()).await.map_err(|_| WalkError::Waiting)?;
         if let Some((_, found)) = known.iter().find(|(of, found)| *of == key && found.is_fresh()) {
             return Ok(found.what.clone());
         }
-        let begin = Instant::now();
-        let what = work.await?;
+        let (what, took) = work.await?;
         known.retain(|(_, found)| found.is_fresh());
-        known.push((key, Found::since(begin, what.clone())));
+        let found = Found { what: what.clone(), at: Instant::now(), took };
+        let all = self.0.clone();
+        later(found.lasts(), async move { all.lock().await.retain(|(_, found)| found.is_fresh()) });
+        known.push((key, found));
         Ok(what)
     }
 }
 
 impl<K, T> Default for Shared<K, T> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self(Arc::default())
+    }
+}
+
+// === impl Behind ===
+
+impl Behind {
+    fn of(register: Register) -> Self {
+        let known = Self::read(&register);
+        let listeners = known.what.keys().map(|key| key.listener).collect();
+        Self { register, known: RefCell::new(known), listeners }
+    }
+
+    fn endpoint(&self, flow: &Flow) -> Option<SocketAddr> {
+        let key = CarriedKey::of(flow);
+        let mut known = self.known.borrow_mut();
+        // Most of those who are missing are over for long, and are remembered by the kernel alone.
+        let may_have_come = !known.what.contains_key(&key) && self.listeners.contains(&key.listener);
+        if may_have_come && known.at.elapsed() > AGAIN.max(known.took * REST) {
+            *known = Self::read(&self.register);
+        }
+        known.what.get(&key).map(|carried| carried.endpoint)
+    }
+
+    fn read(register: &Register) -> Found<HashMap<CarriedKey, Carried>> {
+        let begin = Instant::now();
+        Found::since(begin, register.all_and_recent())
     }
 }
 
@@ -265,6 +337,7 @@ mod tests {
     use futures::future::join_all;
 
     use super::*;
+    use crate::conntrack::Tuple;
 
     #[tokio::test]
     async fn who_asks_for_the_same_shares_and_others_wait() {
@@ -277,7 +350,7 @@ mod tests {
                 sleep(Duration::from_millis(1)).await;
                 at_once.fetch_sub(1, Ordering::Relaxed);
                 made.fetch_add(1, Ordering::Relaxed);
-                Ok::<_, WalkError>(Arc::new(key))
+                Ok::<_, WalkError>((Arc::new(key), Duration::ZERO))
             })
         };
         let found = join_all((0..30).map(|number| ask(number % 3))).await;
@@ -286,6 +359,48 @@ mod tests {
         sleep(FRESH).await;
         ask(0).await.expect("an answer");
         assert_eq!(made.load(Ordering::Relaxed), 4, "what is old is not told");
+        sleep(FRESH + Duration::from_millis(200)).await;
+        assert!(shared.0.lock().await.is_empty(), "nor kept");
+        // What it waited for does not make it last.
+        let slow = async {
+            sleep(FRESH / 2).await;
+            Ok::<_, WalkError>((Arc::new(0), Duration::ZERO))
+        };
+        shared.ask(0, slow).await.expect("an answer");
+        sleep(FRESH + Duration::from_millis(20)).await;
+        ask(0).await.expect("an answer");
+        assert_eq!(made.load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn who_comes_while_a_walk_goes_on_is_known() {
+        let register = Register::default();
+        let _following = register.follow();
+        let (frontend, listener): (SocketAddr, SocketAddr) =
+            (([10, 96, 0, 1], 80).into(), ([10, 9, 0, 2], 40000).into());
+        let endpoint: SocketAddr = ([10, 1, 0, 1], 8080).into();
+        let flow = |client: u16, listener: SocketAddr| {
+            let client: SocketAddr = ([10, 9, 0, 1], client).into();
+            Flow {
+                protocol: Protocol::Tcp,
+                original: Tuple { source: client, destination: frontend, zone: None },
+                reply: Tuple { source: listener, destination: client, zone: None },
+                zone: None,
+                id: None,
+                state: None,
+            }
+        };
+        let enter = |client| register.enter(CarriedKey::of(&flow(client, listener)), endpoint, None, None);
+        let (there, over) = (enter(1), enter(2));
+        drop(over);
+        let behind = Behind::of(register.clone());
+        assert_eq!([1, 2, 3].map(|client| behind.endpoint(&flow(client, listener)).is_some()), [true, true, false]);
+        let came = [enter(3), enter(4)];
+        drop(came);
+        std::thread::sleep(AGAIN * 10);
+        assert_eq!([3, 4].map(|client| behind.endpoint(&flow(client, listener))), [Some(endpoint); 2]);
+        assert_eq!(behind.endpoint(&flow(1, ([10, 1, 0, 1], 8080).into())), None, "that one is the kernel's");
+        drop(there);
     }
 
     #[test]

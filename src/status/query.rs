@@ -28,7 +28,8 @@ pub fn get<'a>(parameters: &'a Parameters, name: &str) -> Option<&'a str> {
 
 /// Whether a parameter is there and says yes: `name`, `name=1` or `name=true`.
 pub fn is_set(parameters: &Parameters, name: &str) -> bool {
-    parameters.iter().any(|(known, value)| known == name && matches!(value.trim(), "" | "1" | "true"))
+    let value = parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.trim());
+    matches!(value, Some("" | "1" | "true"))
 }
 
 /// What a parameter is read as, if it is there.
@@ -65,7 +66,7 @@ mod tests {
 
     #[test]
     fn values() {
-        let given = [("a", " 1 "), ("a", "2"), ("empty", " "), ("flag", ""), ("no", "false")];
+        let given = [("a", " 1 "), ("a", "2"), ("empty", " "), ("flag", ""), ("no", "false"), ("no", "1")];
         let given = given.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!((get(&given, "a"), get(&given, "empty"), get(&given, "A")), (Some("1"), None, None));
         assert_eq!(

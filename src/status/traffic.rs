@@ -109,7 +109,7 @@ pub struct RateList {
     pub seconds: f64,
     /// Entries of the table that were looked at.
     pub read: usize,
-    /// Whether the table changed so fast that some may have been missed, or be taken for new ones.
+    /// Whether the table changed so fast that some may have been missed, or be taken for new ones; or the forwarder had more that ended than it remembers.
     pub partial: bool,
     /// By protocol, destination, endpoint; those of which nothing came are left out.
     pub rates: Vec<RateRow>,
