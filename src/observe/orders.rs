@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{self, timeout, timeout_at};
 use tracing::warn;
 
 use super::desk::{Busy, Desk, Glance};
@@ -24,10 +24,10 @@ use super::kept;
 use crate::engine::{Engine, Order, OrderError};
 use crate::status::{self, Lift, OverrideList, OverrideView, VERSION};
 
-/// How long an order may wait until it is begun.
+/// How long an order may wait until it is begun, all in all.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long whoever ordered is kept waiting; `pointsman` gives up after 15 s.
+/// How long whoever ordered is kept waiting: longer than an order waits, so that it has been begun by then. `pointsman` gives up after 15 s.
 const ANSWER: Duration = Duration::from_secs(13);
 
 /// Takes orders. Cheap to clone.
@@ -88,12 +88,12 @@ impl Orders {
     }
 
     async fn carry_out(&self, said: Said) -> Result<OverrideList, Refused> {
-        let deadline = Instant::now() + PATIENCE;
-        let keep = timeout(PATIENCE, self.keep.lock()).await.map_err(|_| Busy)?;
-        if !self.desk.ask(|glance| glance.kernel.loaded).await? {
+        let deadline = time::Instant::now() + PATIENCE;
+        let keep = timeout_at(deadline, self.keep.lock()).await.map_err(|_| Busy)?;
+        if !timeout_at(deadline, self.desk.ask(|glance| glance.kernel.loaded)).await.map_err(|_| Busy)?? {
             return Err(Refused::Loading);
         }
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(time::Instant::now());
         let (mut answer, all) = match said {
             Said::Place(order) => self.place(order, left).await?,
             Said::Lift(lift) => self.lift(lift, left).await?,
@@ -140,4 +140,30 @@ fn list_of(overrides: Vec<OverrideView>, glance: &Glance<'_>) -> OverrideList {
         );
     }
     OverrideList { version: VERSION.to_owned(), overrides, warnings }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::observe::desk;
+
+    /// The one test that has to wait as long as people do.
+    #[tokio::test]
+    async fn an_order_that_was_not_begun_is_refused_and_not_said_to_be_done() {
+        // Nobody answers.
+        let (desk, _questions) = desk::desk();
+        let orders = Orders::new(desk, None);
+        let before = orders.keep.clone().lock_owned().await;
+        let begin = Instant::now();
+        let lift = orders.say(Said::Lift(Lift { who: None, service: None }));
+        let another = async {
+            sleep(PATIENCE / 2).await;
+            drop(before);
+        };
+        let (answer, ()) = tokio::join!(lift, another);
+        assert!(matches!(answer, Err(Refused::Busy(_))), "{answer:?}");
+        assert!((PATIENCE..ANSWER).contains(&begin.elapsed()), "waiting for others counts: {:?}", begin.elapsed());
+    }
 }

@@ -41,7 +41,11 @@ pub(super) fn run(socket: &Path, options: &FlowsOptions) -> Result<(), Failure> 
     repeat(options.watch, |screen| {
         let most = options.most.to_string();
         let list = match client::ask::<FlowList>(socket, &path(options, &[("most", Some(&most))])) {
-            Err(error @ ClientError::NoDaemon(_)) => local::list(options, error)?,
+            Err(error @ ClientError::NoDaemon(_)) => {
+                let (list, remark) = local::list(options, error)?;
+                screen.remarks.push(remark);
+                list
+            }
             list => list?,
         };
         if let Some(format) = options.output {

@@ -5,7 +5,7 @@
 //! The plain list is printed line by line while the daemon still makes it; whatever adds up waits for all of it. Rates are measured where connection
 //! tracking is read, by the daemon: what was opened within a second, not how many more there are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -39,6 +39,8 @@ struct Listed {
     source: &'static str,
     /// Whether packets and bytes are counted (`net.netfilter.nf_conntrack_acct`).
     accounting: bool,
+    /// Connections changed faster than they were counted: numbers are not exact.
+    partial: bool,
     /// For how long rates were measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     seconds: Option<f64>,
@@ -74,37 +76,72 @@ struct Found {
     /// Within how many seconds, if rates were asked for.
     seconds: Option<f64>,
     accounting: bool,
-    /// Connection tracking changed too fast to be read well.
+    /// Connection tracking, or the forwarder, changed too fast to be read well.
     partial: bool,
+    /// Whether connection tracking was read at all.
+    read: bool,
     source: &'static str,
+    /// What is to be known beside it.
+    remarks: Vec<String>,
+}
+
+/// Frontends, and who told them.
+struct Frontends {
+    list: VirtualList,
+    source: &'static str,
+    remarks: Vec<String>,
+}
+
+/// What came of the daemon's list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Streamed {
+    /// Rows.
+    Rows,
+    /// A heading and no rows.
+    Nothing,
+    /// There is no daemon.
+    NoDaemon,
 }
 
 pub(super) fn run(socket: &Path, options: &ListOptions) -> Result<(), Failure> {
     let is_plain = !(options.stats || options.rate || options.connections) && options.output.is_none();
     if is_plain && options.watch.is_none() {
         let mut out = BufWriter::with_capacity(BUFFER, io::stdout().lock());
-        if stream(&mut out, socket, options)? {
-            return Ok(out.flush()?);
+        let streamed = stream(&mut out, socket, options)?;
+        out.flush()?;
+        match streamed {
+            Streamed::Rows => return Ok(()),
+            Streamed::Nothing => return Ok(remark(&nothing(options))),
+            Streamed::NoDaemon => {}
         }
     }
     repeat(options.watch, |screen| {
-        if is_plain && stream(&mut screen.text, socket, options)? {
-            return Ok(());
+        if is_plain {
+            match stream(&mut screen.text, socket, options)? {
+                Streamed::Rows => return Ok(()),
+                Streamed::Nothing => return Ok(screen.remarks.push(nothing(options))),
+                Streamed::NoDaemon => {}
+            }
         }
         show(screen, options, &find(socket, options)?)
     })
 }
 
 fn show(screen: &mut Screen, options: &ListOptions, found: &Found) -> Result<(), Failure> {
+    screen.remarks.extend_from_slice(&found.remarks);
     let live = Live::of(&found.list, &found.rows);
     let services: Vec<_> = found.list.services.iter().map(|service| live.about(service)).collect();
     if let Some(format) = options.output {
         if options.connections {
-            return say(&mut screen.text, format, &found.rows);
+            let is_all = options.search.is_none() && options.namespace.is_none();
+            let is_found = leads_to(&found.list);
+            let rows: Vec<_> = found.rows.iter().filter(|row| is_all || is_found(row)).collect();
+            return say(&mut screen.text, format, &rows);
         }
-        let Found { source, accounting, seconds, .. } = *found;
+        let Found { source, accounting, partial, seconds, .. } = *found;
         let services = services.iter().map(|service| service.value(seconds)).collect();
-        return say(&mut screen.text, format, &Listed { version: VERSION, source, accounting, seconds, services });
+        let listed = Listed { version: VERSION, source, accounting, partial, seconds, services };
+        return say(&mut screen.text, format, &listed);
     }
     if services.is_empty() {
         screen.remarks.push(nothing(options));
@@ -112,8 +149,8 @@ fn show(screen: &mut Screen, options: &ListOptions, found: &Found) -> Result<(),
     if (options.stats || options.rate) && !found.accounting {
         screen.remarks.push(NOT_COUNTED.to_owned());
     }
-    if found.partial {
-        screen.remarks.push("connection tracking changed while it was read: numbers are not exact".to_owned());
+    if found.partial && found.read {
+        screen.remarks.push("connections changed faster than they were counted: numbers are not exact".to_owned());
     }
     if options.connections {
         let table = connections(&services);
@@ -129,8 +166,8 @@ fn nothing(options: &ListOptions) -> String {
     none_found("Service", options.search.as_deref(), options.namespace.as_deref(), None)
 }
 
-/// Prints the daemon's list while it is still made; whether there is a daemon.
-fn stream(out: &mut impl Write, socket: &Path, options: &ListOptions) -> Result<bool, Failure> {
+/// Prints the daemon's list while it is still made.
+fn stream(out: &mut impl Write, socket: &Path, options: &ListOptions) -> Result<Streamed, Failure> {
     let parameters =
         [("namespace", options.namespace.as_deref()), ("search", options.search.as_deref()), ("rows", Some("true"))];
     let mut begun = false;
@@ -144,61 +181,74 @@ fn stream(out: &mut impl Write, socket: &Path, options: &ListOptions) -> Result<
     match printed {
         Ok(()) if !begun => {
             rows::heading(out)?;
-            remark(&nothing(options));
+            Ok(Streamed::Nothing)
         }
-        Ok(()) => {}
-        Err(RowError::Client(ClientError::NoDaemon(_))) => return Ok(false),
+        Ok(()) => Ok(Streamed::Rows),
+        Err(RowError::Client(ClientError::NoDaemon(_))) => Ok(Streamed::NoDaemon),
         Err(RowError::Client(error)) => {
             out.flush()?;
-            return Err(error.into());
+            Err(error.into())
         }
-        Err(RowError::Write(error)) => return Err(error.into()),
+        Err(RowError::Write(error)) => Err(error.into()),
     }
-    Ok(true)
 }
 
 fn find(socket: &Path, options: &ListOptions) -> Result<Found, Failure> {
     if options.rate {
-        let rates = match ask::<RateList>(socket, &client::query("/v1/rates", &[("seconds", Some(WINDOW))])) {
-            Err(Failure::Client(ClientError::NoDaemon(_))) => measure().ok(),
-            rates => Some(rates?),
+        return match client::ask::<RateList>(socket, &client::query("/v1/rates", &[("seconds", Some(WINDOW))])) {
+            // Whoever came meanwhile has rates, too.
+            Ok(rates) => Ok(rated(frontends(socket, options)?, &rates)),
+            Err(ClientError::NoDaemon(_)) => {
+                let mut from = frontends(socket, options)?;
+                Ok(match measure() {
+                    Ok(rates) => rated(from, &rates),
+                    Err(error) => {
+                        from.remarks.push(format!("rates cannot be measured: {error}"));
+                        Found { seconds: Some(1.0), ..from.uncounted() }
+                    }
+                })
+            }
+            Err(error) => Err(error.into()),
         };
-        let rates = rates.map(|rates| (opened(&rates), Some(rates.seconds), rates.accounting, rates.partial));
-        // Whoever came meanwhile has rates, too.
-        let (list, source) = frontends(socket, options)?;
-        let (rows, seconds, accounting, partial) = rates.unwrap_or((Vec::new(), Some(1.0), accounting(), false));
-        return Ok(Found { list, rows, seconds, accounting, partial, source });
     }
-    let (list, source) = frontends(socket, options)?;
-    let (rows, accounting, partial) = if source == KERNEL {
-        // Without connection tracking there are no connections to count.
-        let census = take_census(&[], |_| None).unwrap_or_default();
-        (census.rows(), accounting(), census.partial)
-    } else {
-        let found = ask::<ConnectionList>(socket, "/v1/connections")?;
-        (found.connections, found.accounting, found.partial)
-    };
-    Ok(Found { list, rows, seconds: None, accounting, partial, source })
+    let mut from = frontends(socket, options)?;
+    if from.source == DAEMON {
+        let ConnectionList { connections, accounting, partial, .. } = ask(socket, "/v1/connections")?;
+        return Ok(Found { rows: connections, accounting, partial, read: true, ..from.uncounted() });
+    }
+    Ok(match take_census(&[], |_| None) {
+        Ok(census) => Found { rows: census.rows(), partial: census.partial, read: true, ..from.uncounted() },
+        Err(error) => {
+            from.remarks.push(format!("connections cannot be counted: {error}"));
+            from.uncounted()
+        }
+    })
+}
+
+fn rated(from: Frontends, rates: &RateList) -> Found {
+    let RateList { seconds, accounting, partial, .. } = *rates;
+    let seconds = Some(seconds);
+    Found { rows: opened(rates), seconds, accounting, partial, read: true, ..from.uncounted() }
 }
 
 /// Who was asked.
 const DAEMON: &str = "daemon";
 const KERNEL: &str = "kernel";
 
-fn frontends(socket: &Path, options: &ListOptions) -> Result<(VirtualList, &'static str), Failure> {
+fn frontends(socket: &Path, options: &ListOptions) -> Result<Frontends, Failure> {
     let parameters = [("namespace", options.namespace.as_deref()), ("search", options.search.as_deref())];
     match client::ask::<VirtualList>(socket, &client::query("/v1/list", &parameters)) {
-        Ok(list) => Ok((list, DAEMON)),
+        Ok(list) => Ok(Frontends { list, source: DAEMON, remarks: Vec::new() }),
         Err(client @ ClientError::NoDaemon(_)) => {
             let tables = match glance::tables() {
                 Ok(tables) if tables.is_empty() => return Err(Failure::Nothing { client }),
                 Ok(tables) => tables,
                 Err(kernel) => return Err(Failure::Nobody { client, kernel }),
             };
-            remark(&format!("{client}; this is what the kernel's tables say"));
             let mut list = tables::list(&tables);
             list.services.retain(|service| is_wanted(service, options));
-            Ok((list, KERNEL))
+            let remarks = vec![format!("{client}; this is what the kernel's tables say")];
+            Ok(Frontends { list, source: KERNEL, remarks })
         }
         Err(error) => Err(error.into()),
     }
@@ -233,6 +283,18 @@ fn is_wanted(service: &VirtualView, options: &ListOptions) -> bool {
                 || frontend.contains(text)
                 || service.endpoints.iter().any(endpoint)
         })
+}
+
+/// Whether a connection was made to one of these frontends.
+fn leads_to(list: &VirtualList) -> impl Fn(&ConnectionRow) -> bool {
+    let key = |protocol: &str, at: SocketAddr, node_port: bool| {
+        let address = if node_port { None } else { Some(at.ip()) };
+        (protocol.to_owned(), address, at.is_ipv4(), at.port())
+    };
+    let at = |service: &VirtualView| SocketAddr::new(service.address, service.port);
+    let frontends: HashSet<_> =
+        list.services.iter().map(|service| key(&service.protocol, at(service), service.node_port)).collect();
+    move |row| [false, true].iter().any(|port| frontends.contains(&key(&row.protocol, row.destination, *port)))
 }
 
 fn connections(services: &[ListedService<'_>]) -> Table {
@@ -321,6 +383,17 @@ fn large(number: u64) -> String {
     }
 }
 
+// === impl Frontends ===
+
+impl Frontends {
+    /// Without connections, as long as nobody has read any.
+    fn uncounted(self) -> Found {
+        let Self { list, source, remarks } = self;
+        let (rows, accounting) = (Vec::new(), accounting());
+        Found { list, rows, seconds: None, accounting, partial: true, read: false, source, remarks }
+    }
+}
+
 // === impl ListedService ===
 
 impl ListedService<'_> {
@@ -359,7 +432,7 @@ impl Destination {
 
 impl Live {
     fn of(list: &VirtualList, rows: &[ConnectionRow]) -> Self {
-        let frontends: std::collections::HashSet<_> = list
+        let frontends: HashSet<_> = list
             .services
             .iter()
             .filter(|service| !service.node_port)
@@ -480,6 +553,17 @@ mod tests {
           -> [fd00:1::1]:53                      0        0        0        0        0
         TCP  10.96.0.51:80                       0        0        0        0        0
         ");
+    }
+
+    #[test]
+    fn connections_are_those_of_who_was_found() {
+        let (mut list, rows) = (services(), rows());
+        let count = |list: &VirtualList| rows.iter().filter(|row| leads_to(list)(row)).count();
+        assert_eq!(count(&list), 3);
+        list.services.remove(0);
+        assert_eq!(count(&list), 2, "by the node port, to whatever address");
+        list.services.remove(0);
+        assert_eq!(count(&list), 0);
     }
 
     #[test]

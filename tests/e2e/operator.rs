@@ -92,6 +92,10 @@ fn list_is_read_by_scripts_with_and_without_a_daemon() {
     let yaml = said(lab.node(), &bed, &["list", "-o", "yaml"]);
     assert_eq!(serde_saphyr::from_str::<Value>(&yaml).expect("YAML")["version"], "v1");
     assert!(said(lab.node(), &bed, &["list", "--connections"]).contains("shop/web:http"));
+    let connections = |search: &str| json_of(lab.node(), &bed, &["list", "--connections", search]);
+    let rows = connections("web");
+    assert!(rows.as_array().is_some_and(|rows| rows.len() >= 3) && connections("nobody") == json!([]), "{rows:#}");
+    assert_eq!(value["partial"], false);
     let (code, nobody, error) = pointsman(lab.node(), &bed, &["list", "nobody"]);
     assert_eq!((code, &*error), (Some(0), "pointsman: no Service matches \"nobody\"\n"));
     assert_eq!(as_scripts_read_it(&nobody), [""; 0]);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use super::super::{Failure, text};
+use super::super::{Failure, remark};
 use super::{FlowsOptions, parameters};
 use crate::forward::Register;
 use crate::kernel::KernelError;
@@ -37,9 +37,10 @@ struct Labels {
     read: Option<Instant>,
 }
 
-pub(super) fn list(options: &FlowsOptions, client: ClientError) -> Result<FlowList, Failure> {
+/// A list, and what is to be known beside it.
+pub(super) fn list(options: &FlowsOptions, client: ClientError) -> Result<(FlowList, String), Failure> {
     let filter = filter(options)?;
-    let mut labels = Labels::first(client)?;
+    let (mut labels, remark) = Labels::first(client)?;
     let listing = list_flows(|flow| filter.may_want(flow), LOOKED_AT).map_err(Failure::Conntrack)?;
     let none = HashMap::new();
     let pairs = pairs(&listing.records, &none);
@@ -49,7 +50,7 @@ pub(super) fn list(options: &FlowsOptions, client: ClientError) -> Result<FlowLi
     let more = listing.more + flows.len().saturating_sub(options.most);
     flows.truncate(options.most);
     let (read, partial) = (listing.read, listing.partial);
-    Ok(FlowList { version: VERSION.to_owned(), settings: flow_settings(), read, partial, more, flows })
+    Ok((FlowList { version: VERSION.to_owned(), settings: flow_settings(), read, partial, more, flows }, remark))
 }
 
 pub(super) fn follow(
@@ -58,7 +59,8 @@ pub(super) fn follow(
     events: mpsc::Sender<Result<FlowEvent, Failure>>,
 ) -> Result<(), Failure> {
     let filter = filter(options)?;
-    let mut labels = Labels::first(client)?;
+    let (mut labels, beside) = Labels::first(client)?;
+    remark(&beside);
     let mut follower = Follower::open().map_err(Failure::Conntrack)?;
     let mut teller = Teller::new(filter.clone(), Register::default());
     let begin = FlowEvent { settings: Some(flow_settings()), ..FlowEvent::plain(FlowWord::Begin) };
@@ -100,16 +102,15 @@ fn filter(options: &FlowsOptions) -> Result<FlowFilter, Failure> {
 
 impl Labels {
     /// Reads the tables, and says that this is all there is.
-    fn first(client: ClientError) -> Result<Self, Failure> {
+    fn first(client: ClientError) -> Result<(Self, String), Failure> {
         let mut labels = Self::default();
         match labels.read() {
             Err(kernel) => return Err(Failure::Nobody { client, kernel }),
             Ok(false) => return Err(Failure::Nothing { client }),
             Ok(true) => {}
         }
-        let why = text::plain(&client.to_string());
-        eprintln!("pointsman: {why}; this is what connection tracking and the kernel's tables say, which know no pods");
-        Ok(labels)
+        let told = "this is what connection tracking and the kernel's tables say, which know no pods";
+        Ok((labels, format!("{client}; {told}")))
     }
 
     /// Whether there are tables.
