@@ -76,7 +76,9 @@ struct Found<T> {
 
 /// Answers that are shared among those who ask for the same. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Shared<K, T>(Arc<Mutex<Vec<(K, Found<T>)>>>);
+pub(super) struct Shared<K, T>(Arc<Mutex<Answers<K, T>>>);
+
+type Answers<K, T> = Vec<(K, Found<T>)>;
 
 /// Who answers behind a listener of the forwarder, while a walk goes on: the register is read as a whole, not for each entry of the table.
 #[derive(Debug)]

@@ -109,18 +109,21 @@ pub(super) fn run(socket: &Path, options: &ListOptions) -> Result<(), Failure> {
         let mut out = BufWriter::with_capacity(BUFFER, io::stdout().lock());
         let streamed = stream(&mut out, socket, options)?;
         out.flush()?;
-        match streamed {
-            Streamed::Rows => return Ok(()),
-            Streamed::Nothing => return Ok(remark(&nothing(options))),
-            Streamed::NoDaemon => {}
+        if streamed == Streamed::Nothing {
+            remark(&nothing(options));
+        }
+        if streamed != Streamed::NoDaemon {
+            return Ok(());
         }
     }
     repeat(options.watch, |screen| {
         if is_plain {
-            match stream(&mut screen.text, socket, options)? {
-                Streamed::Rows => return Ok(()),
-                Streamed::Nothing => return Ok(screen.remarks.push(nothing(options))),
-                Streamed::NoDaemon => {}
+            let streamed = stream(&mut screen.text, socket, options)?;
+            if streamed == Streamed::Nothing {
+                screen.remarks.push(nothing(options));
+            }
+            if streamed != Streamed::NoDaemon {
+                return Ok(());
             }
         }
         show(screen, options, &find(socket, options)?)

@@ -93,8 +93,8 @@ fn list_is_read_by_scripts_with_and_without_a_daemon() {
     assert_eq!(serde_saphyr::from_str::<Value>(&yaml).expect("YAML")["version"], "v1");
     assert!(said(lab.node(), &bed, &["list", "--connections"]).contains("shop/web:http"));
     let connections = |search: &str| json_of(lab.node(), &bed, &["list", "--connections", search]);
-    let rows = connections("web");
-    assert!(rows.as_array().is_some_and(|rows| rows.len() >= 3) && connections("nobody") == json!([]), "{rows:#}");
+    let told = connections("web");
+    assert!(told.as_array().is_some_and(|rows| rows.len() >= 3) && connections("nobody") == json!([]), "{told:#}");
     assert_eq!(value["partial"], false);
     let (code, nobody, error) = pointsman(lab.node(), &bed, &["list", "nobody"]);
     assert_eq!((code, &*error), (Some(0), "pointsman: no Service matches \"nobody\"\n"));
