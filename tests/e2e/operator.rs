@@ -270,9 +270,11 @@ fn rates_count_what_is_opened_however_short() {
         assert_eq!((status, &body["error"]), (400, &json!(format!("seconds={wrong:?}: not a number from 0.1 to 4"))));
     }
 
-    // Without a daemon the kernel is read, which leads everybody to endpoints then.
+    // Without a daemon the kernel is read, which leads everybody to endpoints then. Whoever is carried while it is killed is reset.
+    drop(steady);
     daemon.end(Signal::SIGKILL);
     std::thread::sleep(Duration::from_secs(1));
+    let steady = Steady::start(lab.client(0), &[web, own]);
     let ((code, out, error), came) = steady.during(|| pointsman(lab.node(), &bed, &["list", "--rate", "-o", "json"]));
     assert!(code == Some(0) && error.contains("no daemon runs here"), "{error}");
     let listed: Value = serde_json::from_str(&out).expect("JSON");
