@@ -3,6 +3,7 @@
 //! Thousands of endpoints run on the same node, in the same zone, behind the same Service. Objects come off the wire with a string of
 //! their own for each; here they share one.
 
+use std::hash::Hash;
 use std::sync::Arc;
 
 use super::slice::Location;
@@ -12,38 +13,27 @@ use crate::model::map::HashSet;
 const FEW: usize = 1024;
 
 /// The names in use.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Names {
-    known: HashSet<Arc<str>>,
+    texts: Kept<str>,
+    /// Where endpoints run.
+    locations: Kept<Location>,
+}
+
+/// Values, each once and no longer than somebody else has it.
+#[derive(Debug)]
+struct Kept<T: ?Sized> {
+    known: HashSet<Arc<T>>,
     /// How many there may be until those that nobody uses any more are dropped.
     limit: usize,
-    /// Where endpoints run.
-    locations: HashSet<Arc<Location>>,
-    /// The same for these.
-    location_limit: usize,
 }
 
 // === impl Names ===
 
-impl Default for Names {
-    fn default() -> Self {
-        Self { known: HashSet::default(), limit: FEW, locations: HashSet::default(), location_limit: FEW }
-    }
-}
-
 impl Names {
     /// The shared form of this text.
     pub fn get(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.known.get(text) {
-            return known.clone();
-        }
-        if self.known.len() >= self.limit {
-            self.known.retain(|name| Arc::strong_count(name) > 1);
-            self.limit = (2 * self.known.len()).max(FEW);
-        }
-        let name: Arc<str> = text.into();
-        self.known.insert(name.clone());
-        name
+        self.texts.get(text, || text.into())
     }
 
     /// The shared form of this place; `None` where nothing is known.
@@ -53,16 +43,30 @@ impl Names {
         }
         let mut name = |name: Option<&str>| name.map(|name| self.get(name));
         let location = Location { node: name(node), zone: name(zone) };
-        if let Some(known) = self.locations.get(&location) {
-            return Some(known.clone());
+        Some(self.locations.get(&location, || Arc::new(location.clone())))
+    }
+}
+
+// === impl Kept ===
+
+impl<T: ?Sized> Default for Kept<T> {
+    fn default() -> Self {
+        Self { known: HashSet::default(), limit: FEW }
+    }
+}
+
+impl<T: ?Sized + Eq + Hash> Kept<T> {
+    fn get(&mut self, wanted: &T, make: impl FnOnce() -> Arc<T>) -> Arc<T> {
+        if let Some(known) = self.known.get(wanted) {
+            return known.clone();
         }
-        if self.locations.len() >= self.location_limit {
-            self.locations.retain(|known| Arc::strong_count(known) > 1);
-            self.location_limit = (2 * self.locations.len()).max(FEW);
+        if self.known.len() >= self.limit {
+            self.known.retain(|value| Arc::strong_count(value) > 1);
+            self.limit = (2 * self.known.len()).max(FEW);
         }
-        let location = Arc::new(location);
-        self.locations.insert(location.clone());
-        Some(location)
+        let made = make();
+        self.known.insert(made.clone());
+        made
     }
 }
 
@@ -78,7 +82,7 @@ mod tests {
         for number in 0..100_000 {
             names.get(&number.to_string());
         }
-        assert!(names.known.len() <= FEW, "{} names", names.known.len());
+        assert!(names.texts.known.len() <= FEW, "{} names", names.texts.known.len());
         assert!(Arc::ptr_eq(&kept, &names.get("kept")));
     }
 
@@ -108,7 +112,11 @@ mod tests {
                 [(Some(&*name), Some("a")), (Some("n1"), Some(&*name)), (None, Some(&*name))][number % 3];
             names.location(node, zone);
         }
-        assert!(names.locations.len() <= FEW && names.known.len() <= 2 * FEW, "{} places", names.locations.len());
+        assert!(
+            names.locations.known.len() <= FEW && names.texts.known.len() <= 2 * FEW,
+            "{} places",
+            names.locations.known.len()
+        );
         assert!(Arc::ptr_eq(&kept[0], &names.location(Some("n1"), Some("a")).expect("a place")));
     }
 }
