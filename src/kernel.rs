@@ -23,6 +23,7 @@
 //! Proven by `tests/kernel/`.
 
 pub mod addresses;
+mod both;
 mod chains;
 pub mod conntrack;
 mod encode;

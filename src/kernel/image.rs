@@ -18,12 +18,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
-use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::thread;
 
 use nft::{Connection, ElementView, SetInfo, ViewData};
 
+use super::both::both;
 use super::encode::{Mapped, member_key, slot_key};
 use super::error::KernelError;
 use super::skeleton::{self, ENDPOINTS, MEMBER_SLOTS, MEMBERS, Sizes, set_ref};
@@ -154,23 +153,14 @@ impl<'a> Reader<'a> {
             Ok::<Part<K, V>, KernelError>((found, counted))
         };
         let rest = (mine, asked - mine);
-        let (first, second) = thread::scope(|scope| {
-            let other = || look_up(&mut Connection::open()?, &mut Labels::default(), rest);
-            let other = (rest.1 > 0).then(|| thread::Builder::new().name(READER.to_owned()).spawn_scoped(scope, other));
-            let first = look_up(connection, labels, (0, mine));
-            // Without a second thread or connection, all of it is read by this one.
-            let second = other
-                .and_then(Result::ok)
-                .and_then(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)).ok());
-            (first, second)
-        });
+        let other = || look_up(&mut Connection::open()?, &mut Labels::default(), rest);
+        let (second, first) = both(READER, other, || look_up(connection, labels, (0, mine)));
         let mut counted;
         (*map, counted) = first?;
-        if rest.1 > 0 {
-            let (found, more) = second.map_or_else(|| look_up(connection, labels, rest), Ok)?;
-            counted += more;
-            map.extend(found);
-        }
+        // Without a second connection, all of it is read by this one.
+        let (found, more) = second.or_else(|_| look_up(connection, labels, rest))?;
+        counted += more;
+        map.extend(found);
         self.unknown += counted - map.len();
         // Something that nothing leads to, or somebody who wrote meanwhile, which an owner need not fear.
         if counted != told as usize || self.connection.generation()? != before {

@@ -15,6 +15,7 @@ use super::table::count;
 use super::work::{Applied, Work};
 use super::{DataPlane, Receive};
 use crate::compile::{Crowd, Delta};
+use crate::kernel::both::both;
 use crate::kernel::error::KernelError;
 use crate::kernel::skeleton::{Counts, ENDPOINTS, MEMBER_SLOTS, MEMBERS, Sizes};
 
@@ -62,17 +63,7 @@ impl DataPlane {
         delta: &Delta,
         meanwhile: impl FnOnce() -> T,
     ) -> (Result<Applied, KernelError>, T) {
-        let started = thread::scope(|scope| {
-            let applying = thread::Builder::new().name(NAME.to_owned()).spawn_scoped(scope, || self.apply(delta));
-            match applying {
-                Ok(applying) => {
-                    let done = meanwhile();
-                    Ok((applying.join().unwrap_or_else(|panic| resume_unwind(panic)), done))
-                }
-                Err(_) => Err(meanwhile),
-            }
-        });
-        started.unwrap_or_else(|meanwhile| (self.apply(delta), meanwhile()))
+        both(NAME, || self.apply(delta), meanwhile)
     }
 
     fn update_in_turn(
