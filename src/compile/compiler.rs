@@ -477,7 +477,7 @@ impl Compiler {
         if table.is_empty() {
             return (cluster, local);
         }
-        local.label = layout::local_label(label);
+        let local_label = layout::local_label(label);
         let frontends = port.frontends.iter().filter_map(|(frontend, _)| table.services.get(frontend));
         let node_port = port.node_port.and_then(|node_port| table.node_ports.get(&node_port));
         let mut decisions: Vec<Decision> =
@@ -500,10 +500,11 @@ impl Compiler {
             let found = match decision.plan {
                 Plan::Random(_) | Plan::Hash(..) | Plan::Dedicated | Plan::Userspace => {
                     let member = || table.members.get(table.member_slots.get(&slot)?);
-                    let is = |pool: &Pool| {
-                        table.endpoints.get(&slot).or_else(member).is_some_and(|slot| slot.label == pool.label)
-                    };
-                    [&mut cluster, &mut local].into_iter().find(|pool| is(pool))
+                    match table.endpoints.get(&slot).or_else(member).map(|slot| &slot.label) {
+                        Some(found) if found == label => Some(&mut cluster),
+                        Some(found) if *found == local_label => Some(&mut local),
+                        _ => None,
+                    }
                 }
                 // Whatever checks or refuses bears the number of the cluster's pool.
                 Plan::Refuse | Plan::Discard | Plan::SourceRanges | Plan::LocalPolicy => Some(&mut cluster),
@@ -514,9 +515,6 @@ impl Compiler {
                 known.id = Some(pool);
                 known.adopt_from(table);
             }
-        }
-        if local.id.is_none() {
-            local.label = pool::unlabelled();
         }
         (cluster, local)
     }

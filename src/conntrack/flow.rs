@@ -76,6 +76,15 @@ pub struct View {
     local_addresses: Arc<BTreeSet<IpAddr>>,
 }
 
+/// A direction and a zone are a connection; the kernel's number tells it from the next one with the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    pub(crate) protocol: Protocol,
+    pub(crate) original: Tuple,
+    pub(crate) zone: Option<u16>,
+    pub(crate) id: Option<u32>,
+}
+
 // === impl Flow ===
 
 impl Flow {
@@ -118,9 +127,9 @@ impl Flow {
         state.and_then(|state| names.get(usize::from(state)).copied()).unwrap_or("active")
     }
 
-    /// What tells it from every other entry: its direction, its zone and the kernel's number.
-    pub(crate) fn identity(&self) -> (Protocol, Tuple, Option<u16>, Option<u32>) {
-        (self.protocol, self.original, self.zone, self.id)
+    /// What tells it from every other entry.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity { protocol: self.protocol, original: self.original, zone: self.zone, id: self.id }
     }
 
     /// Whether both sides have said that they have nothing more to say: what comes now only waits to be forgotten.

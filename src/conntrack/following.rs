@@ -19,7 +19,7 @@ use std::collections::hash_map::Entry;
 use jiff::Timestamp;
 
 use super::census::Sighting;
-use super::flow::{Flow, Tuple};
+use super::flow::{Flow, Identity, Tuple};
 use super::ledger::Event;
 use crate::model::Protocol;
 use crate::status::Traffic;
@@ -67,20 +67,11 @@ pub struct Happening {
 /// Connections that are there.
 #[derive(Debug)]
 pub struct Known {
-    flows: HashMap<Key, Seen>,
+    flows: HashMap<Identity, Seen>,
     most: usize,
     /// How many came that there was no room for.
     unknown: u64,
     review: u32,
-}
-
-/// Two directions and a zone are a connection; the kernel's number tells it from the next one with the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    protocol: Protocol,
-    original: Tuple,
-    zone: Option<u16>,
-    id: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +126,7 @@ impl Known {
             return None;
         }
         if event == Event::End {
-            return match self.flows.remove(&Key::of(flow)) {
+            return match self.flows.remove(&flow.identity()) {
                 Some(seen) if seen.stage != Stage::Open => None,
                 Some(seen) => Some(seen.end(record, at)),
                 // We have never met: what the kernel says in the end is all there is.
@@ -186,7 +177,7 @@ impl Known {
         let flow = &record.sighting.flow;
         let room = self.flows.len() < self.most;
         let review = self.review;
-        match self.flows.entry(Key::of(flow)) {
+        match self.flows.entry(flow.identity()) {
             Entry::Vacant(_) if !room => {
                 self.unknown += 1;
                 None
@@ -237,14 +228,6 @@ impl Seen {
         let state = &mut record.sighting.flow.state;
         *state = state.or(self.state);
         Happening { what: What::End, at: record.ended.unwrap_or(at), record }
-    }
-}
-
-// === impl Key ===
-
-impl Key {
-    fn of(flow: &Flow) -> Self {
-        Self { protocol: flow.protocol, original: flow.original, zone: flow.zone, id: flow.id }
     }
 }
 

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 
 use super::cli::Format;
 use super::client::{self, Method, query};
-use super::text::{Cell, Look, Table, ago, colours, plain};
-use super::{Failure, say};
+use super::text::{Cell, Look, Table, ago, colours};
+use super::{Failure, remark, say};
 use crate::status::{OverrideList, OverrideView, lasting};
 
 /// Exit status where something was said and has no effect.
@@ -140,11 +140,11 @@ fn answer(list: &OverrideList, output: Option<Format>) -> Result<(), Failure> {
 
 fn warn(list: &OverrideList) {
     for warning in &list.warnings {
-        eprintln!("pointsman: {}", plain(warning));
+        remark(warning);
     }
     for one in &list.overrides {
         for warning in &one.warnings {
-            eprintln!("pointsman: {}/{}: {}", plain(&one.namespace), plain(&one.name), plain(warning));
+            remark(&format!("{}/{}: {warning}", one.namespace, one.name));
         }
     }
 }

@@ -24,7 +24,7 @@ use super::cli::{Format, TraceOptions};
 use super::client::{self, ClientError};
 use super::target::{self, TargetError};
 use super::text::{Look, colours, paint, plain};
-use super::{Failure, say};
+use super::{Failure, remark, say};
 use crate::kernel::trap::{Aim, Trap};
 use crate::model::{Family, Protocol};
 use crate::status::ServiceView;
@@ -83,7 +83,7 @@ pub(super) fn run(socket: &Path, options: &TraceOptions) -> Result<(), Failure> 
                 }
                 paths.take(*step, Instant::now(), &known);
             }
-            Some(Step::Lost) => eprintln!("pointsman: steps were lost: some packets are told in part"),
+            Some(Step::Lost) => remark("steps were lost: some packets are told in part"),
             None => {}
         }
         for packet in paths.ended(Instant::now(), QUIET) {
@@ -101,7 +101,7 @@ pub(super) fn run(socket: &Path, options: &TraceOptions) -> Result<(), Failure> 
         }
     }
     if told == 0 {
-        eprintln!("pointsman: no packet came that opens a connection to {}", plain(&target.to_string()));
+        remark(&format!("no packet came that opens a connection to {target}"));
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::super::remark;
 use crate::status::flows::{FlowEvent, FlowView, FlowWord};
 
 /// Where lines go.
@@ -117,13 +118,13 @@ impl Log {
         match written {
             Ok(()) => {
                 if self.lost > 0 {
-                    eprintln!("pointsman: the log is written again; {} lines are missing", self.lost);
+                    remark(&format!("the log is written again; {} lines are missing", self.lost));
                 }
                 self.lost = 0;
             }
             Err(error) => {
                 if self.lost == 0 {
-                    eprintln!("pointsman: the log cannot be written: {error}");
+                    remark(&format!("the log cannot be written: {error}"));
                 }
                 self.lost += 1;
             }
@@ -136,7 +137,7 @@ impl Log {
         if let To::File { path, .. } = &self.to {
             match To::file(path.clone()) {
                 Ok(new) => self.to = new,
-                Err(error) => eprintln!("pointsman: the log cannot be opened again: {error}"),
+                Err(error) => remark(&format!("the log cannot be opened again: {error}")),
             }
         }
     }
