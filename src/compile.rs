@@ -23,6 +23,7 @@ mod change;
 mod compiler;
 mod delta;
 mod elements;
+mod forecast;
 pub mod layout;
 mod phases;
 mod pool;
@@ -30,11 +31,12 @@ mod pools;
 mod shared;
 
 pub use change::{Changes, Entrance, LISTED, PortChange};
-pub use compiler::{Compiler, Crowd, Ring, Shortage};
+pub use compiler::{Compiler, Ring, Shortage};
 pub use delta::{Delta, Edit, Edits, Image};
 pub(crate) use elements::each_map;
 pub use elements::{
     ClusterIp, Hairpin, Hop, Label, Masquerade, NodePortAddress, ServiceNetwork, Slot, SlotKey, SourceRange, Stage,
     TableDelta, TableImage, Target,
 };
+pub use forecast::Forecast;
 pub use phases::Phases;

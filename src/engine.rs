@@ -13,6 +13,7 @@ mod deadlines;
 mod drains;
 mod exchange;
 mod fallback;
+mod forecast;
 mod look;
 #[cfg(test)]
 mod look_tests;
@@ -37,12 +38,12 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use crate::compile::layout::{Locality, PoolId};
-use crate::compile::{self, Compiler, Crowd, Delta, Image};
+use crate::compile::{self, Compiler, Delta, Image};
 use crate::conntrack::ledger::Report;
 use crate::conntrack::{Cut, Destination, Directory, FlowBook, Interests, View, WatchBook, census};
 use crate::forward::RouteId;
 use crate::model::map::HashMap;
-use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, Protocol, ServiceKey, Store};
+use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, Protocol, Service, ServiceKey, Store};
 use crate::policy::{self, Claim, Claims, Context, Frontend, HealthCheck, NodePort, ResolvedPort, Roster, Settings};
 use crate::schedule::Scheduler;
 use crate::source::{Change, Kind, Object};
@@ -51,7 +52,7 @@ use drains::Drains;
 use look::Changes;
 use overrides::Overrides;
 use routes::Routes;
-use touched::{Slices, Touch, Touched};
+use touched::{Slices, Touched};
 use triggers::Triggers;
 use warmth::Warmth;
 
@@ -310,9 +311,10 @@ impl Engine {
         outcome
     }
 
-    /// The same on top of what came of an earlier call, with which it becomes one: nothing of that must have been applied.
-    pub fn compile_into(&mut self, outcome: &mut Outcome) {
-        self.compile_with(outcome, true, usize::MAX);
+    /// The same on top of what came of an earlier call, with which it becomes one: nothing of that must have been applied. As long as fewer
+    /// than `elements` differ.
+    pub fn compile_into(&mut self, outcome: &mut Outcome, elements: usize) {
+        self.compile_with(outcome, true, elements);
     }
 
     /// As [`Engine::compile`], as long as fewer than `elements` differ; the rest is for the next call, which [`Engine::has_more`] asks
@@ -323,9 +325,30 @@ impl Engine {
         outcome
     }
 
+    /// Whether nothing has been compiled yet, so that whatever is from now on comes of [`Engine::compile_part`].
+    pub fn is_blank(&self) -> bool {
+        self.compiler.is_blank()
+    }
+
     /// Whether there are Services that [`Engine::compile_part`] left for later.
     pub fn has_more(&self) -> bool {
         !self.touched.is_empty()
+    }
+
+    /// As [`Engine::compile`], handed out in parts of about `elements`. Ends with the first error, and the rest is for another call.
+    ///
+    /// # Errors
+    /// What `take` ended with.
+    pub fn compile_in_parts<E>(
+        &mut self,
+        elements: usize,
+        take: &mut dyn FnMut(Delta) -> Result<(), E>,
+    ) -> Result<(), E> {
+        take(self.compile_part(elements).delta)?;
+        while self.has_more() {
+            take(self.compile_part(elements).delta)?;
+        }
+        Ok(())
     }
 
     /// As [`Engine::compile`], without the delta: for those who ask for [`Engine::difference`] afterwards. What is compiled first
@@ -351,66 +374,80 @@ impl Engine {
     }
 
     fn compile_with(&mut self, outcome: &mut Outcome, keep_delta: bool, elements: usize) {
-        // Those between whom frontends may move, and all others; of these, those whose slices alone have changed.
-        let (mut moving, mut staying) = (BTreeSet::new(), BTreeSet::new());
-        let mut by_slices: HashMap<ServiceKey, Slices> = HashMap::default();
-        for (key, touch) in self.touched.take() {
-            if let Touch::Slices(slices) = touch {
-                // What it asks for does not depend on them.
-                by_slices.insert(key.clone(), slices);
-                staying.insert(key);
-                continue;
-            }
-            // All claims first: whether one Service gets a frontend may depend on another that is touched in the same batch.
-            let (created, wanted) = match self.store.service(&key) {
-                Some(service) => (service.created, policy::wanted(service, &self.settings)),
-                None => (0, Vec::new()),
-            };
-            match self.claims.set(&key, created, wanted) {
-                None => drop(staying.insert(key)),
-                Some(others) => {
-                    moving.extend(others);
-                    moving.insert(key);
-                }
-            }
-        }
-        if !moving.is_empty() {
-            staying.retain(|key| !moving.contains(key));
-            by_slices.retain(|key, _| !moving.contains(key));
-        }
+        let moving = self.settle_claims();
         outcome.problems.append(&mut self.fresh_problems);
         outcome.touched = outcome.touched.union(std::mem::take(&mut self.families));
         outcome.triggers.extend(self.triggers.take());
         if std::mem::take(&mut self.networks_touched) {
             self.compile_networks(&mut outcome.delta);
         }
-        let unparted = moving.len();
-        let mut compiled = 0;
-        for key in moving.into_iter().chain(staying) {
-            let slices = by_slices.remove(&key);
-            if compiled >= unparted && outcome.delta.len() >= elements {
-                self.touched.put_back(key, slices.map_or(Touch::Whole, Touch::Slices));
-                continue;
-            }
-            compiled += 1;
-            let before = outcome.delta.len();
-            let done = slices.as_ref().is_some_and(|slices| self.exchange(&key, slices, &mut outcome.delta));
-            if !done {
-                let resolved = self.decide(&key, outcome);
-                self.enroll(&key, &resolved, slices.is_some());
-            }
-            // Two halves of a frontend that moves may be one edit in the end: neither Service has more edits then.
-            let differs = outcome.delta.len() != before || compiled <= unparted;
-            self.changes.note(&key, self.store.service(&key).is_some(), differs, self.now);
+        for key in moving {
+            self.touched.remove(&key);
+            self.compile_service(key, None, true, outcome);
             if !keep_delta {
                 outcome.delta = Delta::default();
             }
-            outcome.services.push(key);
+        }
+        while outcome.delta.len() < elements
+            && let Some((key, slices)) = self.touched.take_first()
+        {
+            self.compile_service(key, slices, false, outcome);
+            if !keep_delta {
+                outcome.delta = Delta::default();
+            }
         }
         outcome.changes.append(self.compiler.take_changes());
         outcome.overridden.append(&mut self.overrides.take_notes());
         outcome.services.sort();
         outcome.services.dedup();
+    }
+
+    /// Takes note of what touched Services ask for, all of them: whether one gets a frontend may depend on another that is touched in the
+    /// same batch. Returns those between whom frontends may pass, which are not to be parted.
+    fn settle_claims(&mut self) -> BTreeSet<ServiceKey> {
+        let (mut moving, mut others) = (BTreeSet::new(), Vec::new());
+        let mut released: HashMap<Claim, ServiceKey> = HashMap::default();
+        for key in self.touched.take_unsettled() {
+            let (created, wanted) = match self.store.service(&key) {
+                Some(service) => (service.created, policy::wanted(service, &self.settings)),
+                None => (0, Vec::new()),
+            };
+            let Some(passed) = self.claims.set(&key, created, wanted) else { continue };
+            released.extend(passed.released.into_iter().map(|claim| (claim, key.clone())));
+            if passed.others.is_empty() {
+                others.push(key);
+            } else {
+                moving.extend(passed.others);
+                moving.insert(key);
+            }
+        }
+        if released.is_empty() {
+            return moving;
+        }
+        // What one gave up another may have taken after it, in the same batch.
+        for key in others {
+            let from = self.claims.asked(&key).filter_map(|claim| released.get(claim));
+            let from: Vec<_> = from.filter(|from| **from != key).cloned().collect();
+            if !from.is_empty() {
+                moving.extend(from);
+                moving.insert(key);
+            }
+        }
+        moving
+    }
+
+    /// Decides and compiles one Service. `slices`: nothing else of it has changed. `moving`: frontends may pass between it and others.
+    fn compile_service(&mut self, key: ServiceKey, slices: Option<Slices>, moving: bool, outcome: &mut Outcome) {
+        let before = outcome.delta.len();
+        let done = slices.as_ref().is_some_and(|slices| self.exchange(&key, slices, &mut outcome.delta));
+        if !done {
+            let resolved = self.decide(&key, outcome);
+            self.enroll(&key, &resolved, slices.is_some());
+        }
+        // Two halves of a frontend that moves may be one edit in the end: neither Service has more edits then.
+        let differs = moving || outcome.delta.len() != before;
+        self.changes.note(&key, self.store.service(&key).is_some(), differs, self.now);
+        outcome.services.push(key);
     }
 
     /// Decides and compiles one Service, whatever has changed about it. Returns what was decided.
@@ -542,18 +579,6 @@ impl Engine {
         self.compiler.everything_in_parts(size, take)
     }
 
-    /// The same without what there is as much of as endpoints, which is counted instead, by family.
-    ///
-    /// # Errors
-    /// What `take` ended with.
-    pub fn outline_in_parts<E>(
-        &self,
-        size: usize,
-        take: &mut dyn FnMut(Delta) -> Result<(), E>,
-    ) -> Result<[Crowd; 2], E> {
-        self.compiler.outline_in_parts(size, take)
-    }
-
     /// What has to change where a kernel has this. What has been taken but not compiled is not in it.
     pub fn difference(&self, found: Image) -> Delta {
         self.compiler.difference(found)
@@ -620,12 +645,17 @@ impl Engine {
     /// Decides again whatever depends on our Node.
     fn node_changed(&mut self, before: Node) {
         let Some(now) = self.store.node() else { return };
-        if before.zone != now.zone {
-            self.touched.extend(self.store.services().map(|service| service.key.clone()));
+        let depends: fn(&Service) -> bool = if before.zone != now.zone {
+            |_| true
         } else if before.addresses != now.addresses {
-            let depending = self.store.services().filter(|service| policy::depends_on_node_addresses(service));
-            self.touched.extend(depending.map(|service| service.key.clone()));
-        }
+            policy::depends_on_node_addresses
+        } else {
+            return;
+        };
+        let depending = self.store.services().filter(|service| depends(service));
+        // In an order that does not depend on chance.
+        let depending: BTreeSet<_> = depending.map(|service| service.key.clone()).collect();
+        self.touched.extend(depending);
     }
 
     /// Everything known.

@@ -42,5 +42,5 @@ mod write;
 
 pub use error::KernelError;
 pub use image::Reading;
-pub use plane::{Applied, DataPlane, Found, Ownership, PART, PickReader, Receive, SHARE};
+pub use plane::{Applied, DataPlane, Found, Ownership, PART, PickReader, Receive, Refused, SHARE};
 pub use shadows::Shadow;

@@ -193,6 +193,16 @@ impl Scheduler {
         }
     }
 
+    /// How many slots [`Scheduler::deal`] deals to so many equals the first time, if there is anybody.
+    pub fn slots_of_equals(self, count: usize, tables: TableSizes) -> usize {
+        match self.buckets(tables) {
+            _ if count < 2 => count,
+            Some(buckets) => usize::try_from(buckets.count()).unwrap_or(usize::MAX),
+            None if self.live().is_some() => live::new_ring_size(count),
+            None => count,
+        }
+    }
+
     /// Brings slots that [`Scheduler::deal`] dealt to two or more equals to where it would bring them, without a look at those who stay.
     /// `None`, with the slots as they were: everybody has to be dealt to.
     pub fn exchange(self, slots: &mut Vec<SocketAddr>, swap: Swap<'_>) -> Option<Changed<SocketAddr>> {
@@ -313,6 +323,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn how_many_slots_equals_get_is_known_beforehand(name in 0..Scheduler::NAMES.len(), count in 1usize..300) {
+            let scheduler: Scheduler = Scheduler::NAMES[name].parse().expect("known");
+            let equals = candidates(&vec![3; count]);
+            let hand = Hand { tables: sized(64, 251), ..hand(&equals) };
+            prop_assert_eq!(scheduler.deal(hand).slots.len(), scheduler.slots_of_equals(count, hand.tables), "{}", scheduler);
+        }
+
         /// Whoever goes and comes: an exchange leads where a deal does.
         #[test]
         fn an_exchange_is_a_deal(

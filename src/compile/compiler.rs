@@ -50,17 +50,6 @@ pub struct Shortage {
     pub reason: String,
 }
 
-/// How many elements a table has of those kinds of which there are as many as endpoints.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Crowd {
-    /// In map `endpoints`.
-    pub endpoints: usize,
-    /// In map `member-slots`.
-    pub member_slots: usize,
-    /// In map `members`.
-    pub members: usize,
-}
-
 /// A pool that is dealt again while the kernel walks it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ring {
@@ -316,30 +305,6 @@ impl Compiler {
     /// Everything desired, handed out in parts of about `size` elements: a delta of a whole cluster takes more memory than all that
     /// the engine remembers of it. Ends with the first error.
     pub fn everything_in_parts<E>(&self, size: usize, take: &mut dyn FnMut(Delta) -> Result<(), E>) -> Result<(), E> {
-        self.in_parts(size, |port, delta| difference(None, Some(port), delta), take)
-    }
-
-    /// The same without what there is as much of as endpoints; that is counted, by family, which costs less than making it. To know how
-    /// large tables have to be.
-    pub fn outline_in_parts<E>(
-        &self,
-        size: usize,
-        take: &mut dyn FnMut(Delta) -> Result<(), E>,
-    ) -> Result<[Crowd; 2], E> {
-        self.in_parts(size, |port, delta| outline_difference(None, Some(port), delta), take)?;
-        let mut crowds = <[Crowd; 2]>::default();
-        for port in self.ports.values().flatten() {
-            port.pools().into_iter().for_each(|pool| pool.count_into(&mut crowds[port.family as usize]));
-        }
-        Ok(crowds)
-    }
-
-    fn in_parts<E>(
-        &self,
-        size: usize,
-        note: impl Fn(&CompiledPort, &mut TableDelta),
-        take: &mut dyn FnMut(Delta) -> Result<(), E>,
-    ) -> Result<(), E> {
         let mut part = Delta::default();
         let mut hand_out = |part: &mut Delta, size| {
             if part.len() < size {
@@ -348,7 +313,7 @@ impl Compiler {
             take(std::mem::take(part))
         };
         for port in self.ports.values().flatten() {
-            note(port, part.table_mut(port.family));
+            difference(None, Some(port), part.table_mut(port.family));
             hand_out(&mut part, size)?;
         }
         for family in Family::ALL {
@@ -380,6 +345,17 @@ impl Compiler {
             table.remove_rest(std::mem::take(found.table_mut(family)));
         }
         delta
+    }
+
+    /// Whether nothing is desired.
+    pub fn is_blank(&self) -> bool {
+        let unused = |common: &Common| {
+            common.cluster_ips.iter().next().is_none()
+                && common.hairpins.iter().next().is_none()
+                && common.node_port_addresses.is_empty()
+                && common.service_networks.is_empty()
+        };
+        self.ports.is_empty() && self.common.iter().all(unused)
     }
 
     /// How many pools are in use.
@@ -707,13 +683,6 @@ impl CompiledPort {
 
 /// What belongs to one port alone.
 fn difference(before: Option<&CompiledPort>, after: Option<&CompiledPort>, delta: &mut TableDelta) {
-    outline_difference(before, after, delta);
-    pool::difference(before.map(|port| &port.cluster), after.map(|port| &port.cluster), delta);
-    pool::difference(before.map(|port| &port.local), after.map(|port| &port.local), delta);
-}
-
-/// The same without what is in its pools.
-fn outline_difference(before: Option<&CompiledPort>, after: Option<&CompiledPort>, delta: &mut TableDelta) {
     macro_rules! compare {
         ($($edits:ident: $list:ident),*) => {$(
             let list = |port: Option<&CompiledPort>| port.map(CompiledPort::$list).unwrap_or_default();
@@ -738,6 +707,7 @@ fn outline_difference(before: Option<&CompiledPort>, after: Option<&CompiledPort
         if let Some(id) = old.and_then(|pool| pool.id).or(new.and_then(|pool| pool.id)) {
             delta.dedicated.note(id, chain(old), chain(new));
         }
+        pool::difference(old, new, delta);
     }
 }
 

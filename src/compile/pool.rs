@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
-use super::compiler::Crowd;
 use super::elements::{Slot, SlotKey, TableDelta, TableImage};
 use super::layout::{Decision, DedicatedChain, MAX_MEMBERS, MAX_SHARED_SLOTS, MemberId, Plan, PoolId};
 use crate::model::PortKey;
@@ -162,18 +161,6 @@ impl Pool {
             delta.endpoints.note(key, before, self.slot(slot));
         }
         true
-    }
-
-    /// Counts what is in it.
-    pub(super) fn count_into(&self, crowd: &mut Crowd) {
-        match self.affinity {
-            _ if self.id.is_none() => {}
-            None => crowd.endpoints += self.slots.len(),
-            Some(_) => {
-                crowd.member_slots += self.slots.len();
-                crowd.members += self.members.numbers().len();
-            }
-        }
     }
 
     fn members(&self) -> impl Iterator<Item = (MemberId, Slot)> + '_ {

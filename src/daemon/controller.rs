@@ -16,7 +16,7 @@ use crate::conntrack::ledger::Report;
 use crate::engine::{Engine, Outcome};
 use crate::forward::Register;
 use crate::kernel::conntrack::{CensusTaker, Cleaner, Pass};
-use crate::kernel::{Applied, DataPlane, Found, KernelError, PART, SHARE};
+use crate::kernel::{Applied, DataPlane, Found, KernelError, PART, Receive, Refused, SHARE};
 use crate::model::{AddressRange, Families, Family, Problem, plain};
 use crate::observe::desk::{Asked, Glance, KernelSide, Question, Questions};
 use crate::observe::metrics::{self, SyncKind};
@@ -417,8 +417,8 @@ impl Controller {
             return Ok(());
         }
         let outcome = self.engine.compile_timed(now);
-        self.tell(&outcome.problems);
-        self.say_overridden(&outcome);
+        tell(&outcome.problems, &self.observer);
+        say_overridden(&outcome, &self.engine);
         self.note_overridden(&outcome, now);
         self.cleaner.announce(self.engine.take_flow_changes());
         match self.plane.apply(&outcome.delta) {
@@ -447,15 +447,21 @@ impl Controller {
         {
             return self.refused(error).map(|()| false);
         }
+        let afresh = match self.begins_afresh() {
+            Ok(afresh) => afresh,
+            Err(error) => return self.refused(error).map(|()| false),
+        };
+        let part = match self.trust {
+            Trust::Known => SHARE,
+            Trust::Unknown { .. } if afresh => PART,
+            Trust::Unknown { .. } => usize::MAX,
+        };
         let mut outcome = match self.trust {
             _ if self.engine.is_idle() => Outcome::default(),
-            Trust::Known => self.engine.compile_part(SHARE),
-            Trust::Unknown { .. } => self.engine.catch_up(),
+            Trust::Unknown { .. } if !afresh => self.engine.catch_up(),
+            _ => self.engine.compile_part(part),
         };
-        self.forwarding.follow(&mut self.engine, &mut outcome, &self.observer);
-        self.tell(&outcome.problems);
-        self.say_overridden(&outcome);
-        self.cleaner.announce(self.engine.take_flow_changes());
+        self.compiled(&mut outcome, part);
         self.triggers.extend(&outcome.triggers);
         let (kind, result) = match &mut self.trust {
             Trust::Known if stale => (SyncKind::Full, self.plane.replace(&self.engine.everything())),
@@ -466,6 +472,10 @@ impl Controller {
                 return Ok(false);
             }
             Trust::Known => (SyncKind::Partial, self.apply_in_parts(&mut outcome)),
+            Trust::Unknown { .. } if afresh => {
+                self.due = Families::ALL;
+                (SyncKind::Full, self.load(&mut outcome))
+            }
             Trust::Unknown { retry_at, .. } if *retry_at > Instant::now() => {
                 self.note_overridden(&outcome, begin);
                 return Ok(false);
@@ -479,10 +489,7 @@ impl Controller {
             Err(KernelError::Outgrown { family, map, size }) => {
                 info!(%family, map, size, "the map outgrew its size: replacing the tables by larger ones");
                 let mut rest = self.engine.catch_up();
-                self.forwarding.follow(&mut self.engine, &mut rest, &self.observer);
-                self.tell(&rest.problems);
-                self.say_overridden(&rest);
-                self.cleaner.announce(self.engine.take_flow_changes());
+                self.compiled(&mut rest, usize::MAX);
                 self.plane.replace(&self.engine.everything())
             }
             result => result,
@@ -511,37 +518,62 @@ impl Controller {
         }
     }
 
-    /// Applies what was compiled and, as long as there is more, compiles the next part meanwhile: a storm of changes becomes transactions that
-    /// are short enough for others who want the netlink lock.
-    fn apply_in_parts(&mut self, outcome: &mut Outcome) -> Result<Applied, KernelError> {
-        let mut delta = std::mem::take(&mut outcome.delta);
-        let mut applied = Applied::default();
-        while self.engine.has_more() {
-            let Self { plane, engine, .. } = self;
-            let (before, mut part) = plane.apply_while(&delta, || engine.compile_part(SHARE));
-            // What was compiled is told in any case: it will not be compiled again.
-            self.forwarding.follow(&mut self.engine, &mut part, &self.observer);
-            self.tell(&part.problems);
-            self.say_overridden(&part);
-            self.cleaner.announce(self.engine.take_flow_changes());
-            outcome.services.append(&mut part.services);
-            outcome.overridden.append(&mut part.overridden);
-            outcome.changes.append(part.changes);
-            applied.followed_by(before?);
-            delta = part.delta;
-        }
-        applied.followed_by(self.plane.apply(&delta)?);
+    /// Whether nothing is there and nothing has been compiled, so that what is compiled from now on is all that is to be programmed.
+    fn begins_afresh(&mut self) -> Result<bool, KernelError> {
+        let Trust::Unknown { retry_at, .. } = self.trust else { return Ok(false) };
+        let vacant = retry_at <= Instant::now() && self.engine.is_blank() && self.plane.is_vacant();
+        Ok(vacant && self.plane.is_as_read()?)
+    }
+
+    /// Programs everything known, of which a first part is compiled.
+    fn load(&mut self, outcome: &mut Outcome) -> Result<Applied, KernelError> {
+        self.compared = true;
+        let forecast = self.engine.forecast();
+        let applied = self.in_parts(outcome, PART, |plane, parts| plane.build(&forecast, parts))?;
+        self.engine.settle();
         Ok(applied)
     }
 
-    fn tell(&self, problems: &[Problem]) {
-        for problem in problems {
-            match problem.is_passed_over() {
-                true => info!("{problem}"),
-                false => warn!("{problem}"),
-            }
-            self.observer.invalid(problem);
+    /// Applies what was compiled and, as long as there is more, compiles the next part meanwhile: a storm of changes becomes transactions that
+    /// are short enough for others who want the netlink lock.
+    fn apply_in_parts(&mut self, outcome: &mut Outcome) -> Result<Applied, KernelError> {
+        if !self.engine.has_more() {
+            return self.plane.apply(&outcome.delta);
         }
+        self.in_parts(outcome, SHARE, |plane, parts| plane.apply_in_turn(parts))
+    }
+
+    /// Hands what was compiled to `program` and, as long as there is more, compiles the next part, of about so many elements.
+    fn in_parts(
+        &mut self,
+        outcome: &mut Outcome,
+        elements: usize,
+        program: impl FnOnce(
+            &mut DataPlane,
+            &mut dyn FnMut(Receive<'_>) -> Result<(), Refused>,
+        ) -> Result<Applied, KernelError>,
+    ) -> Result<Applied, KernelError> {
+        let Self { plane, engine, forwarding, cleaner, observer, .. } = self;
+        program(plane, &mut |take| {
+            take(std::mem::take(&mut outcome.delta))?;
+            while engine.has_more() {
+                let mut part = engine.compile_part(elements);
+                // What was compiled is told in any case: it will not be compiled again.
+                follow_up(engine, &mut part, elements, forwarding, cleaner, observer);
+                let delta = std::mem::take(&mut part.delta);
+                outcome.services.append(&mut part.services);
+                outcome.overridden.append(&mut part.overridden);
+                outcome.changes.append(part.changes);
+                take(delta)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What follows from what was compiled, before the kernel has it; `elements` is how many may differ in all.
+    fn compiled(&mut self, outcome: &mut Outcome, elements: usize) {
+        let Self { engine, forwarding, cleaner, observer, .. } = self;
+        follow_up(engine, outcome, elements, forwarding, cleaner, observer);
     }
 
     /// Everything known is programmed for the first time.
@@ -641,10 +673,8 @@ impl Controller {
         let as_adopted = !std::mem::replace(&mut self.compared, true) && self.plane.is_as_read()?;
         let found = if as_adopted { adopted } else { self.read_again()? };
         if self.plane.is_vacant() {
-            let applied = self.plane.build(
-                |take| self.engine.outline_in_parts(PART, take),
-                |take| self.engine.everything_in_parts(PART, take),
-            )?;
+            let forecast = self.engine.forecast();
+            let applied = self.plane.build(&forecast, |take| self.engine.everything_in_parts(PART, take))?;
             self.repaired(applied, || "the tables were gone".to_owned());
             return Ok(applied);
         }
@@ -698,19 +728,7 @@ impl Controller {
         self.note(occasion, outcome, what, applied, begin, changes);
     }
 
-    /// What was said by hand, taken back or has ended: a log line each, and how many endpoints that leaves.
-    fn say_overridden(&self, outcome: &Outcome) {
-        if outcome.overridden.is_empty() {
-            return;
-        }
-        for line in &outcome.overridden {
-            info!("{line}");
-        }
-        let (drained, weighted): (Vec<_>, Vec<_>) = self.engine.overrides().partition(|(_, one)| one.is_drain());
-        metrics::overrides(drained.len(), weighted.len());
-    }
-
-    /// The same as an entry in the timeline, where there is no other for it.
+    /// What was said by hand, taken back or has ended, as an entry in the timeline, where there is no other for it.
     fn note_overridden(&self, outcome: &Outcome, begin: Instant) {
         if !outcome.overridden.is_empty() {
             self.note(Occasion::Change, outcome, outcome.overridden.clone(), Applied::default(), begin, 0);
@@ -746,6 +764,44 @@ impl Controller {
             total: begin.elapsed(),
         });
     }
+}
+
+/// What follows from what was compiled, before the kernel has it. That may be more to compile: as long as fewer than `elements` differ, it
+/// becomes one with the rest.
+fn follow_up(
+    engine: &mut Engine,
+    outcome: &mut Outcome,
+    elements: usize,
+    forwarding: &mut Forwarding,
+    cleaner: &mut Cleaner,
+    observer: &Observer,
+) {
+    forwarding.follow(engine, outcome, elements, observer);
+    tell(&outcome.problems, observer);
+    say_overridden(outcome, engine);
+    cleaner.announce(engine.take_flow_changes());
+}
+
+fn tell(problems: &[Problem], observer: &Observer) {
+    for problem in problems {
+        match problem.is_passed_over() {
+            true => info!("{problem}"),
+            false => warn!("{problem}"),
+        }
+        observer.invalid(problem);
+    }
+}
+
+/// What was said by hand, taken back or has ended: a log line each, and how many endpoints that leaves.
+fn say_overridden(outcome: &Outcome, engine: &Engine) {
+    if outcome.overridden.is_empty() {
+        return;
+    }
+    for line in &outcome.overridden {
+        info!("{line}");
+    }
+    let (drained, weighted): (Vec<_>, Vec<_>) = engine.overrides().partition(|(_, one)| one.is_drain());
+    metrics::overrides(drained.len(), weighted.len());
 }
 
 /// The first of them, and how many more there are.

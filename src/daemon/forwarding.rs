@@ -140,8 +140,9 @@ impl Forwarding {
         retries.chain(self.measure_at).chain(self.leading.deadline()).min()
     }
 
-    /// Opens and changes what the engine wishes for, and has it compiled what follows from that, into `outcome`.
-    pub(super) fn follow(&mut self, engine: &mut Engine, outcome: &mut Outcome, observer: &Observer) {
+    /// Opens and changes what the engine wishes for, and has it compiled what follows from that, into `outcome`, as long as fewer than
+    /// `elements` differ.
+    pub(super) fn follow(&mut self, engine: &mut Engine, outcome: &mut Outcome, elements: usize, observer: &Observer) {
         for (listener, wish) in engine.take_wishes() {
             match wish {
                 Some(wish) => self.want(listener, wish, observer),
@@ -164,7 +165,7 @@ impl Forwarding {
             announce(&service, fallback, observer);
         }
         if moved {
-            engine.compile_into(outcome);
+            engine.compile_into(outcome, elements);
         }
     }
 

@@ -36,10 +36,8 @@ fn load() -> Result<String, String> {
         }
     }
     plane.read().map_err(|error| said(&error))?;
-    engine.catch_up();
-    let applied = plane
-        .build(|take| engine.outline_in_parts(PART, take), |take| engine.everything_in_parts(PART, take))
-        .map_err(|error| said(&error))?;
+    let forecast = engine.forecast();
+    let applied = plane.build(&forecast, |take| engine.compile_in_parts(PART, take)).map_err(|error| said(&error))?;
     let families = families.iter().map(Family::to_string).collect::<Vec<_>>().join(" and ");
     Ok(format!("a ruleset of every kind was accepted for {families} ({} elements)", applied.elements))
 }

@@ -51,7 +51,7 @@ impl Forwarder {
             }
         }
         if !engine.is_idle() {
-            engine.compile_into(outcome);
+            engine.compile_into(outcome, usize::MAX);
         }
     }
 

@@ -4,10 +4,17 @@
 //! when it was last compiled: who went and came is then found from those slices alone. Of all others, and when that would be too much to
 //! remember, everything is looked at again.
 //!
+//! A Service that anything may differ about asks for frontends, perhaps others than before, and what one gets another may lose. So all claims are
+//! *settled* before any Service is compiled; after that each can wait for its turn by itself, and a storm is compiled in parts without a look at
+//! all who wait.
+//!
 //! Invariants: what is remembered is bounded by [`KEPT`] slices; a slice is remembered as it was compiled last, however often it has
-//! changed since.
+//! changed since; Services wait in the order in which they were touched.
 
 use std::collections::BTreeMap;
+
+use foldhash::fast::RandomState;
+use hashlink::LinkedHashMap;
 
 use crate::model::{ServiceKey, Slice};
 
@@ -15,10 +22,12 @@ use crate::model::{ServiceKey, Slice};
 /// little that is left to look at.
 const KEPT: usize = 1024;
 
-/// Touched Services, by key.
+/// Touched Services.
 #[derive(Debug, Default)]
 pub(super) struct Touched {
-    services: BTreeMap<ServiceKey, Touch>,
+    services: LinkedHashMap<ServiceKey, Touch, RandomState>,
+    /// Those whose claims have to be settled.
+    unsettled: Vec<ServiceKey>,
     kept: usize,
 }
 
@@ -26,7 +35,10 @@ pub(super) struct Touched {
 #[derive(Debug)]
 pub(super) enum Touch {
     /// Anything.
-    Whole,
+    Whole {
+        /// Whether what it asks for now has been taken note of.
+        settled: bool,
+    },
     /// Its slices.
     Slices(Slices),
 }
@@ -39,9 +51,14 @@ pub(super) type Slices = BTreeMap<Box<str>, Option<Slice>>;
 impl Touched {
     /// Anything may differ about this Service.
     pub(super) fn whole(&mut self, key: ServiceKey) {
-        if let Some(Touch::Slices(slices)) = self.services.insert(key, Touch::Whole) {
-            self.kept -= slices.len();
+        let touch = self.services.entry(key.clone()).or_insert(Touch::Whole { settled: true });
+        match touch {
+            Touch::Whole { settled: false } => return,
+            Touch::Whole { settled: true } => {}
+            Touch::Slices(slices) => self.kept -= slices.len(),
         }
+        *touch = Touch::Whole { settled: false };
+        self.unsettled.push(key);
     }
 
     /// A slice of this Service differs. What it was is worth remembering if there is a `roster` of the Service, which then stays until
@@ -60,17 +77,33 @@ impl Touched {
         }
     }
 
-    /// Gives back what [`Touched::take`] took; nothing may have been added since.
-    pub(super) fn put_back(&mut self, key: ServiceKey, touch: Touch) {
-        if let Touch::Slices(slices) = &touch {
-            self.kept += slices.len();
+    /// The Services whose claims have to be settled: the caller does so before anything is compiled.
+    pub(super) fn take_unsettled(&mut self) -> Vec<ServiceKey> {
+        let unsettled = std::mem::take(&mut self.unsettled);
+        for key in &unsettled {
+            if let Some(Touch::Whole { settled }) = self.services.get_mut(key) {
+                *settled = true;
+            }
         }
-        self.services.insert(key, touch);
+        unsettled
     }
 
-    /// All of them, which are no longer touched.
-    pub(super) fn take(&mut self) -> BTreeMap<ServiceKey, Touch> {
-        std::mem::take(self).services
+    /// Takes the Service out that has waited longest, and what is remembered of its slices if nothing else differs.
+    pub(super) fn take_first(&mut self) -> Option<(ServiceKey, Option<Slices>)> {
+        let (key, touch) = self.services.pop_front()?;
+        Some((key, self.remembered(touch)))
+    }
+
+    /// Takes this Service out, if it is one of them.
+    pub(super) fn remove(&mut self, key: &ServiceKey) {
+        let touch = self.services.remove(key);
+        touch.map(|touch| self.remembered(touch));
+    }
+
+    fn remembered(&mut self, touch: Touch) -> Option<Slices> {
+        let Touch::Slices(slices) = touch else { return None };
+        self.kept -= slices.len();
+        Some(slices)
     }
 
     pub(super) fn contains(&self, key: &ServiceKey) -> bool {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use nft::{Field, Set, SetData, SetRef, Table, TableFlags};
 
 use super::encode::{address_field, nft_family};
+use crate::compile::Forecast;
 use crate::compile::layout::{Locality, PLAN_MASK, TABLE};
 use crate::model::Family;
 
@@ -102,6 +103,31 @@ fn smallest(set: &str) -> u32 {
 /// Numbers of elements per set.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counts(BTreeMap<&'static str, usize>);
+
+impl From<Forecast> for Counts {
+    fn from(forecast: Forecast) -> Self {
+        let [masqueraded, from_host] = forecast.masqueraded;
+        let [node_ports, node_ports_from_host] = forecast.masqueraded_node_ports;
+        Self(BTreeMap::from([
+            (SERVICES, forecast.services),
+            (NODE_PORTS, forecast.node_ports),
+            (ADMITTED, forecast.admitted),
+            (INSIDE, forecast.local_policy),
+            (OUTSIDE, forecast.local_policy),
+            (INSTEAD, forecast.instead),
+            (ENDPOINTS, forecast.endpoints),
+            (DEDICATED, forecast.dedicated),
+            (MEMBERS, forecast.members),
+            (MEMBER_SLOTS, forecast.member_slots),
+            (CLUSTER_IPS, forecast.cluster_ips),
+            (HAIRPINS, forecast.hairpins),
+            (MASQUERADED, masqueraded),
+            (MASQUERADED_FROM_HOST, from_host),
+            (MASQUERADED_NODE_PORTS, node_ports),
+            (MASQUERADED_NODE_PORTS_FROM_HOST, node_ports_from_host),
+        ]))
+    }
+}
 
 // === impl Counts ===
 

@@ -26,17 +26,25 @@ pub struct Claims {
     by_service: HashMap<ServiceKey, (i64, Asked)>,
 }
 
+/// Between whom frontends passed when a Service asked for others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// The other Services that gained or lost one.
+    pub others: Vec<ServiceKey>,
+    /// What it asks for no more, or not in the same way: whoever asks for that next gets it from this one.
+    pub released: Vec<Claim>,
+}
+
 // === impl Claims ===
 
 impl Claims {
-    /// Replaces all claims of a Service; returns the other Services that gained or lost a frontend by it, or `None` if it asks for just
-    /// what it asked for before.
+    /// Replaces all claims of a Service; `None` if it asks for just what it asked for before.
     pub fn set(
         &mut self,
         service: &ServiceKey,
         created: i64,
         wanted: impl IntoIterator<Item = (Claim, Role)>,
-    ) -> Option<Vec<ServiceKey>> {
+    ) -> Option<Passed> {
         let wanted = sorted(wanted);
         let before = self.by_service.get(service).cloned();
         let is_same = match &before {
@@ -46,11 +54,12 @@ impl Claims {
         if is_same {
             return None;
         }
-        let mut others = BTreeSet::new();
+        let (mut others, mut released) = (BTreeSet::new(), Vec::new());
         if let Some((since, had)) = before {
             let lasts = |had: &(Claim, Role)| since == created && wanted.binary_search(had).is_ok();
             for (frontend, role) in had.iter().filter(|had| !lasts(had)) {
                 self.release(frontend, &(*role, since, service.clone()), &mut others);
+                released.push(*frontend);
             }
         }
         for (frontend, role) in &wanted {
@@ -62,7 +71,12 @@ impl Claims {
             self.by_service.insert(service.clone(), (created, wanted.into()));
         }
         others.remove(service);
-        Some(others.into_iter().collect())
+        Some(Passed { others: others.into_iter().collect(), released })
+    }
+
+    /// What a Service asks for, whoever has it.
+    pub fn asked(&self, service: &ServiceKey) -> impl Iterator<Item = &Claim> {
+        self.by_service.get(service).into_iter().flat_map(|(_, asked)| asked.iter().map(|(claim, _)| claim))
     }
 
     /// Whether this Service has the frontend.
@@ -140,8 +154,8 @@ mod tests {
         ServiceKey::new("ns", name)
     }
 
-    fn names(services: Option<Vec<ServiceKey>>) -> Vec<String> {
-        services.iter().flatten().map(|service| service.name.to_string()).collect()
+    fn names(passed: Option<Passed>) -> Vec<String> {
+        passed.unwrap_or_default().others.iter().map(|service| service.name.to_string()).collect()
     }
 
     #[test]
@@ -193,7 +207,7 @@ mod tests {
                 let service = key(&name.to_string());
                 let before: HashMap<_, _> = (1..4).map(|port| (port, claims.holder(&frontend(port)).cloned())).collect();
                 let told = claims.set(&service, created, ports.iter().map(|(port, role)| (frontend(*port), ROLES[*role])));
-                let told = told.unwrap_or_default();
+                let told = told.unwrap_or_default().others;
                 asks.insert(service.clone(), (created, ports));
                 for port in 1..4 {
                     let best = asks.iter().filter_map(|(key, (created, ports))| Some((*ports.get(&port)?, *created, key.clone()))).min();

@@ -106,6 +106,11 @@ pub(super) fn deal(scheduler: Scheduler, hand: Hand<'_>) -> Deal {
     }
 }
 
+/// Slots of a new ring for so many endpoints.
+pub(super) fn new_ring_size(endpoints: usize) -> usize {
+    ring_size(0, endpoints)
+}
+
 /// How many slots: a power of two, so that the walk goes on evenly when the kernel's 32-bit counter wraps around.
 fn ring_size(previous: usize, endpoints: usize) -> usize {
     let limit = |size: usize| size.clamp(MIN_RING, MAX_RING.max(endpoints.next_power_of_two()));

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use pointsman::compile::Delta;
-use pointsman::kernel::KernelError;
+use pointsman::compile::{ClusterIp, Delta};
+use pointsman::kernel::{KernelError, Receive};
 use pointsman::lab::Namespace;
 use serde_json::{Value, json};
 
@@ -73,20 +73,31 @@ fn a_large_first_load_has_its_base_chains_last() {
 
 #[test]
 fn tables_built_in_parts_are_what_one_load_would_make() {
+    build_in_parts(false);
+    build_in_parts(true);
+}
+
+fn build_in_parts(compiled: bool) {
     let inside = Namespace::anonymous().expect("a namespace, which needs root");
     let many: Vec<_> = (0..900u32).map(|number| IpAddr::from([10, 120, (number >> 8) as u8, number as u8])).collect();
     let many = slice_of("cart", "IPv4", &many, &[("http", "TCP", TCP)]);
     let objects = [crowd(CROWD), shop("web", 1, &pods(1..=3)), shop("cart", 2, &pods([1])), vec![many]].concat();
     let mut proxy = Proxy::start(&inside);
     proxy.take(&objects);
-    let outcome = proxy.engine.catch_up();
-    assert!(outcome.delta.is_empty() && outcome.services.len() == CROWD + 2, "everything is compiled, nothing is held");
-    assert!(proxy.plane.is_vacant(), "nothing is there");
-    // Parts smaller than the largest pool.
-    let applied = proxy
-        .plane
-        .build(|take| proxy.engine.outline_in_parts(500, take), |take| proxy.engine.everything_in_parts(500, take))
-        .expect("built");
+    assert!(proxy.plane.is_vacant() && proxy.engine.is_blank(), "nothing is there");
+    let forecast = proxy.engine.forecast();
+    // Parts smaller than the largest pool, made while the first ones are programmed, or of what is compiled already.
+    let built = if compiled {
+        let outcome = proxy.engine.catch_up();
+        assert!(
+            outcome.delta.is_empty() && outcome.services.len() == CROWD + 2,
+            "everything is compiled, nothing is held"
+        );
+        proxy.plane.build(&forecast, |take| proxy.engine.everything_in_parts(500, take))
+    } else {
+        proxy.plane.build(&forecast, |take| proxy.engine.compile_in_parts(500, take))
+    };
+    let applied = built.expect("built");
     assert!(applied.transactions >= 20 && applied.elements > 3 * CROWD, "in many parts: {applied:?}");
     assert!(!proxy.plane.is_vacant());
     proxy.assert_exact("built in parts");
@@ -107,20 +118,22 @@ fn tables_that_were_built_half_are_finished_by_the_next() {
     for survived in [0, 1, 7] {
         let mut first = Proxy::start(&inside);
         first.take(&objects);
-        first.engine.catch_up();
-        let engine = &first.engine;
-        let cut_short = |take: &mut dyn FnMut(Delta) -> Result<(), KernelError>| {
-            let mut parts = 0;
-            engine.everything_in_parts(500, &mut |part| {
+        let (forecast, engine) = (first.engine.forecast(), &mut first.engine);
+        let mut parts = 0;
+        let cut_short = |take: Receive<'_>| {
+            engine.compile_in_parts(500, &mut |mut part| {
                 if parts == survived {
-                    return Err(KernelError::NoFamily);
+                    // Nothing that the kernel has: it refuses to delete that.
+                    part = Delta::default();
+                    part.v4.cluster_ips.note(IpAddr::from([192, 0, 2, 1]), Some(ClusterIp), None);
                 }
                 parts += 1;
                 take(part)
             })
         };
-        let ended = first.plane.build(|take| engine.outline_in_parts(500, take), cut_short);
-        assert!(matches!(ended, Err(KernelError::NoFamily)), "cut short: {ended:?}");
+        let ended = first.plane.build(&forecast, cut_short);
+        assert!(matches!(ended, Err(KernelError::Nft(_))), "refused: {ended:?}");
+        assert!(first.engine.has_more(), "what is refused already is not made to the end");
         assert!(!chains(&inside, "ip").contains(&"prerouting".to_owned()), "no packet sees half a table");
         first.die(&inside);
         let (mut second, _) = Proxy::succeeding(&inside, &objects);

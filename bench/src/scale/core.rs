@@ -175,10 +175,9 @@ impl Cluster {
     fn load(&mut self, objects: Vec<Change>) -> anyhow::Result<()> {
         let Self { engine, plane, .. } = self;
         objects.into_iter().for_each(|change| engine.take(change));
-        engine.catch_up();
+        let forecast = engine.forecast();
+        let applied = plane.build(&forecast, |take| engine.compile_in_parts(PART, take))?;
         engine.settle();
-        let applied =
-            plane.build(|take| engine.outline_in_parts(PART, take), |take| engine.everything_in_parts(PART, take))?;
         anyhow::ensure!(applied.elements > 0, "nothing was loaded");
         Ok(())
     }
@@ -186,13 +185,14 @@ impl Cluster {
     fn program(&mut self, changes: Vec<Change>) -> anyhow::Result<Applied> {
         changes.into_iter().for_each(|change| self.engine.take(change));
         let Self { engine, plane, .. } = self;
-        let (mut applied, mut delta) = (Applied::default(), engine.compile_part(SHARE).delta);
-        while engine.has_more() {
-            let (before, next) = plane.apply_while(&delta, || engine.compile_part(SHARE).delta);
-            applied.followed_by(before?);
-            delta = next;
-        }
-        applied.followed_by(plane.apply(&delta)?);
+        let mut first = engine.compile_part(SHARE).delta;
+        let applied = match engine.has_more() {
+            false => plane.apply(&first)?,
+            true => plane.apply_in_turn(|take| {
+                take(std::mem::take(&mut first))?;
+                engine.compile_in_parts(SHARE, take)
+            })?,
+        };
         anyhow::ensure!(applied.elements > 0, "changes that changed nothing");
         Ok(applied)
     }
