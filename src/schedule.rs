@@ -290,7 +290,8 @@ impl Scheduler {
 // === impl HashKey ===
 
 impl HashKey {
-    fn of_source(port: bool) -> Self {
+    /// A client, or a client and its port.
+    pub fn of_source(port: bool) -> Self {
         if port { HashKey::SourcePort } else { HashKey::Source }
     }
 }

@@ -5,13 +5,17 @@
 //!
 //! Proven by the property test of `engine/forecast.rs`.
 
-use super::layout::MAX_SHARED_SLOTS;
+use std::collections::BTreeSet;
+
+use super::layout::{MAX_SHARED_SLOTS, Plan};
 use crate::policy::{Hopefuls, Path, Prospect};
-use crate::schedule::{Hand, Scheduler, TableSizes};
+use crate::schedule::{Hand, HashKey, Scheduler, TableSizes};
 
 /// How many elements a table will have, by the maps and sets that grow with the cluster.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forecast {
+    /// How slots are picked, as far as Services share that.
+    pub plans: BTreeSet<Plan>,
     /// In map `services`.
     pub services: usize,
     /// In map `node-ports`.
@@ -93,12 +97,30 @@ impl Forecast {
             Scheduler::Random => slots <= MAX_SHARED_SLOTS,
             scheduler => scheduler.buckets(tables).is_some(),
         };
-        self.dedicated += usize::from(!shared || port.affinity);
+        if shared && !port.affinity {
+            self.plans.extend(shared_plan(scheduler, slots, tables));
+        } else {
+            self.dedicated += 1;
+        }
         if port.affinity {
             self.member_slots += slots;
             self.members += hopefuls.count();
         } else {
             self.endpoints += slots;
         }
+    }
+}
+
+/// How one of so many slots is picked. A single one is picked as by any other scheduler.
+fn shared_plan(scheduler: Scheduler, slots: usize, tables: TableSizes) -> Option<Plan> {
+    let key = match scheduler {
+        _ if slots == 1 => None,
+        Scheduler::SourceHash { port } | Scheduler::Maglev { port } => Some(HashKey::of_source(port)),
+        Scheduler::DestinationHash => Some(HashKey::Destination),
+        _ => None,
+    };
+    match key {
+        Some(key) => Some(Plan::Hash(key, scheduler.buckets(tables)?)),
+        None => u16::try_from(slots).ok().map(Plan::Random),
     }
 }

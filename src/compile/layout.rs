@@ -24,13 +24,13 @@
 //!                  if it is in @cluster-ips and not the host's own:       refuse
 //!                  if it is in @service-networks and not the host's own:  drop
 //! chain random-4:  dnat to  (meta priority & 0xfffff000) . (numgen random mod 4)  map @endpoints
-//!                  dnat to  (meta priority & 0xfffff000) . (numgen random mod 1)  map @endpoints
+//!                  goto first-slot
 //! chain sh-1024:   like random-4 with  jhash source mod 1024 seed ...;  sh-port-1024: of source and port;  dh-1024: of destination;
 //!                  mh-4093: like sh, the number of slots is a prime
 //! chain refuse:    reject, TCP with a reset
 //! chain discard:   drop
 //! chain dedicated: meta priority vmap @dedicated
-//!                  dnat to  (meta priority & 0xfffff000) . (numgen random mod 1)  map @endpoints
+//!                  goto first-slot
 //! chain source-ranges: drop unless (source . meta priority) in @source-ranges
 //!                      meta priority set (map admitted), then local-policy or pick
 //! chain local-policy:  from a local pod or the host: meta priority set (map inside), pick
@@ -38,17 +38,22 @@
 //! chain pick:      meta priority & 0xfff  vmap @picks
 //! chain userspace: accept: leaves the packet to the forwarder's own table, and to chain instead behind that
 //! chain instead:   for plan `userspace` only: meta priority set (map instead), pick
-//!                  dnat to  (meta priority & 0xfffff000) . (numgen random mod 1)  map @endpoints
+//!                  goto first-slot
 //! chain rr-4-00012-shop/web/tcp/http:  meta priority set (numgen inc mod 4 offset 0x12000)   goto slot
 //! chain ring-64-00012-shop/web/tcp/http: the same, its picks counted, for slots that are dealt again while they are walked
 //! chain slot:      dnat to  (meta priority & 0xfffff000) . (meta priority & 0xfff)  map @endpoints
-//!                  dnat to  (meta priority & 0xfffff000) . (numgen random mod 1)    map @endpoints
+//!                  goto first-slot
+//! chain first-slot: dnat to  (meta priority & 0xfffff000) . (numgen random mod 1)  map @endpoints
 //! chain sticky-4-10800s-00012-shop/web/tcp/http:
-//!                  meta priority set (map affinity)   update @affinity   dnat to (map members)
+//!                  jump returning-10800s
+//!                  meta priority set (numgen random mod 4 offset 0x12000)   goto newcomer-10800s
+//! chain returning-10800s: meta priority set (map affinity)   update @affinity   dnat to (map members)
 //!                  delete @affinity (the member is gone)
-//!                  meta priority set (map member-slots, one of 4)   update @affinity   dnat to (map members)
-//!                  dnat to (map members)              the affinity map is full
-//!                  like the third for slot 0
+//! chain newcomer-10800s: meta priority set (map member-slots)   goto settle-10800s
+//!                  the same for slot 0
+//! chain settle-10800s: update @affinity (unless it is full)
+//!                  dnat to (map members)
+//!                  the same for slot 0
 //! chain sources:   in postrouting, for connections whose destination was translated: whether their source is, too
 //! ```
 //!
@@ -67,9 +72,11 @@
 //! Hashes have a constant seed ([`HASH_SEED`]), so that every node picks the same bucket, and nothing to remember, so that all Services
 //! with tables of one size share a chain. A table's endpoints bear no comment except in slot 0: that saves a third of its memory.
 //!
-//! Why a chain of one pool's own leads to chain `slot` instead of looking into map `endpoints` itself: the kernel checks each element that is
-//! added to a map against every rule that looks into it. With a thousand such rules a load took fifteen times as long. Only pools with
-//! more slots than a number has room for ([`MAX_MEMBERS`]) do it themselves.
+//! Why chains that are many look into no map themselves, and lead to others (`slot`, `first-slot`, `returning-...`) that do: the kernel checks
+//! each element that is added to a map against every rule that looks into it, and each rule that comes against every element that is there.
+//! With a chain per pool that looked into `members` or `endpoints`, loading Services cost the square of their number. Only pools with
+//! more slots than a number has room for ([`MAX_MEMBERS`]) do it themselves; chains of plans do, which are a few dozen, and those of a first
+//! load come before its elements.
 //!
 //! Why there are `plans` and `picks`: chains that decide again (source ranges, local policy) must not lead back to themselves, or
 //! the kernel refuses the table as a loop. The common case pays for one lookup in `plans` only.
@@ -113,7 +120,7 @@ use crate::schedule::{Buckets, HashKey, Pick};
 pub const TABLE: &str = "pointsman";
 
 /// Version of the layout, kept in the table's comment. A table of another version is replaced as a whole.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Bits of a decision that are the plan.
 pub const PLAN_MASK: u32 = 0xfff;

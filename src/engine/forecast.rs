@@ -36,7 +36,11 @@ mod tests {
             let from_host_only = all.iter().filter(|one| one.from_host_only).count();
             [all.len() - from_host_only, from_host_only]
         };
+        let decided = table.services.added().map(|(_, target)| target.decision.plan);
+        let decided = decided.chain(table.node_ports.added().map(|(_, target)| target.decision.plan));
+        let decided = decided.chain(table.hops.added().map(|(_, target)| target.decision.plan));
         Forecast {
+            plans: decided.filter(|plan| plan.is_shared()).collect(),
             services: table.services.len(),
             node_ports: table.node_ports.len(),
             admitted: hops(Stage::Admitted),
@@ -54,7 +58,7 @@ mod tests {
     }
 
     fn numbers(of: &Forecast) -> [usize; 15] {
-        let Forecast { masqueraded: [a, b], masqueraded_node_ports: [c, d], .. } = *of;
+        let Forecast { plans: _, masqueraded: [a, b], masqueraded_node_ports: [c, d], .. } = *of;
         let Forecast { services, node_ports, admitted, local_policy, instead, endpoints, dedicated, .. } = *of;
         let Forecast { members, member_slots, cluster_ips, hairpins, .. } = *of;
         [

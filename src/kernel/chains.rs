@@ -27,6 +27,7 @@ const AFTER_PREROUTING: &str = "after-prerouting";
 const AFTER_OUTPUT: &str = "after-output";
 const PICK: &str = "pick";
 const SLOT: &str = "slot";
+const FIRST_SLOT: &str = "first-slot";
 const SOURCES: &str = "sources";
 
 /// `NF_IP_PRI_NAT_DST` (linux/netfilter_ipv4.h).
@@ -76,22 +77,21 @@ pub(super) fn is_base(chain: &str) -> bool {
 
 /// The chains that packets enter by, to be added last.
 pub(super) fn base_chains(family: Family) -> Chains {
-    let to = |chain: &str| vec![Expr::Verdict(Verdict::Goto(chain.to_owned()))];
     // Only a connection that was sent elsewhere can need another source.
     let mut translated = vec![
         Expr::CtLoad { key: CtKey::Status, direction: None, dreg: Reg::slot(0) },
         mask(0, STATUS_DNAT),
         Expr::Cmp { sreg: Reg::slot(0), op: CmpOp::Neq, data: Key::new().mark(0) },
     ];
-    translated.extend(to(SOURCES));
+    translated.extend(go_to(SOURCES));
     let not_taken = || {
         let mut rule = is_plan(Plan::Userspace);
-        rule.extend(to(INSTEAD));
+        rule.extend(go_to(INSTEAD));
         rule
     };
     [
-        (PREROUTING, Hook::Prerouting, PRIORITY_DNAT, to(SERVICES)),
-        (OUTPUT, Hook::Output, PRIORITY_DNAT, to(SERVICES)),
+        (PREROUTING, Hook::Prerouting, PRIORITY_DNAT, go_to(SERVICES)),
+        (OUTPUT, Hook::Output, PRIORITY_DNAT, go_to(SERVICES)),
         (AFTER_PREROUTING, Hook::Prerouting, PRIORITY_AFTER, not_taken()),
         (AFTER_OUTPUT, Hook::Output, PRIORITY_AFTER, not_taken()),
         (POSTROUTING, Hook::Postrouting, PRIORITY_SNAT, translated),
@@ -111,13 +111,14 @@ pub(super) fn fixed_chains(family: Family, locality: &Locality) -> Chains {
         chain(family, SERVICES.to_owned(), services(family)),
         chain(family, Plan::Refuse.chain(), refuse(family)),
         chain(family, Plan::Discard.chain(), vec![vec![Expr::Verdict(Verdict::Drop)]]),
-        chain(family, Plan::Dedicated.chain(), dedicated(family)),
+        chain(family, Plan::Dedicated.chain(), dedicated()),
         chain(family, Plan::SourceRanges.chain(), source_ranges(family)),
         chain(family, Plan::LocalPolicy.chain(), local_policy(family, detector)),
         chain(family, Plan::Userspace.chain(), vec![vec![Expr::Verdict(Verdict::Accept)]]),
-        chain(family, INSTEAD.to_owned(), instead(family)),
+        chain(family, INSTEAD.to_owned(), instead()),
         chain(family, PICK.to_owned(), vec![vec![load_priority(0), mask(0, PLAN_MASK), lookup(PICKS, Reg::VERDICT)]]),
         chain(family, SLOT.to_owned(), slot(family)),
+        chain(family, FIRST_SLOT.to_owned(), vec![to_slot(family, first_slot())]),
         chain(family, SOURCES.to_owned(), sources(family, detector, locality.masquerade_all)),
     ]
 }
@@ -135,25 +136,46 @@ pub(super) fn shared_chain(family: Family, plan: Plan) -> Option<(Chain, Vec<Rul
     }
 }
 
-/// The chain of one pool.
+/// The chain of one pool. What it leads to besides fixed chains is in [`helpers`].
 pub(super) fn dedicated_chain(family: Family, dedicated: &DedicatedChain) -> (Chain, Vec<Rule>) {
     let (pick, slots) = (dedicated.pick, dedicated.slots);
+    let fits = slots as usize <= MAX_MEMBERS;
+    let number = || numbering_rule(family, dedicated.pool, pick, slots);
     let rules = match dedicated.affinity {
-        None if slots as usize <= MAX_MEMBERS && !matches!(pick, Pick::Hash(_)) => {
-            numbering_rules(dedicated.pool, pick, slots)
-        }
+        None if fits => vec![[number(), go_to(SLOT)].concat()],
         None => picking_rules(family, pick, slots),
-        Some(seconds) => sticky_rules(family, pick, slots, Duration::from_secs(seconds.into())),
+        Some(seconds) => {
+            let returning = vec![Expr::Verdict(Verdict::Jump(Sticky::Returning.chain(seconds)))];
+            if fits {
+                vec![returning, [number(), go_to(&Sticky::Newcomer.chain(seconds))].concat()]
+            } else {
+                [vec![returning], choosing_rules(number_of(family, pick, slots), seconds)].concat()
+            }
+        }
     };
     chain(family, dedicated.name(), rules)
 }
 
-/// The picking chain of this name: its name says all that is in it.
+/// The chains that the chain of a pool needs and others need, too: to be there before it.
+pub(super) fn helpers(family: Family, dedicated: &DedicatedChain) -> Chains {
+    let all = dedicated.affinity.into_iter().flat_map(|seconds| Sticky::ALL.map(|part| part.chain_of(family, seconds)));
+    all.collect()
+}
+
+/// The picking chain of this name, or one that leads there: its name says all that is in it.
 pub(super) fn by_name(family: Family, name: &str) -> Option<(Chain, Vec<Rule>)> {
     if let Some(dedicated) = DedicatedChain::from_name(name) {
         return Some(dedicated_chain(family, &dedicated));
     }
+    if let Some((part, seconds)) = Sticky::from_name(name) {
+        return Some(part.chain_of(family, seconds));
+    }
     shared_chain(family, Plan::from_chain(name)?)
+}
+
+/// Whether a chain is one of [`helpers`].
+pub(super) fn is_helper(name: &str) -> bool {
+    Sticky::from_name(name).is_some()
 }
 
 // === deciding ===
@@ -220,7 +242,7 @@ fn local_policy(family: Family, detector: &Detector) -> Vec<Vec<Expr>> {
 }
 
 /// What the forwarder should have taken; slot 0 catches packets that a commit overtook.
-fn instead(family: Family) -> Vec<Vec<Expr>> {
+fn instead() -> Vec<Vec<Expr>> {
     vec![
         vec![
             load_priority(0),
@@ -228,7 +250,7 @@ fn instead(family: Family) -> Vec<Vec<Expr>> {
             set_priority(),
             Expr::Verdict(Verdict::Goto(PICK.to_owned())),
         ],
-        to_slot(family, first_slot()),
+        go_to(FIRST_SLOT),
     ]
 }
 
@@ -241,69 +263,108 @@ fn is_plan(plan: Plan) -> Vec<Expr> {
 
 /// Picks a slot and sends the connection to its endpoint; slot 0 catches packets that a commit overtook (see `layout`).
 fn picking_rules(family: Family, pick: Pick, slots: u32) -> Vec<Vec<Expr>> {
-    vec![to_slot(family, number(family, pick, slots)), to_slot(family, first_slot())]
+    vec![to_slot(family, number_of(family, pick, slots)), go_to(FIRST_SLOT)]
 }
 
-/// Picks a slot of one pool, puts both numbers into the priority and leaves the rest to chain `slot`.
-fn numbering_rules(pool: PoolId, pick: Pick, slots: u32) -> Vec<Vec<Expr>> {
-    let mut rule = numgen(pick, slots, pool.key(), Reg::slot(0));
-    rule.extend([set_priority(), Expr::Verdict(Verdict::Goto(SLOT.to_owned()))]);
-    vec![rule]
+/// Picks a slot of one pool and puts both numbers into the priority.
+fn numbering_rule(family: Family, pool: PoolId, pick: Pick, slots: u32) -> Vec<Expr> {
+    let mut rule = number(family, pick, slots, pool.key(), 0);
+    rule.push(set_priority());
+    rule
 }
 
 /// A pool may cease to have a chain of its own between two lookups of a packet, which then goes to slot 0, as everywhere.
-fn dedicated(family: Family) -> Vec<Vec<Expr>> {
-    vec![vec![load_priority(0), lookup(DEDICATED, Reg::VERDICT)], to_slot(family, first_slot())]
+fn dedicated() -> Vec<Vec<Expr>> {
+    vec![vec![load_priority(0), lookup(DEDICATED, Reg::VERDICT)], go_to(FIRST_SLOT)]
 }
 
 /// Sends the connection to the endpoint of the slot that the priority names; slot 0 as everywhere.
 fn slot(family: Family) -> Vec<Vec<Expr>> {
-    vec![to_slot(family, vec![load_priority(1), mask(1, PLAN_MASK)]), to_slot(family, first_slot())]
+    vec![to_slot(family, vec![load_priority(1), mask(1, PLAN_MASK)]), go_to(FIRST_SLOT)]
 }
 
-/// Sends a client where it went before, or picks a slot and remembers its member for the client.
-fn sticky_rules(family: Family, pick: Pick, slots: u32, timeout: Duration) -> Vec<Vec<Expr>> {
-    let pool = address_slots(family);
-    // The key of map `affinity`: client and pool.
-    let client = || [source(family), load_priority(pool), mask(pool, POOL_MASK)];
-    let remember = |op, timeout| {
-        let mut rule = client().to_vec();
-        rule.push(load_priority(pool + 1));
-        rule.push(Expr::Dynset {
-            op,
-            set: AFFINITY.to_owned(),
-            key: Reg::slot(0),
-            data: Some(Reg::slot(pool + 1)),
-            timeout,
-            stateful: None,
-        });
-        rule
-    };
-    let to_member = || [load_priority(0), lookup(MEMBERS, Reg::slot(0)), dnat(family)];
-    let known = [
-        client().to_vec(),
-        vec![lookup(AFFINITY, Reg::slot(0)), set_priority()],
-        remember(DynsetOp::Update, Some(timeout)),
-        to_member().to_vec(),
-    ];
+/// What happens to a client that is to stay with an endpoint, apart from the pool and its slots: the same for all pools in which clients
+/// stay for as long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sticky {
+    /// Sends a client where it went before, if it did; returns if not.
+    Returning,
+    /// Takes the member of the slot that the priority names.
+    Newcomer,
+    /// Remembers the member that the priority names for the client, and sends it there.
+    Settle,
+}
+
+impl Sticky {
+    const ALL: [Self; 3] = [Self::Settle, Self::Newcomer, Self::Returning];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Returning => "returning",
+            Self::Newcomer => "newcomer",
+            Self::Settle => "settle",
+        }
+    }
+
+    /// Its name, for clients that stay for so many seconds.
+    fn chain(self, seconds: u32) -> String {
+        format!("{}-{seconds}s", self.word())
+    }
+
+    fn from_name(name: &str) -> Option<(Self, u32)> {
+        let (word, time) = name.split_once('-')?;
+        let part = Self::ALL.into_iter().find(|part| part.word() == word)?;
+        let seconds = time.strip_suffix('s')?.parse().ok()?;
+        (part.chain(seconds) == name).then_some((part, seconds))
+    }
+
+    fn chain_of(self, family: Family, seconds: u32) -> (Chain, Vec<Rule>) {
+        let pool = address_slots(family);
+        // The key of map `affinity`: client and pool.
+        let client = || [source(family), load_priority(pool), mask(pool, POOL_MASK)];
+        let remember = |op, timeout| {
+            let mut rule = client().to_vec();
+            rule.push(load_priority(pool + 1));
+            rule.push(Expr::Dynset {
+                op,
+                set: AFFINITY.to_owned(),
+                key: Reg::slot(0),
+                data: Some(Reg::slot(pool + 1)),
+                timeout,
+                stateful: None,
+            });
+            rule
+        };
+        let update = || remember(DynsetOp::Update, Some(Duration::from_secs(seconds.into())));
+        let to_member = || vec![load_priority(0), lookup(MEMBERS, Reg::slot(0)), dnat(family)];
+        let rules = match self {
+            Self::Returning => vec![
+                [client().to_vec(), vec![lookup(AFFINITY, Reg::slot(0)), set_priority()], update(), to_member()]
+                    .concat(),
+                // The member is gone: forget it, because an update keeps the data of an element that is there.
+                remember(DynsetOp::Delete, None),
+            ],
+            Self::Newcomer => choosing_rules(vec![load_priority(1), mask(1, PLAN_MASK)], seconds),
+            Self::Settle => vec![
+                // If the map is full, the choice stands and is not remembered.
+                update(),
+                to_member(),
+                // A commit overtook the packet.
+                [pool_and(first_slot()), vec![lookup(MEMBER_SLOTS, Reg::slot(0)), set_priority()], to_member()]
+                    .concat(),
+            ],
+        };
+        chain(family, self.chain(seconds), rules)
+    }
+}
+
+/// Takes the member of a slot of the pool that the priority names; slot 0 as everywhere.
+fn choosing_rules(slot: Vec<Expr>, seconds: u32) -> Vec<Vec<Expr>> {
     let choose = |slot| {
-        [
-            pool_and(slot),
-            vec![lookup(MEMBER_SLOTS, Reg::slot(0)), set_priority()],
-            remember(DynsetOp::Update, Some(timeout)),
-            to_member().to_vec(),
-        ]
-        .concat()
+        let member = vec![lookup(MEMBER_SLOTS, Reg::slot(0)), set_priority()];
+        [pool_and(slot), member, go_to(&Sticky::Settle.chain(seconds))].concat()
     };
-    vec![
-        known.concat(),
-        // The member is gone: forget it, because an update keeps the data of an element that is there.
-        remember(DynsetOp::Delete, None),
-        choose(number(family, pick, slots)),
-        // The map is full: the choice stands and is not remembered.
-        to_member().to_vec(),
-        choose(first_slot()),
-    ]
+    vec![choose(slot), choose(first_slot())]
 }
 
 // === hiding sources ===
@@ -460,6 +521,10 @@ fn mask(slot: u32, bits: u32) -> Expr {
     Expr::mask(Reg::slot(slot), bits)
 }
 
+fn go_to(chain: &str) -> Vec<Expr> {
+    vec![Expr::Verdict(Verdict::Goto(chain.to_owned()))]
+}
+
 fn find(set: &str) -> Expr {
     Expr::lookup(set, Reg::slot(0))
 }
@@ -478,18 +543,23 @@ fn pool_and(slot: Vec<Expr>) -> Vec<Expr> {
     [vec![load_priority(0), mask(0, POOL_MASK)], slot].concat()
 }
 
-/// The number of a slot, in register slot 1.
-fn number(family: Family, pick: Pick, slots: u32) -> Vec<Expr> {
+/// The number of a slot, in register slot 1, behind the pool's.
+fn number_of(family: Family, pick: Pick, slots: u32) -> Vec<Expr> {
+    number(family, pick, slots, 0, 1)
+}
+
+/// One of so many numbers from `offset` on, in this register slot; nothing behind it is kept.
+fn number(family: Family, pick: Pick, slots: u32, offset: u32, slot: u32) -> Vec<Expr> {
     match pick {
-        Pick::Random | Pick::Counter | Pick::Ring => numgen(pick, slots, 0, Reg::slot(1)),
-        Pick::Hash(key) => hash(family, key, slots),
+        Pick::Random | Pick::Counter | Pick::Ring => numgen(pick, slots, offset, slot),
+        Pick::Hash(key) => hash(family, key, slots, offset, slot),
     }
 }
 
-/// One of so many numbers from `offset` on, drawn or counted.
-fn numgen(pick: Pick, slots: u32, offset: u32, dreg: Reg) -> Vec<Expr> {
+/// Drawn or counted.
+fn numgen(pick: Pick, slots: u32, offset: u32, slot: u32) -> Vec<Expr> {
     let kind = if pick == Pick::Random { NumgenKind::Random } else { NumgenKind::Incremental };
-    let number = Expr::Numgen { kind, modulus: slots, offset, dreg };
+    let number = Expr::Numgen { kind, modulus: slots, offset, dreg: Reg::slot(slot) };
     match pick {
         // Both begin at nothing in a new rule and go on together, so the number of packets tells which slot is next.
         Pick::Ring => vec![Expr::counter(), number],
@@ -497,27 +567,27 @@ fn numgen(pick: Pick, slots: u32, offset: u32, dreg: Reg) -> Vec<Expr> {
     }
 }
 
-/// What is hashed is loaded behind the pool, where the number takes its place.
-fn hash(family: Family, key: HashKey, slots: u32) -> Vec<Expr> {
+/// What is hashed is loaded where the number takes its place.
+fn hash(family: Family, key: HashKey, slots: u32, offset: u32, slot: u32) -> Vec<Expr> {
     let addresses = address_slots(family);
     let mut exprs = vec![match key {
-        HashKey::Source | HashKey::SourcePort => source_at(family, 1),
-        HashKey::Destination => destination_at(family, 1),
+        HashKey::Source | HashKey::SourcePort => source_at(family, slot),
+        HashKey::Destination => destination_at(family, slot),
     }];
     // A port is padded to four bytes, by the kernel as by nft.
     let mut len = 4 * addresses;
     if key == HashKey::SourcePort {
-        exprs.push(source_port(1 + addresses));
+        exprs.push(source_port(slot + addresses));
         len += 4;
     }
-    let (sreg, dreg) = (Reg::slot(1), Reg::slot(1));
-    exprs.push(Expr::Jhash { sreg, len, modulus: slots, seed: Some(HASH_SEED), offset: 0, dreg });
+    let (sreg, dreg) = (Reg::slot(slot), Reg::slot(slot));
+    exprs.push(Expr::Jhash { sreg, len, modulus: slots, seed: Some(HASH_SEED), offset, dreg });
     exprs
 }
 
 /// A constant would do, but nft 1.0.6 cannot print one inside a concatenation; the only number below 1 prints well.
 fn first_slot() -> Vec<Expr> {
-    numgen(Pick::Random, 1, 0, Reg::slot(1))
+    numgen(Pick::Random, 1, 0, 1)
 }
 
 fn dnat(family: Family) -> Expr {

@@ -96,9 +96,9 @@ pub(super) fn affinity(connection: &mut Connection, family: Family) -> Vec<Remem
     }
 }
 
-/// Whether a picking chain is one that a plan leads to, or a dedicated one (whether used or left over).
+/// Whether a picking chain is one that a plan leads to, or a dedicated one or what such a one needs (whether used or left over).
 fn is_known(chain: &str, plans: &BTreeMap<Plan, String>) -> bool {
-    plans.values().any(|name| name == chain) || DedicatedChain::from_name(chain).is_some()
+    plans.values().any(|name| name == chain) || DedicatedChain::from_name(chain).is_some() || chains::is_helper(chain)
 }
 
 fn structure(

@@ -104,8 +104,8 @@ fn smallest(set: &str) -> u32 {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counts(BTreeMap<&'static str, usize>);
 
-impl From<Forecast> for Counts {
-    fn from(forecast: Forecast) -> Self {
+impl From<&Forecast> for Counts {
+    fn from(forecast: &Forecast) -> Self {
         let [masqueraded, from_host] = forecast.masqueraded;
         let [node_ports, node_ports_from_host] = forecast.masqueraded_node_ports;
         Self(BTreeMap::from([

@@ -1,13 +1,13 @@
 //! What decisions will come to, before they are taken: how many frontends, and endpoints at most.
 //!
 //! Maps of the kernel have a size that is declared when they are made, and elements go into them while the rest is still being decided. A
-//! [`Prospect`] costs a fraction of a decision: nobody is sorted, nobody's readiness is looked at, and only weights are, because they make more
-//! slots than there are endpoints.
+//! [`Prospect`] costs a fraction of a decision: nobody is sorted, and hints are not looked at; weights are, because they make more slots than
+//! there are endpoints.
 //!
 //! Invariant: no decision on the same Service has more of anything, unless somebody says otherwise by hand or starts slowly; proven by
 //! `engine/forecast.rs`.
 
-use super::select::{gather, is_local};
+use super::select::{gather, is_local, leaves};
 use super::{Assessment, Context, Path, Role, Warming, frontends, is_external, node_port, uses, weigh};
 use crate::model::{Endpoint, Family, Service, ServicePort, Slice};
 use crate::schedule::{Candidate, Scheduler};
@@ -104,6 +104,14 @@ fn prospect<'a>(
     });
     let is_here = |endpoint: &&Endpoint| is_local(endpoint, node);
     let here = behind.clone().filter(is_here).count();
+    // Those who leave are asked only if nobody is ready.
+    let usable = |local: bool| {
+        let all = behind.clone().filter(|endpoint| !local || is_here(endpoint));
+        match all.clone().filter(|endpoint| endpoint.ready).count() {
+            0 => all.filter(|endpoint| leaves(endpoint)).count(),
+            ready => ready,
+        }
+    };
     let scheduler = weigh::scheduler(service, context.scheduler, assessment.asks_for_weights());
     let hopefuls = |used: bool, local: bool| match used {
         false => Hopefuls::Equals(0),
@@ -112,8 +120,7 @@ fn prospect<'a>(
             let known: Vec<_> = known.into_iter().filter(|(_, endpoint)| !local || is_local(endpoint, node)).collect();
             Hopefuls::Weighted(weigh::weigh(assessment, &known, &Warming::default(), scheduler.deals_weights()))
         }
-        true if local => Hopefuls::Equals(here),
-        true => Hopefuls::Equals(behind.clone().count()),
+        true => Hopefuls::Equals(usable(local)),
     };
     Some(Prospect {
         family,

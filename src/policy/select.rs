@@ -251,7 +251,8 @@ fn unready(endpoint: &Endpoint, leaving_serve: bool) -> Option<Unfit> {
     Some(if endpoint.terminating { Unfit::Stopped } else { Unfit::NotReady })
 }
 
-fn leaves(endpoint: &Endpoint) -> bool {
+/// Whether an endpoint still serves while it terminates.
+pub(super) fn leaves(endpoint: &Endpoint) -> bool {
     !endpoint.ready && endpoint.serving && endpoint.terminating
 }
 

@@ -43,7 +43,7 @@ fn a_restart_rewrites_nothing() {
     first.put(&slices("web", &pods(1..=2)));
     first.delete(&shop("gone", 3, &[]));
     let image = first.image();
-    let chain = "rr-2-00001-shop/cart/tcp/http";
+    let chain = "rr-2-00005-shop/cart/tcp/http";
     let handle = chain_handle(node, "ip", chain).expect("the chain of a round robin");
     let client = Restless::start(lab.client(0), &all_targets());
     let mut held = Held::open(lab.client(0), frontends(1, 80)[0]);

@@ -60,7 +60,7 @@ fn rings() {
     cart[0] = scheduled(cart[0].take(), "wlc");
     cart[0]["spec"]["sessionAffinity"] = json!("ClientIP");
     let text = golden("rings", &[web, cart].concat());
-    for chain in ["ring-64-00005-shop/web/tcp/http", "sticky-ring-64-10800s-00001-shop/cart/tcp/http"] {
+    for chain in ["ring-64-00001-shop/web/tcp/http", "sticky-ring-64-10800s-00005-shop/cart/tcp/http"] {
         let rules = text.split_once(&format!("chain {chain} {{")).expect(chain).1;
         let rules = rules.split_once("\n\t}").expect("an end").0;
         assert_eq!(rules.matches("counter packets 0 bytes 0").count(), 1, "{chain}: {rules}");

@@ -460,3 +460,36 @@ fn shared_chains_of_hashes_are_shared() {
     let listed = nft(&inside, &["list", "chain", "ip6", "pointsman", "sh-64"]);
     assert!(listed.contains("jhash ip6 saddr mod 64 seed 0x706f696e"), "{listed}");
 }
+
+/// The kernel checks elements against rules that look into their map, and rules against elements: where each Service had such rules, many
+/// Services would cost the square of their number.
+#[test]
+fn however_many_services_have_chains_of_their_own_few_rules_look_into_maps() {
+    let rules = |services: u8| {
+        let inside = Namespace::anonymous().expect("a namespace, which needs root");
+        let mut objects = Vec::new();
+        for number in 1..=services {
+            let mut of_one = shop(&format!("s{number}"), number, &pods(1..=2));
+            let scheduler = ["random", "rr", "lc", "sh", "mh,mh-port"][usize::from(number % 5)];
+            of_one[0] = scheduled(of_one[0].take(), scheduler);
+            if number > 5 || scheduler != "random" {
+                of_one[0]["spec"]["sessionAffinity"] = json!(if number % 2 == 0 { "ClientIP" } else { "None" });
+            }
+            objects.extend(of_one);
+        }
+        let _proxy = serving(&inside, "n1", small(), &objects);
+        let text = ruleset(&inside);
+        let own = text.matches("\tchain sticky-").count();
+        let maps = ["@endpoints", "@members", "@member-slots", "@affinity", "@services"];
+        (
+            own,
+            maps.map(|map| {
+                text.lines().filter(|line| line.contains(&format!("{map} ")) || line.ends_with(map)).count()
+            }),
+        )
+    };
+    let ((few, by_few), (many, by_many)) = (rules(10), rules(60));
+    assert!(few >= 8 && many >= 100, "chains of their own: {few} and {many}");
+    assert_eq!(by_few, by_many, "rules that look into a map");
+    assert!(by_few.iter().all(|count| (1..40).contains(count)), "{by_few:?}");
+}

@@ -15,7 +15,7 @@ use super::work::{Applied, Work};
 use super::{DataPlane, Receive};
 use crate::compile::{Delta, Forecast};
 use crate::kernel::error::KernelError;
-use crate::kernel::skeleton::Sizes;
+use crate::kernel::skeleton::{Counts, Sizes};
 
 /// Parts that may wait while one is being programmed; each takes about a megabyte.
 const AHEAD: usize = 2;
@@ -41,9 +41,14 @@ impl DataPlane {
     ) -> Result<Applied, KernelError> {
         let mut work = Work::begin();
         for state in &mut self.tables {
-            state.sizes = Sizes::for_counts(&forecast[state.family as usize].into());
+            state.sizes = Sizes::for_counts(&Counts::from(&forecast[state.family as usize]));
         }
         self.found(&mut work)?;
+        self.transaction.clear();
+        for state in &mut self.tables {
+            state.add_shared_chains(&mut self.transaction, &forecast[state.family as usize].plans);
+        }
+        self.commit(&mut work)?;
         let built = self.in_turn(parts, |plane, part| plane.update(part, &mut work));
         built.map_err(|error| self.outgrown(error))?;
         self.activate(&mut work)?;

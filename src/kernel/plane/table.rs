@@ -92,18 +92,31 @@ impl TableState {
         let targets = targets.chain(delta.node_ports.added().map(|(_, target)| target));
         let targets = targets.chain(delta.hops.added().map(|(_, target)| target));
         let plans: BTreeSet<Plan> = targets.map(|target| target.decision.plan).collect();
-        for plan in plans {
-            let Some((chain, rules)) = chains::shared_chain(self.family, plan) else { continue };
-            if self.chains.insert(chain.name.clone()) {
-                add_chains(transaction, [(chain, rules)]);
-                add_plans(transaction, self.family, &[plan]);
-            }
-        }
+        self.add_shared_chains(transaction, &plans);
         for (_, dedicated) in delta.dedicated.added() {
             let name = dedicated.name();
             self.retired.remove(&name);
-            if self.chains.insert(name) {
-                add_chains(transaction, [chains::dedicated_chain(self.family, dedicated)]);
+            if self.chains.contains(&name) {
+                continue;
+            }
+            for (chain, rules) in chains::helpers(self.family, dedicated) {
+                if self.chains.insert(chain.name.clone()) {
+                    add_chains(transaction, [(chain, rules)]);
+                }
+            }
+            self.chains.insert(name);
+            add_chains(transaction, [chains::dedicated_chain(self.family, dedicated)]);
+        }
+    }
+
+    /// Adds the chains of plans that are not there. The kernel looks at all elements of a map when a rule comes that looks into it, so the
+    /// fewer there are the better.
+    pub(super) fn add_shared_chains(&mut self, transaction: &mut Transaction, plans: &BTreeSet<Plan>) {
+        for plan in plans {
+            let Some((chain, rules)) = chains::shared_chain(self.family, *plan) else { continue };
+            if self.chains.insert(chain.name.clone()) {
+                add_chains(transaction, [(chain, rules)]);
+                add_plans(transaction, self.family, &[*plan]);
             }
         }
     }
