@@ -20,6 +20,7 @@
 //! carry it; a frontend never refers to a slot that is not there.
 
 mod change;
+mod comparison;
 mod compiler;
 mod delta;
 mod elements;
@@ -31,6 +32,7 @@ mod pools;
 mod shared;
 
 pub use change::{Changes, Entrance, LISTED, PortChange};
+pub use comparison::Comparison;
 pub use compiler::{Compiler, Ring, Shortage};
 pub use delta::{Delta, Edit, Edits, Image};
 pub(crate) use elements::each_map;

@@ -33,6 +33,7 @@ mod warmth;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -580,12 +581,17 @@ impl Engine {
     }
 
     /// What has to change where a kernel has this. What has been taken but not compiled is not in it.
-    pub fn difference(&self, found: Image) -> Delta {
+    pub fn difference(&self, found: impl Into<Arc<Image>>) -> Delta {
         self.compiler.difference(found)
     }
 
+    /// The adopted image, until [`Engine::settle`] hands it back.
+    pub fn adopted(&self) -> Arc<Image> {
+        self.compiler.adopted()
+    }
+
     /// Hands back the adopted image; to be called after the first complete compilation.
-    pub fn settle(&mut self) -> Image {
+    pub fn settle(&mut self) -> Arc<Image> {
         self.changes.settle(self.now);
         self.compiler.settle()
     }

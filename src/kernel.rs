@@ -40,7 +40,8 @@ pub mod trap;
 pub mod watch;
 mod write;
 
+pub use both::{Receive, Refused, in_turn};
 pub use error::KernelError;
 pub use image::Reading;
-pub use plane::{Applied, DataPlane, Found, Ownership, PART, PickReader, Receive, Refused, SHARE};
+pub use plane::{Applied, DataPlane, Found, Ownership, PART, PickReader, SHARE};
 pub use shadows::Shadow;

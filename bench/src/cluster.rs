@@ -64,6 +64,14 @@ pub fn pod(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(10, 128, 0, 1).to_bits() + number)
 }
 
+/// The same whose clients stay with their endpoints.
+pub fn sticky(mut service: Change) -> Change {
+    if let Change::Apply(Object::Service(service)) = &mut service {
+        service.spec.session_affinity = Some("ClientIP".to_owned());
+    }
+    service
+}
+
 /// A Service with a cluster address.
 pub fn service(number: u32) -> Change {
     let port = ServicePort { port: SERVICE_PORT.into(), ..ServicePort::default() };

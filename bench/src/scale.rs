@@ -32,6 +32,9 @@ pub struct Options {
     /// Scheduler of all Services in the half without the daemon
     #[arg(long, default_value = "random")]
     scheduler: Scheduler,
+    /// Clients stay with their endpoints, of all Services in the half without the daemon
+    #[arg(long)]
+    affinity: bool,
     /// Rounds
     #[arg(long, default_value_t = 3)]
     rounds: usize,

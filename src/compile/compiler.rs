@@ -34,7 +34,7 @@ pub struct Compiler {
     /// What several ports ask for, per family.
     common: [Common; 2],
     /// What a kernel had when we started, until the first complete compilation has used it.
-    found: Image,
+    found: Arc<Image>,
     /// What the updates since the last call of [`Compiler::take_changes`] changed.
     changes: Changes,
     /// Whether the last update changed where a Service's clients connect to.
@@ -100,7 +100,7 @@ impl Compiler {
             ports: HashMap::default(),
             pools: Pools::default(),
             common: Default::default(),
-            found: Image::default(),
+            found: Arc::default(),
             changes: Changes::default(),
             redirected: false,
         }
@@ -126,11 +126,16 @@ impl Compiler {
         if let Some(highest) = highest.max() {
             self.pools.start_after(highest);
         }
-        self.found = found;
+        self.found = found.into();
+    }
+
+    /// What [`Compiler::adopt`] brought.
+    pub fn adopted(&self) -> Arc<Image> {
+        self.found.clone()
     }
 
     /// Hands back what [`Compiler::adopt`] brought; to be called when everything known has been compiled once.
-    pub fn settle(&mut self) -> Image {
+    pub fn settle(&mut self) -> Arc<Image> {
         std::mem::take(&mut self.found)
     }
 
@@ -329,7 +334,8 @@ impl Compiler {
     }
 
     /// What has to change where a kernel has this. Takes the image apart as it goes, so that what agrees is held only once.
-    pub fn difference(&self, mut found: Image) -> Delta {
+    pub fn difference(&self, found: impl Into<Arc<Image>>) -> Delta {
+        let mut found = Arc::unwrap_or_clone(found.into());
         let mut delta = Delta::default();
         let mut part = TableDelta::default();
         for port in self.ports.values().flatten() {

@@ -113,6 +113,28 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
         }
     }
 
+    /// Adds to `differing` what a kernel has not like that: see [`TableDelta::differ_from`].
+    pub(super) fn differ_from(self, actual: &HashMap<K, V>, differing: &mut Self) -> usize
+    where
+        K: Hash,
+        V: Clone,
+    {
+        let mut met = 0;
+        for (key, edit) in self.edits {
+            let before = actual.get(&key);
+            met += usize::from(before.is_some());
+            if before != edit.after.as_ref() {
+                differing.note(key, before.cloned(), edit.after);
+            }
+        }
+        met
+    }
+
+    /// Whether all of it is new.
+    pub(super) fn is_all_new(&self) -> bool {
+        self.befores == 0
+    }
+
     /// What a kernel has and nobody desires goes.
     pub(super) fn remove_rest(&mut self, actual: HashMap<K, V>) {
         actual.into_iter().for_each(|(key, value)| self.note(key, Some(value), None));

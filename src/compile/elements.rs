@@ -144,6 +144,17 @@ macro_rules! maps {
                 $(self.$field.take_differing(&mut part.$field, &mut actual.$field);)*
             }
 
+            /// Adds those of these desired elements (every `before` empty) to `differing` that a kernel has not, or otherwise. Returns how many
+            /// of them it has, like that or otherwise.
+            pub(super) fn differ_from(self, actual: &TableImage, differing: &mut TableDelta) -> usize {
+                0 $(+ self.$field.differ_from(&actual.$field, &mut differing.$field))*
+            }
+
+            /// Whether everything in here is new.
+            pub(super) fn is_all_new(&self) -> bool {
+                true $(&& self.$field.is_all_new())*
+            }
+
             /// Removes what a kernel has and nobody desires.
             pub(super) fn remove_rest(&mut self, actual: TableImage) {
                 $(self.$field.remove_rest(actual.$field);)*

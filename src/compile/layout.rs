@@ -646,9 +646,9 @@ mod tests {
     fn a_tables_comment_says_what_it_was_made_for() {
         let pods = Detector::Network("10.244.0.0/16".parse().expect("a network"));
         let locality = Locality { masquerade_all: true, v4: pods, v6: Detector::InterfacePrefix("veth".into()) };
-        assert_eq!(locality.comment(Family::V4), "pointsman layout 4, pods 10.244.0.0/16, masquerade all");
-        assert_eq!(locality.comment(Family::V6), "pointsman layout 4, pods by 'veth*', masquerade all");
-        assert_eq!(Locality::default().comment(Family::V4), "pointsman layout 4");
+        assert_eq!(locality.comment(Family::V4), "pointsman layout 5, pods 10.244.0.0/16, masquerade all");
+        assert_eq!(locality.comment(Family::V6), "pointsman layout 5, pods by 'veth*', masquerade all");
+        assert_eq!(Locality::default().comment(Family::V4), "pointsman layout 5");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The controller: the one thread that owns what shall be and what is.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,12 +12,12 @@ use super::dealer::Dealer;
 use super::forwarding::Forwarding;
 use super::guard::Guard;
 use super::node_wait::{ADDRESSES, News, NodeWait, POD_NETWORKS, Step};
-use crate::compile::{Image, LISTED};
+use crate::compile::{Comparison, Delta, Image, LISTED};
 use crate::conntrack::ledger::Report;
 use crate::engine::{Engine, Outcome};
 use crate::forward::Register;
 use crate::kernel::conntrack::{CensusTaker, Cleaner, Pass};
-use crate::kernel::{Applied, DataPlane, Found, KernelError, PART, Receive, Refused, SHARE};
+use crate::kernel::{Applied, DataPlane, Found, KernelError, PART, Receive, Refused, SHARE, in_turn};
 use crate::model::{AddressRange, Families, Family, Problem, plain};
 use crate::observe::desk::{Asked, Glance, KernelSide, Question, Questions};
 use crate::observe::metrics::{self, SyncKind};
@@ -38,6 +39,9 @@ const SETTLE_ROUNDS: usize = 20;
 /// Pause after a refusal, doubled with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// What the thread is called that compares what is desired with what is there, so that one sees in `top` who is busy.
+const COMPARER: &str = "comparer";
 
 /// Done once, when everything known is programmed for the first time; must not take long.
 pub(super) type AfterFirstLoad = fn();
@@ -77,8 +81,6 @@ pub(super) struct Controller {
     found: Option<Found>,
     /// Whether a predecessor's numbers have been taken over.
     adopted: bool,
-    /// Whether what was read then has been used for a first difference.
-    compared: bool,
     /// Whether the kernel has what the engine desires, as far as we know.
     trust: Trust,
     /// What people want to know, and what they are told of the kernel's side.
@@ -169,7 +171,6 @@ impl Controller {
             guard: Guard::new(),
             found: None,
             adopted: false,
-            compared: false,
             trust: Trust::Unknown { retry_at: Instant::now(), pause: FIRST_PAUSE },
             questions,
             kernel: KernelSide::default(),
@@ -447,18 +448,17 @@ impl Controller {
         {
             return self.refused(error).map(|()| false);
         }
-        let afresh = match self.begins_afresh() {
-            Ok(afresh) => afresh,
-            Err(error) => return self.refused(error).map(|()| false),
-        };
+        // Nothing has been compiled: what is from now on is everything.
+        let first =
+            matches!(self.trust, Trust::Unknown { retry_at, .. } if retry_at <= begin) && self.engine.is_blank();
         let part = match self.trust {
             Trust::Known => SHARE,
-            Trust::Unknown { .. } if afresh => PART,
+            Trust::Unknown { .. } if first => PART,
             Trust::Unknown { .. } => usize::MAX,
         };
         let mut outcome = match self.trust {
             _ if self.engine.is_idle() => Outcome::default(),
-            Trust::Unknown { .. } if !afresh => self.engine.catch_up(),
+            Trust::Unknown { .. } if !first => self.engine.catch_up(),
             _ => self.engine.compile_part(part),
         };
         self.compiled(&mut outcome, part);
@@ -472,9 +472,9 @@ impl Controller {
                 return Ok(false);
             }
             Trust::Known => (SyncKind::Partial, self.apply_in_parts(&mut outcome)),
-            Trust::Unknown { .. } if afresh => {
+            Trust::Unknown { .. } if first => {
                 self.due = Families::ALL;
-                (SyncKind::Full, self.load(&mut outcome))
+                (SyncKind::Full, self.begin(&mut outcome))
             }
             Trust::Unknown { retry_at, .. } if *retry_at > Instant::now() => {
                 self.note_overridden(&outcome, begin);
@@ -518,20 +518,30 @@ impl Controller {
         }
     }
 
-    /// Whether nothing is there and nothing has been compiled, so that what is compiled from now on is all that is to be programmed.
-    fn begins_afresh(&mut self) -> Result<bool, KernelError> {
-        let Trust::Unknown { retry_at, .. } = self.trust else { return Ok(false) };
-        let vacant = retry_at <= Instant::now() && self.engine.is_blank() && self.plane.is_vacant();
-        Ok(vacant && self.plane.is_as_read()?)
-    }
-
-    /// Programs everything known, of which a first part is compiled.
-    fn load(&mut self, outcome: &mut Outcome) -> Result<Applied, KernelError> {
-        self.compared = true;
-        let forecast = self.engine.forecast();
-        let applied = self.in_parts(outcome, PART, |plane, parts| plane.build(&forecast, parts))?;
-        self.engine.settle();
-        Ok(applied)
+    /// Programs everything known, of which a first part is compiled: builds tables, or finds out where those of a predecessor differ.
+    fn begin(&mut self, outcome: &mut Outcome) -> Result<Applied, KernelError> {
+        if self.plane.is_vacant() && self.plane.is_as_read()? {
+            let forecast = self.engine.forecast();
+            let applied = self.in_parts(outcome, PART, |plane, parts| plane.build(&forecast, parts))?;
+            self.engine.settle();
+            return Ok(applied);
+        }
+        let mut comparison = Comparison::new(self.engine.adopted());
+        self.in_parts(outcome, PART, |_, parts| {
+            in_turn(COMPARER, parts, |part| {
+                comparison.take(part);
+                Ok::<_, KernelError>(())
+            })
+        })?;
+        let (adopted, difference) = (self.engine.settle(), comparison.end());
+        if !self.plane.is_as_read()? {
+            let found = self.read_again()?;
+            return self.correct(found.into());
+        }
+        match difference {
+            Some(difference) => self.apply_difference(&difference),
+            None => self.correct(adopted),
+        }
     }
 
     /// Applies what was compiled and, as long as there is more, compiles the next part meanwhile: a storm of changes becomes transactions that
@@ -544,15 +554,12 @@ impl Controller {
     }
 
     /// Hands what was compiled to `program` and, as long as there is more, compiles the next part, of about so many elements.
-    fn in_parts(
+    fn in_parts<T>(
         &mut self,
         outcome: &mut Outcome,
         elements: usize,
-        program: impl FnOnce(
-            &mut DataPlane,
-            &mut dyn FnMut(Receive<'_>) -> Result<(), Refused>,
-        ) -> Result<Applied, KernelError>,
-    ) -> Result<Applied, KernelError> {
+        program: impl FnOnce(&mut DataPlane, &mut dyn FnMut(Receive<'_>) -> Result<(), Refused>) -> Result<T, KernelError>,
+    ) -> Result<T, KernelError> {
         let Self { plane, engine, forwarding, cleaner, observer, .. } = self;
         program(plane, &mut |take| {
             take(std::mem::take(&mut outcome.delta))?;
@@ -667,20 +674,28 @@ impl Controller {
         }
     }
 
-    /// Applies the difference between what is there and everything desired. The first time what adopting read need not be read again.
+    /// Reads what is there and brings it to what is desired.
     fn reconcile(&mut self) -> Result<Applied, KernelError> {
-        let adopted = self.engine.settle();
-        let as_adopted = !std::mem::replace(&mut self.compared, true) && self.plane.is_as_read()?;
-        let found = if as_adopted { adopted } else { self.read_again()? };
+        self.engine.settle();
+        let found = self.read_again()?;
         if self.plane.is_vacant() {
             let forecast = self.engine.forecast();
             let applied = self.plane.build(&forecast, |take| self.engine.everything_in_parts(PART, take))?;
             self.repaired(applied, || "the tables were gone".to_owned());
             return Ok(applied);
         }
+        self.correct(found.into())
+    }
+
+    /// Applies the difference between what is there and everything desired.
+    fn correct(&mut self, found: Arc<Image>) -> Result<Applied, KernelError> {
         let difference = self.engine.difference(found);
+        self.apply_difference(&difference)
+    }
+
+    fn apply_difference(&mut self, difference: &Delta) -> Result<Applied, KernelError> {
         debug!(elements = difference.len(), "compared with the kernel");
-        let applied = self.plane.apply(&difference)?;
+        let applied = self.plane.apply(difference)?;
         self.repaired(applied, || difference.summary());
         Ok(applied)
     }

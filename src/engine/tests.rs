@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::compile::layout::{Decision, Plan};
-use crate::compile::{Edits, Hop, SlotKey, Stage, TableDelta, TableImage};
+use crate::compile::{Comparison, Edits, Hop, SlotKey, Stage, TableDelta, TableImage};
 use crate::model::Family;
 use crate::schedule::live::Load;
 use crate::schedule::{Buckets, Pick, TableSizes};
@@ -271,6 +271,18 @@ pub(super) fn any_change() -> impl Strategy<Value = Change> {
     ]
 }
 
+/// What differs from what was adopted, compared part by part, as a restart does.
+fn compared(engine: &mut Engine) -> Delta {
+    let mut comparison = Comparison::new(engine.adopted());
+    let take = &mut |part| {
+        comparison.take(part);
+        Ok::<(), ()>(())
+    };
+    engine.compile_in_parts(3, take).expect("all of it");
+    let found = engine.settle();
+    comparison.end().unwrap_or_else(|| engine.difference(found))
+}
+
 /// Issue 3: after deleting everything, the maps are empty; what is left is where node ports are served.
 pub(super) fn is_clean(table: &TableImage) -> bool {
     table.len() == table.node_port_addresses.len()
@@ -299,9 +311,8 @@ proptest! {
                 engine = small_engine();
                 engine.adopt(kernel.clone());
                 past.iter().cloned().for_each(|change| engine.take(change));
-                engine.compile();
-                engine.settle();
-                let difference = engine.difference(kernel.clone());
+                let difference = compared(&mut engine);
+                prop_assert_eq!(&difference, &engine.difference(kernel.clone()));
                 apply(&mut kernel, &difference);
             } else {
                 apply(&mut kernel, &engine.compile().delta);
@@ -331,7 +342,13 @@ proptest! {
         let mut next = small_engine();
         next.adopt(kernel.clone());
         history.into_iter().for_each(|change| next.take(change));
-        next.compile();
+        let mut comparison = Comparison::new(next.adopted());
+        let take = &mut |part| {
+            comparison.take(part);
+            Ok::<(), ()>(())
+        };
+        next.compile_in_parts(3, take).expect("all of it");
+        prop_assert_eq!(comparison.end(), Some(Delta::default()), "and it takes no second look");
         let delta = next.difference(kernel);
         prop_assert!(delta.is_empty(), "{:?}", delta);
     }

@@ -30,7 +30,6 @@ use crate::compile::layout::{DedicatedChain, Locality, TABLE};
 use crate::compile::{Delta, Image};
 use crate::model::Family;
 
-pub use self::pipeline::Refused;
 pub use self::work::Applied;
 
 /// Elements per transaction of a large load: the netlink lock is then held for well under 10 ms.
@@ -74,9 +73,6 @@ pub enum Ownership {
 /// Reads how far rings are, for somebody who does not own the tables.
 #[derive(Debug)]
 pub struct PickReader(Connection);
-
-/// Takes one part of a large change, for [`DataPlane::build`] and [`DataPlane::apply_in_turn`].
-pub type Receive<'a> = &'a mut dyn FnMut(Delta) -> Result<(), Refused>;
 
 /// Elements per part that [`DataPlane::build`] likes best: each is one transaction.
 pub const PART: usize = CHUNK / 2;

@@ -5,11 +5,13 @@
 //! with nothing changed. All of it as the daemon does it: the first load in parts, a storm in transactions of bounded size, a restart
 //! that reads the kernel while objects are taken in.
 
+use std::convert::Infallible;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pointsman::compile::Comparison;
 use pointsman::engine::Engine;
-use pointsman::kernel::{Applied, DataPlane, PART, SHARE};
+use pointsman::kernel::{Applied, DataPlane, PART, SHARE, in_turn};
 use pointsman::lab::Namespace;
 use pointsman::source::Change;
 
@@ -99,7 +101,7 @@ pub(super) fn say_flatness(report: &mut Report, series: &Series) {
 fn measure_here(size: Size, options: &Options) -> anyhow::Result<Vec<f64>> {
     let rolled = size.services;
     let first = size.services * size.endpoints;
-    let objects = objects(size);
+    let objects = objects(size, options.affinity);
     let engine = Engine::new("bench", options.scheduler);
     let mut cluster = Cluster { size, engine, plane: DataPlane::open()? };
     let begin = Instant::now();
@@ -130,12 +132,16 @@ fn measure_here(size: Size, options: &Options) -> anyhow::Result<Vec<f64>> {
 }
 
 /// Everything a source would say, a large Service included.
-fn objects(size: Size) -> Vec<Change> {
+fn objects(size: Size, affinity: bool) -> Vec<Change> {
     let first = size.services * size.endpoints;
-    let small = (0..size.services)
-        .flat_map(|number| [cluster::service(number), cluster::wide_slice(number, "a", size.pods(number))]);
+    let service = |number| match affinity {
+        false => cluster::service(number),
+        true => cluster::sticky(cluster::service(number)),
+    };
+    let small =
+        (0..size.services).flat_map(|number| [service(number), cluster::wide_slice(number, "a", size.pods(number))]);
     let large = (0..ROLLED / SLICE).map(|slice| rolled_slice(size.services, slice, first, 0));
-    small.chain([cluster::service(size.services)]).chain(large).collect()
+    small.chain([service(size.services)]).chain(large).collect()
 }
 
 /// A slice of the rolled Service, of whose pods so many are new.
@@ -150,8 +156,8 @@ fn rolled_slice(service: u32, slice: u32, first: u32, new: u32) -> Change {
 fn restart(size: Size, options: &Options) -> anyhow::Result<(Duration, usize)> {
     let new = || Ok::<_, anyhow::Error>((Engine::new("bench", options.scheduler), DataPlane::open()?));
     let (engine, plane) = new()?;
-    Cluster { size, engine, plane }.load(objects(size))?;
-    let objects = objects(size);
+    Cluster { size, engine, plane }.load(objects(size, options.affinity))?;
+    let objects = objects(size, options.affinity);
     let begin = Instant::now();
     let (mut engine, mut plane) = new()?;
     let found = thread::scope(|scope| {
@@ -160,9 +166,17 @@ fn restart(size: Size, options: &Options) -> anyhow::Result<(Duration, usize)> {
         reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
     engine.adopt(found.image);
-    engine.catch_up();
+    let mut comparison = Comparison::new(engine.adopted());
+    in_turn(
+        "comparer",
+        |take| engine.compile_in_parts(PART, take),
+        |part| {
+            comparison.take(part);
+            Ok::<_, Infallible>(())
+        },
+    )?;
     let found = engine.settle();
-    let applied = plane.apply(&engine.difference(found))?;
+    let applied = plane.apply(&comparison.end().unwrap_or_else(|| engine.difference(found)))?;
     let time = begin.elapsed();
     plane.remove()?;
     Ok((time, applied.elements))

@@ -7,25 +7,15 @@
 //! Proven by `tests/kernel/large.rs` (a first load in parts, also one that is cut short), `tests/e2e/life.rs` (storms, as the
 //! controller has them) and `tests/e2e/manifests.rs` (one that outgrows its tables).
 
-use std::panic::resume_unwind;
-use std::sync::mpsc::sync_channel;
-use std::thread;
-
+use super::DataPlane;
 use super::work::{Applied, Work};
-use super::{DataPlane, Receive};
-use crate::compile::{Delta, Forecast};
+use crate::compile::Forecast;
+use crate::kernel::both::{Receive, Refused, in_turn};
 use crate::kernel::error::KernelError;
 use crate::kernel::skeleton::{Counts, Sizes};
 
-/// Parts that may wait while one is being programmed; each takes about a megabyte.
-const AHEAD: usize = 2;
-
 /// What the threads that program are called, so that one sees in `top` who is busy.
 const NAME: &str = "programmer";
-
-/// No part is taken any more: why is what the call ends with that they were made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused;
 
 impl DataPlane {
     /// Builds the tables where there are none ([`DataPlane::is_vacant`]) out of parts that `parts` hands out, so that nobody has to hold
@@ -49,7 +39,7 @@ impl DataPlane {
             state.add_shared_chains(&mut self.transaction, &forecast[state.family as usize].plans);
         }
         self.commit(&mut work)?;
-        let built = self.in_turn(parts, |plane, part| plane.update(part, &mut work));
+        let built = in_turn(NAME, parts, |part| self.update(&part, &mut work));
         built.map_err(|error| self.outgrown(error))?;
         self.activate(&mut work)?;
         Ok(work.end())
@@ -64,37 +54,10 @@ impl DataPlane {
         parts: impl FnMut(Receive<'_>) -> Result<(), Refused>,
     ) -> Result<Applied, KernelError> {
         let mut applied = Applied::default();
-        self.in_turn(parts, |plane, part| {
-            applied.followed_by(plane.apply(part)?);
-            Ok(())
+        in_turn(NAME, parts, |part| {
+            applied.followed_by(self.apply(&part)?);
+            Ok::<_, KernelError>(())
         })?;
         Ok(applied)
-    }
-
-    /// Hands all parts to `program`, on a thread of its own if there is one to be had.
-    fn in_turn(
-        &mut self,
-        mut parts: impl FnMut(Receive<'_>) -> Result<(), Refused>,
-        mut program: impl FnMut(&mut Self, &Delta) -> Result<(), KernelError> + Send,
-    ) -> Result<(), KernelError> {
-        let started = thread::scope(|scope| {
-            let (send, received) = sync_channel::<Delta>(AHEAD);
-            let (plane, program) = (&mut *self, &mut program);
-            // Ends with a refusal, and the channel with it.
-            let all = move || received.into_iter().try_for_each(|part| program(plane, &part));
-            let programming = thread::Builder::new().name(NAME.to_owned()).spawn_scoped(scope, all).ok()?;
-            // Whoever refuses says why.
-            let _ = parts(&mut |part| send.send(part).map_err(|_| Refused));
-            drop(send);
-            Some(programming.join().unwrap_or_else(|panic| resume_unwind(panic)))
-        });
-        started.unwrap_or_else(|| {
-            let mut result = Ok(());
-            let _ = parts(&mut |part| {
-                result = program(self, &part);
-                result.as_ref().map(drop).map_err(|_| Refused)
-            });
-            result
-        })
     }
 }
