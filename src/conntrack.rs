@@ -38,7 +38,7 @@ mod settings;
 mod watch;
 
 pub use book::FlowBook;
-pub use census::{Census, Directory};
+pub use census::{Census, Directory, Entrances};
 pub use cut::{Carrier, Cut};
 pub use flow::{Destination, Expected, Flow, Judgement, Tuple, View};
 pub use following::Record;

@@ -41,7 +41,7 @@ use jiff::Timestamp;
 use crate::compile::layout::{Locality, PoolId};
 use crate::compile::{self, Compiler, Delta, Image};
 use crate::conntrack::ledger::Report;
-use crate::conntrack::{Cut, Destination, Directory, FlowBook, Interests, View, WatchBook, census};
+use crate::conntrack::{Cut, Destination, Directory, Entrances, FlowBook, Interests, View, WatchBook, census};
 use crate::forward::RouteId;
 use crate::model::map::HashMap;
 use crate::model::{AddressRange, Families, Family, Node, Problem, Problems, Protocol, Service, ServiceKey, Store};
@@ -492,10 +492,15 @@ impl Engine {
         self.routes.update(key, service, &mut resolved, &self.settings);
         self.flows.update(key, &resolved);
         let shortages = self.compiler.update(key, &resolved, &mut outcome.delta);
-        if self.compiler.is_redirected()
+        if let Some(mut left) = self.compiler.take_redirected()
             && let Some(directory) = &mut self.directory
         {
-            directory.push((key.clone(), census::entries(&resolved)));
+            let entries = census::entries(&resolved);
+            let stays = |(protocol, at): &(Protocol, Destination)| {
+                entries.iter().any(|(destination, port)| destination == at && port.protocol == *protocol)
+            };
+            left.retain(|place| !stays(place));
+            directory.push(Entrances { service: key.clone(), entries, left });
         }
         self.watch.update(key, &resolved, |subject| self.compiler.rings(&subject.port, subject.family));
         let mut problems: Vec<_> = service.map(|service| policy::lost_frontends(service, context)).unwrap_or_default();

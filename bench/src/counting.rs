@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use pointsman::conntrack::{Census, Destination};
+use pointsman::conntrack::{Census, Destination, Entrances};
 use pointsman::kernel::conntrack::{ConntrackEvents, ConntrackTable};
 use pointsman::lab::{Namespace, Rtnl};
 use pointsman::model::{PortKey, Protocol, ServiceKey};
@@ -102,7 +102,8 @@ fn walks(options: &Options, report: &mut Report) -> anyhow::Result<()> {
             let mut census = Census::default();
             let name = ServiceKey::new("bench", "web");
             let port = PortKey { service: name.clone(), name: "".into(), protocol: Protocol::Udp };
-            census.direct(vec![(name, vec![(Destination::Address(FRONTEND), port)])]);
+            let entries = vec![(Destination::Address(FRONTEND), port)];
+            census.direct(vec![Entrances { service: name, entries, left: Vec::new() }]);
             let mut table = ConntrackTable::open()?;
             let mut walk = || -> anyhow::Result<[Duration; 2]> {
                 let (begin, before) = (Instant::now(), CpuTime::now()?);

@@ -14,10 +14,10 @@ use super::layout::{self, Decision, DedicatedChain, MAX_MEMBERS, Plan, PoolId};
 use super::pool::{self, Members, Pool};
 use super::pools::Pools;
 use super::shared::Shared;
-use crate::conntrack::Subject;
 use crate::conntrack::ledger::Report;
+use crate::conntrack::{Destination, Subject};
 use crate::model::map::HashMap;
-use crate::model::{AddressRange, Family, PortKey, ServiceKey};
+use crate::model::{AddressRange, Family, PortKey, Protocol, ServiceKey};
 use crate::policy::{Exchange, Frontend, NodePort, Path, PortExchange, ResolvedPort, Role, Verdict};
 use crate::schedule::live::Redeal;
 use crate::schedule::{Candidate, Hand, Pick, Scheduler, TableSizes};
@@ -37,8 +37,8 @@ pub struct Compiler {
     found: Arc<Image>,
     /// What the updates since the last call of [`Compiler::take_changes`] changed.
     changes: Changes,
-    /// Whether the last update changed where a Service's clients connect to.
-    redirected: bool,
+    /// Where clients connected to those of the Service's ports for which the last update changed that; `None`: for no port.
+    redirected: Option<Vec<(Protocol, Destination)>>,
 }
 
 /// A Service port that gets less than it asked for.
@@ -102,7 +102,7 @@ impl Compiler {
             common: Default::default(),
             found: Arc::default(),
             changes: Changes::default(),
-            redirected: false,
+            redirected: None,
         }
     }
 
@@ -145,7 +145,7 @@ impl Compiler {
         let mut before = self.ports.remove(service).unwrap_or_default();
         let mut after = Vec::with_capacity(resolved.len());
         let mut shortages = Vec::new();
-        self.redirected = false;
+        let mut redirected: Option<Vec<_>> = None;
         for port in resolved {
             let previous = before
                 .iter()
@@ -153,13 +153,15 @@ impl Compiler {
                 .map(|index| before.swap_remove(index));
             let (compiled, shortage) = self.compile(previous.as_ref(), port);
             shortages.extend(shortage.map(|reason| Shortage { port: port.key.clone(), reason }));
-            self.redirected |= previous.as_ref().is_none_or(|previous| !previous.is_entered_like(&compiled));
+            if previous.as_ref().is_none_or(|previous| !previous.is_entered_like(&compiled)) {
+                redirected.get_or_insert_default().extend(previous.iter().flat_map(CompiledPort::entrances));
+            }
             self.note(previous.as_ref(), Some(&compiled), delta.table_mut(port.family));
             self.changes.note(previous.as_ref(), Some(&compiled));
             after.push(compiled);
         }
         for gone in before {
-            self.redirected = true;
+            redirected.get_or_insert_default().extend(gone.entrances());
             self.note(Some(&gone), None, delta.table_mut(gone.family));
             self.changes.note(Some(&gone), None);
             for pool in [gone.cluster.id, gone.local.id].into_iter().flatten() {
@@ -169,6 +171,7 @@ impl Compiler {
         if !after.is_empty() {
             self.ports.insert(service.clone(), after);
         }
+        self.redirected = redirected;
         shortages
     }
 
@@ -177,9 +180,10 @@ impl Compiler {
         std::mem::take(&mut self.changes)
     }
 
-    /// Whether the last update changed where a Service's clients connect to.
-    pub fn is_redirected(&self) -> bool {
-        self.redirected
+    /// Whether the last update changed where a Service's clients connect to: then, where they connected to before, as far as that may
+    /// differ. Only the first time after an update.
+    pub fn take_redirected(&mut self) -> Option<Vec<(Protocol, Destination)>> {
+        self.redirected.take()
     }
 
     /// Lets endpoints of a Service's ports go and come, as far as [`Compiler::update`] was told of those that were there, and notes in
@@ -572,6 +576,13 @@ impl CompiledPort {
     /// Who stands in the slots, pool by pool.
     pub(super) fn slots(&self) -> [&[SocketAddr]; 2] {
         self.pools().map(|pool| &*pool.slots)
+    }
+
+    /// Where clients connect to.
+    fn entrances(&self) -> impl Iterator<Item = (Protocol, Destination)> {
+        let addresses = self.frontends.iter().map(|(frontend, _)| SocketAddr::new(frontend.address, frontend.port));
+        let node_port = self.node_port.map(|node_port| Destination::NodePort(self.family, node_port.port));
+        addresses.map(Destination::Address).chain(node_port).map(|destination| (self.key.protocol, destination))
     }
 
     /// Whether clients connect to the same addresses.

@@ -11,20 +11,35 @@
 //!
 //! Vocabulary: the [`Directory`] says which destination is whose; a *subject* is a Service port.
 //!
-//! Invariants: no I/O, and no clock; the first walk counts nobody as opened, because nobody knows when. Memory: some 40 bytes per entry.
-//! Property test below; on the real kernel `tests/conntrack/census.rs`.
+//! Invariants: no I/O, and no clock; the first walk counts nobody as opened, because nobody knows when. Memory: some 40 bytes per entry, and
+//! some 150 per Service port, which is why who tells of new places also says which are left: they need not be kept by Service, too.
+//! Property tests below; on the real kernel `tests/conntrack/census.rs`.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::{Entry, RandomState};
-use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use slab::Slab;
 
 use super::flow::{Destination, Flow};
+use crate::model::map::HashMap;
 use crate::model::{Family, PortKey, Protocol, ServiceKey};
 use crate::policy::ResolvedPort;
 
-/// Where the clients of some Services connect to now; nowhere: the Service is gone.
-pub type Directory = Vec<(ServiceKey, Vec<(Destination, PortKey)>)>;
+/// Where the clients of some Services connect to now.
+pub type Directory = Vec<Entrances>;
+
+/// Where the clients of a Service connect to now; nowhere: it is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entrances {
+    /// Which Service.
+    pub service: ServiceKey,
+    /// All places, and which of its ports each leads to.
+    pub entries: Vec<(Destination, PortKey)>,
+    /// Where they connected to by what was said last, and do not any more.
+    pub left: Vec<(Protocol, Destination)>,
+}
 
 /// `IPS_SEEN_REPLY` (linux/netfilter/nf_conntrack_common.h).
 pub const SEEN_REPLY: u32 = 1 << 1;
@@ -68,10 +83,9 @@ pub struct Account {
 #[derive(Debug, Default)]
 pub struct Census {
     /// Subjects by where clients send to.
-    destinations: HashMap<(Protocol, Destination), u32>,
-    services: HashMap<ServiceKey, Vec<u32>>,
-    subjects: HashMap<u32, Subject>,
-    last: u32,
+    places: HashMap<Place, u32>,
+    /// Boxed: half a slab's places may be empty.
+    subjects: Slab<Box<Subject>>,
     flows: HashMap<u64, Seen>,
     hasher: RandomState,
     /// The number of the walk; 0 before the first.
@@ -79,10 +93,19 @@ pub struct Census {
     totals: Connections,
 }
 
+/// A destination and its protocol, in little room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    V4(Ipv4Addr, u16, Protocol),
+    V6(Ipv6Addr, u16, Protocol),
+    NodePort(Family, u16, Protocol),
+}
+
 #[derive(Debug)]
 struct Subject {
     port: PortKey,
-    destinations: Box<[Destination]>,
+    /// How many places lead here.
+    places: u32,
     /// Once it has connections: most Services of a large cluster have none on a node.
     account: Option<Box<Account>>,
 }
@@ -126,6 +149,18 @@ pub fn entries(resolved: &[ResolvedPort]) -> Vec<(Destination, PortKey)> {
     resolved.iter().flat_map(entries).collect()
 }
 
+// === impl Place ===
+
+impl Place {
+    fn new(protocol: Protocol, destination: Destination) -> Self {
+        match destination {
+            Destination::Address(SocketAddr::V4(at)) => Self::V4(*at.ip(), at.port(), protocol),
+            Destination::Address(SocketAddr::V6(at)) => Self::V6(*at.ip(), at.port(), protocol),
+            Destination::NodePort(family, port) => Self::NodePort(family, port, protocol),
+        }
+    }
+}
+
 // === impl Connections ===
 
 impl Connections {
@@ -142,60 +177,74 @@ impl Connections {
 impl Census {
     /// Takes in where clients connect to. What is counted for a port goes on as long as the port is there.
     pub fn direct(&mut self, news: Directory) {
-        for (service, entries) in news {
-            let mut wanted: BTreeMap<PortKey, Vec<Destination>> = BTreeMap::new();
-            for (destination, port) in entries {
-                wanted.entry(port).or_default().push(destination);
+        // Those to whom no place leads at the moment.
+        let mut astray = Vec::new();
+        for Entrances { service, entries, left } in news {
+            for (destination, port) in &entries {
+                let number = self.subject(port, &entries, &left, &astray);
+                self.subjects[number as usize].places += 1;
+                let before = self.places.insert(Place::new(port.protocol, *destination), number);
+                self.release(before, &mut astray);
             }
-            let mut numbers = self.services.remove(&service).unwrap_or_default();
-            numbers.retain(|number| {
-                let Some(subject) = self.subjects.get_mut(number) else { return false };
-                for destination in std::mem::take(&mut subject.destinations) {
-                    let key = (subject.port.protocol, destination);
-                    // Who has it now may have said so before.
-                    if self.destinations.get(&key) == Some(number) {
-                        self.destinations.remove(&key);
-                    }
+            for (protocol, destination) in left {
+                let place = Place::new(protocol, destination);
+                // Who has it now may have said so before.
+                let owner = self.places.get(&place).copied();
+                if owner.is_some_and(|number| self.subjects[number as usize].port.service == service) {
+                    let owner = self.places.remove(&place);
+                    self.release(owner, &mut astray);
                 }
-                let stays = wanted.contains_key(&subject.port);
-                if !stays {
-                    self.subjects.remove(number);
-                }
-                stays
-            });
-            for (port, destinations) in wanted {
-                let known = numbers.iter().copied().find(|number| self.subjects[number].port == port);
-                let number = known.unwrap_or_else(|| {
-                    self.last += 1;
-                    numbers.push(self.last);
-                    self.last
-                });
-                for destination in &destinations {
-                    self.destinations.insert((port.protocol, *destination), number);
-                }
-                let subject = self.subjects.entry(number).or_insert_with(|| Subject {
-                    port,
-                    destinations: Box::default(),
-                    account: None,
-                });
-                subject.destinations = destinations.into();
             }
-            if !numbers.is_empty() {
-                self.services.insert(service, numbers);
+        }
+        for number in astray {
+            if self.subjects.get(number as usize).is_some_and(|subject| subject.places == 0) {
+                self.subjects.remove(number as usize);
             }
+        }
+    }
+
+    /// The number of a port: a place of its Service that is known leads to it, or it has just lost them all, or it is a new one.
+    fn subject(
+        &mut self,
+        port: &PortKey,
+        entries: &[(Destination, PortKey)],
+        left: &[(Protocol, Destination)],
+        astray: &[u32],
+    ) -> u32 {
+        let entries = entries.iter().filter(|(_, of)| of == port).map(|(destination, _)| *destination);
+        let left = left.iter().filter(|(protocol, _)| *protocol == port.protocol).map(|(_, destination)| *destination);
+        let places = entries.chain(left).map(|destination| Place::new(port.protocol, destination));
+        let led_to = places.filter_map(|place| self.places.get(&place));
+        let mut candidates = led_to.chain(astray).copied();
+        candidates.find(|number| self.subjects[*number as usize].port == *port).unwrap_or_else(|| {
+            let number = self.subjects.insert(Box::new(Subject { port: port.clone(), places: 0, account: None }));
+            u32::try_from(number).expect("fewer than 4 billion Service ports")
+        })
+    }
+
+    /// A place leads to this subject no more.
+    fn release(&mut self, subject: Option<u32>, astray: &mut Vec<u32>) {
+        let Some(number) = subject else { return };
+        let subject = &mut self.subjects[number as usize];
+        subject.places -= 1;
+        if subject.places == 0 {
+            astray.push(number);
         }
     }
 
     /// Forgets which entries were there: nobody has looked for long. The next walk is a first one; counts go on.
     pub fn rest(&mut self) {
-        self.flows = HashMap::new();
+        self.flows = HashMap::default();
         self.walk = 0;
         self.forget_present();
     }
 
     fn forget_present(&mut self) {
         (self.totals.active, self.totals.inactive) = (0, 0);
-        self.subjects.values_mut().filter_map(|subject| subject.account.as_mut()).for_each(|account| account.begin());
+        self.subjects
+            .iter_mut()
+            .filter_map(|(_, subject)| subject.account.as_mut())
+            .for_each(|account| account.begin());
     }
 
     /// Begins a walk.
@@ -211,11 +260,10 @@ impl Census {
         if to == endpoint {
             return;
         }
-        let by_address = self.destinations.get(&(flow.protocol, Destination::Address(to)));
-        let by_port = || self.destinations.get(&(flow.protocol, Destination::NodePort(Family::of(to.ip()), to.port())));
-        let Some(subject) = by_address.or_else(by_port).and_then(|number| self.subjects.get_mut(number)) else {
-            return;
-        };
+        let find = |destination| self.places.get(&Place::new(flow.protocol, destination));
+        let by_port = || find(Destination::NodePort(Family::of(to.ip()), to.port()));
+        let number = find(Destination::Address(to)).or_else(by_port);
+        let Some(subject) = number.and_then(|number| self.subjects.get_mut(*number as usize)) else { return };
         let (age, first) = (Age::of(sighting), self.walk == 1);
         let active = age.active;
         let waiting = flow.protocol == Protocol::Tcp && status & SEEN_REPLY == 0;
@@ -272,7 +320,7 @@ impl Census {
 
     /// The Service ports that have or had connections, in no particular order.
     pub fn accounts(&self) -> impl Iterator<Item = (&PortKey, &Account)> {
-        self.subjects.values().filter_map(|subject| Some((&subject.port, subject.account.as_deref()?)))
+        self.subjects.iter().filter_map(|(_, subject)| Some((&subject.port, subject.account.as_deref()?)))
     }
 }
 

@@ -560,10 +560,14 @@ impl Controller {
         elements: usize,
         program: impl FnOnce(&mut DataPlane, &mut dyn FnMut(Receive<'_>) -> Result<(), Refused>) -> Result<T, KernelError>,
     ) -> Result<T, KernelError> {
-        let Self { plane, engine, forwarding, cleaner, observer, .. } = self;
+        let Self { plane, engine, forwarding, cleaner, observer, census, .. } = self;
         program(plane, &mut |take| {
             take(std::mem::take(&mut outcome.delta))?;
             while engine.has_more() {
+                // Not all of it at once: of a first load it is as large as what is remembered of it.
+                if let Some(census) = census {
+                    census.direct(engine.take_directory());
+                }
                 let mut part = engine.compile_part(elements);
                 // What was compiled is told in any case: it will not be compiled again.
                 follow_up(engine, &mut part, elements, forwarding, cleaner, observer);

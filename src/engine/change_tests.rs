@@ -92,11 +92,12 @@ fn the_directory_is_told_of_frontends_and_of_nothing_else() {
         engine.take(change);
         engine.compile();
         let news = engine.take_directory();
-        news.into_iter().map(|(service, entries)| format!("{service} {}", entries.len())).collect::<Vec<_>>()
+        let words = news.iter().map(|of| format!("{} {} -{}", of.service, of.entries.len(), of.left.len()));
+        words.collect::<Vec<_>>()
     };
     assert!(told(slice(&[1, 2])).is_empty());
-    assert_eq!(told(service("web", 2, "rr")), ["shop/web 2"], "an address and a node port");
+    assert_eq!(told(service("web", 2, "rr")), ["shop/web 2 -2"], "an address and a node port");
     assert!(told(service("web", 2, "random")).is_empty());
     let key = crate::source::ObjectKey { namespace: "shop".into(), name: "web".into() };
-    assert_eq!(told(Change::Delete(Kind::Service, key)), ["shop/web 0"]);
+    assert_eq!(told(Change::Delete(Kind::Service, key)), ["shop/web 0 -2"]);
 }

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use pointsman::conntrack::{Destination, Directory};
+use pointsman::conntrack::{Destination, Directory, Entrances};
 use pointsman::kernel::conntrack::CensusTaker;
 use pointsman::lab::{Namespace, Rtnl};
 use pointsman::model::{PortKey, Protocol, ServiceKey};
@@ -22,8 +22,9 @@ fn port(name: &str) -> PortKey {
     PortKey { service: ServiceKey::new("shop", name), name: "".into(), protocol: Protocol::Tcp }
 }
 
-fn entry(name: &str, to: SocketAddr) -> (ServiceKey, Vec<(Destination, PortKey)>) {
-    (ServiceKey::new("shop", name), vec![(Destination::Address(to), port(name))])
+fn entry(name: &str, to: SocketAddr) -> Entrances {
+    let entries = vec![(Destination::Address(to), port(name))];
+    Entrances { service: ServiceKey::new("shop", name), entries, left: Vec::new() }
 }
 
 /// Opens a connection from this port, which may be in use by one that has ended.

@@ -18,8 +18,15 @@ fn port(service: &str, name: &str) -> PortKey {
     PortKey { service: ServiceKey::new("ns", service), name: name.into(), protocol: Protocol::Tcp }
 }
 
-fn entry(service: &str, to: &str) -> (ServiceKey, Vec<(Destination, PortKey)>) {
-    (ServiceKey::new("ns", service), vec![(Destination::Address(at(to)), port(service, ""))])
+fn entry(service: &str, to: &str) -> Entrances {
+    moved(service, &[(Destination::Address(at(to)), "")], &[])
+}
+
+/// A Service that clients connect to here, by port, and no more there.
+fn moved(service: &str, entries: &[(Destination, &str)], left: &[Destination]) -> Entrances {
+    let entries = entries.iter().map(|(destination, name)| (*destination, port(service, name))).collect();
+    let left = left.iter().map(|destination| (Protocol::Tcp, *destination)).collect();
+    Entrances { service: ServiceKey::new("ns", service), entries, left }
 }
 
 fn sighting(client: u16, to: &str, endpoint: u8, id: u32, state: u8, left: u32) -> Sighting {
@@ -54,6 +61,13 @@ fn said(census: &Census) -> Vec<String> {
 }
 
 const WEB: &str = "10.96.0.1:80";
+
+/// Places, each for a port of a Service, or for nobody.
+fn any_batch() -> impl Strategy<Value = Vec<(u16, &'static str, &'static str)>> {
+    let service = prop_oneof![Just("a"), Just("b"), Just("c")];
+    let port = prop_oneof![Just("x"), Just("y"), Just("")];
+    proptest::collection::vec((1u16..6, service, port), 1..6)
+}
 
 #[test]
 fn connections_come_close_and_go() {
@@ -131,21 +145,55 @@ fn addresses_change_hands_and_ports_come_and_go() {
     walk(&mut census, &[]);
     walk(&mut census, &[standing]);
     // The new owner may speak before the old one.
-    census.direct(vec![entry("b", WEB), entry("a", "10.96.0.7:80")]);
+    let (web, other) = (Destination::Address(at(WEB)), Destination::Address(at("10.96.0.7:80")));
+    census.direct(vec![entry("b", WEB), moved("a", &[(other, "")], &[web])]);
     walk(&mut census, &[standing]);
     assert_eq!(said(&census), ["ns/a 1 0 0 0", "ns/b 0 1 0 0"]);
-    census.direct(vec![(ServiceKey::new("ns", "a"), Vec::new())]);
+    census.direct(vec![moved("a", &[], &[other])]);
     assert_eq!(said(&census), ["ns/b 0 1 0 0"]);
     let node_port = Destination::NodePort(Family::V4, 30080);
-    census.direct(vec![(ServiceKey::new("ns", "b"), vec![(node_port, port("b", ""))])]);
+    census.direct(vec![moved("b", &[(node_port, "")], &[web])]);
     walk(&mut census, &[standing, sighting(2, "192.168.0.1:30080", 1, 2, ESTABLISHED, 400)]);
     assert_eq!(said(&census), ["ns/b 1 1 0 0"]);
-    census.direct(vec![(ServiceKey::new("ns", "b"), Vec::new())]);
+    census.direct(vec![moved("b", &[], &[node_port])]);
     assert_eq!(census.totals().opened, 2, "what is gone has been");
-    assert!(census.services.is_empty() && census.subjects.is_empty() && census.destinations.is_empty());
+    assert!(census.subjects.is_empty() && census.places.is_empty());
 }
 
 proptest! {
+    /// However Services and ports exchange their places, those lead to whoever has them last, and nobody else is remembered.
+    #[test]
+    fn places_lead_to_who_has_them(batches in proptest::collection::vec(any_batch(), 1..12)) {
+        let mut census = Census::default();
+        let mut has: BTreeMap<&str, BTreeMap<u16, &str>> = BTreeMap::new();
+        for batch in batches {
+            // Whoever takes a place in a batch loses it to nobody else in it, but its last owner loses it.
+            let taken: BTreeMap<u16, (&str, &str)> = batch.into_iter().map(|(place, service, port)| (place, (service, port))).collect();
+            let mut news = Vec::new();
+            for service in ["a", "b", "c"] {
+                let before = has.get(service).cloned().unwrap_or_default();
+                let mut now = before.clone();
+                now.retain(|place, _| !taken.contains_key(place));
+                now.extend(taken.iter().filter(|(_, (of, port))| *of == service && !port.is_empty()).map(|(place, (_, port))| (*place, *port)));
+                if now != before {
+                    let entries: Vec<_> = now.iter().map(|(place, port)| (Destination::NodePort(Family::V4, *place), *port)).collect();
+                    let left: Vec<_> = before.keys().filter(|place| !now.contains_key(place)).map(|place| Destination::NodePort(Family::V4, *place)).collect();
+                    news.push(moved(service, &entries, &left));
+                }
+                has.insert(service, now);
+            }
+            census.direct(news);
+            let led: BTreeMap<u16, PortKey> = census.places.iter().map(|(place, number)| match place {
+                Place::NodePort(_, port, _) => (*port, census.subjects[*number as usize].port.clone()),
+                other => unreachable!("{other:?}"),
+            }).collect();
+            let wanted: BTreeMap<u16, PortKey> = has.iter().flat_map(|(service, ports)| ports.iter().map(|(place, name)| (*place, port(service, name)))).collect();
+            let ports: BTreeSet<_> = wanted.values().collect();
+            prop_assert_eq!(census.subjects.len(), ports.len());
+            prop_assert_eq!(led, wanted.clone());
+        }
+    }
+
     /// Whatever comes and goes: what is open is what the last walk saw, and opened is every number that was not there before.
     #[test]
     fn counts_are_those_of_the_table(walks in proptest::collection::vec(proptest::collection::btree_set(0u16..40, 0..20), 1..12)) {
