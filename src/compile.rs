@@ -30,6 +30,7 @@ mod phases;
 mod pool;
 mod pools;
 mod shared;
+mod slots;
 
 pub use change::{Changes, Entrance, LISTED, PortChange};
 pub use comparison::Comparison;

@@ -102,8 +102,8 @@ fn walks(options: &Options, report: &mut Report) -> anyhow::Result<()> {
             let mut census = Census::default();
             let name = ServiceKey::new("bench", "web");
             let port = PortKey { service: name.clone(), name: "".into(), protocol: Protocol::Udp };
-            let entries = vec![(Destination::Address(FRONTEND), port)];
-            census.direct(vec![Entrances { service: name, entries, left: Vec::new() }]);
+            let places = vec![(Destination::Address(FRONTEND), port)];
+            census.direct(vec![Entrances { service: name, entries: places, left: Vec::new() }]);
             let mut table = ConntrackTable::open()?;
             let mut walk = || -> anyhow::Result<[Duration; 2]> {
                 let (begin, before) = (Instant::now(), CpuTime::now()?);

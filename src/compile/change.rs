@@ -117,16 +117,16 @@ impl Changes {
 
 impl PortChange {
     fn between(before: Option<&CompiledPort>, after: Option<&CompiledPort>) -> Option<Self> {
-        fn slots(port: Option<&CompiledPort>) -> [&[SocketAddr]; 2] {
-            port.map(CompiledPort::slots).unwrap_or_default()
-        }
         let known = after.or(before)?;
         let entrances = |port: Option<&CompiledPort>| -> BTreeSet<Entrance> {
             let frontends = port.into_iter().flat_map(|port| &port.frontends);
             let node_port = port.and_then(|port| port.node_port).map(Entrance::NodePort);
             frontends.map(|(frontend, _)| Entrance::Address(*frontend)).chain(node_port).collect()
         };
+        let slots = |port: Option<&CompiledPort>| port.map(CompiledPort::slots).unwrap_or_default();
         let (old, new) = (slots(before), slots(after));
+        let ([old_cluster, old_local], [new_cluster, new_local]) = (&old, &new);
+        let (old, new): ([&[SocketAddr]; 2], [&[SocketAddr]; 2]) = ([old_cluster, old_local], [new_cluster, new_local]);
         let endpoints = |slots: [&[SocketAddr]; 2]| slots.into_iter().flatten().copied().collect::<BTreeSet<_>>();
         let (had, has) = (endpoints(old), endpoints(new));
         let (was, is) = (entrances(before), entrances(after));
@@ -150,7 +150,8 @@ impl PortChange {
 
     /// The same without looking for whom a change of this kind cannot concern.
     fn exchanged(old: [&[SocketAddr]; 2], after: &CompiledPort, exchange: &PortExchange) -> Self {
-        let new = after.slots();
+        let [cluster, local] = &after.slots();
+        let new: [&[SocketAddr]; 2] = [cluster, local];
         let only_in = |list: [&[SocketAddr]; 2], others: [&[SocketAddr]; 2]| {
             let is_other = |endpoint: &SocketAddr| others.iter().any(|slots| slots.contains(endpoint));
             let mut only: Vec<_> = list.concat().into_iter().filter(|endpoint| !is_other(endpoint)).collect();

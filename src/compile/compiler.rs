@@ -14,6 +14,7 @@ use super::layout::{self, Decision, DedicatedChain, MAX_MEMBERS, Plan, PoolId};
 use super::pool::{self, Members, Pool};
 use super::pools::Pools;
 use super::shared::Shared;
+use super::slots::Slots;
 use crate::conntrack::ledger::Report;
 use crate::conntrack::{Destination, Subject};
 use crate::model::map::HashMap;
@@ -199,7 +200,7 @@ impl Compiler {
             port.is_some_and(|port| {
                 let Exchange { gone, came } = &exchange.local_addresses;
                 hairpins.replace(gone, came, || Hairpin, &mut table.hairpins);
-                let before = changes.has_room().then(|| port.slots().map(<[_]>::to_vec));
+                let before = changes.has_room().then(|| port.slots());
                 let done = port.exchange(exchange, seed, table);
                 // Of two sets one may have been done; the rest is noted by who updates the whole.
                 if done || before.as_ref().is_some_and(|before| *before != port.slots()) {
@@ -251,7 +252,7 @@ impl Compiler {
         let mut loads = loads.clone();
         let rings: Vec<_> = rings.iter().zip(picks).filter(|((ring, _), _)| compiled.has(ring)).collect();
         for ((ring, then), now) in &rings {
-            let slots = &compiled.ring(ring).slots;
+            let slots = compiled.ring(ring).slots.to_vec();
             let size = slots.len() as u64;
             let unheard = then.unwrap_or(**now)..**now;
             for pick in unheard.take(slots.len()) {
@@ -260,10 +261,11 @@ impl Compiler {
         }
         for ((ring, _), picks) in rings {
             let (pool, picks) = (compiled.ring(ring), *picks);
+            let before = pool.slots.to_vec();
             let redeal = Redeal {
                 rule: *rule,
                 candidates: &pool.candidates,
-                ring: &pool.slots,
+                ring: &before,
                 picks,
                 loads: &loads,
                 expected: *expected,
@@ -271,7 +273,7 @@ impl Compiler {
             };
             let slots = redeal.deal();
             let pool = if ring.local { &mut compiled.local } else { &mut compiled.cluster };
-            pool.deal_again(slots, delta.table_mut(*family));
+            pool.deal_again(&slots, delta.table_mut(*family));
         }
     }
 
@@ -282,9 +284,9 @@ impl Compiler {
 
     /// The slots of a Service port as they are desired in the kernel, those of the local set or of the cluster set. Without endpoints,
     /// and of what is not known, there are none.
-    pub fn slots(&self, port: &PortKey, family: Family, local: bool) -> &[SocketAddr] {
+    pub fn slots(&self, port: &PortKey, family: Family, local: bool) -> Vec<SocketAddr> {
         let pool = self.port(port, family).map(|port| if local { &port.local } else { &port.cluster });
-        pool.map_or(&[], |pool| &pool.slots)
+        pool.map_or_else(Vec::new, |pool| pool.slots.to_vec())
     }
 
     /// Everything that a Service port wants in the table of a family, what others want as well included.
@@ -414,7 +416,7 @@ impl Compiler {
         candidates: &[Candidate],
         needs_number: bool,
     ) -> Option<String> {
-        let previous = std::mem::take(&mut pool.slots);
+        let previous = std::mem::take(&mut pool.slots).to_vec();
         let mut shortage = None;
         if pool.id.is_none() && (needs_number || !candidates.is_empty()) {
             pool.id = self.pools.take();
@@ -436,7 +438,7 @@ impl Compiler {
             let deal = port.scheduler.deal(hand);
             shortage = port.scheduler.remark(hand, &deal).or(shortage);
             pool.pick = deal.pick;
-            pool.slots = deal.slots;
+            pool.slots = Slots::from(&*deal.slots);
             if pool.pick == Pick::Ring {
                 pool.candidates = candidates.to_vec();
             }
@@ -447,7 +449,7 @@ impl Compiler {
         if pool.affinity.is_some() {
             // A ring may have no slot for one of them at the moment; its clients come back to it all the same.
             let all = pool.candidates.iter().map(|candidate| candidate.endpoint);
-            let members: Vec<_> = if pool.candidates.is_empty() { pool.slots.clone() } else { all.collect() };
+            let members: Vec<_> = if pool.candidates.is_empty() { pool.slots.to_vec() } else { all.collect() };
             pool.members.settle(&members);
         } else {
             pool.members = Members::default();
@@ -574,8 +576,8 @@ impl CompiledPort {
     }
 
     /// Who stands in the slots, pool by pool.
-    pub(super) fn slots(&self) -> [&[SocketAddr]; 2] {
-        self.pools().map(|pool| &*pool.slots)
+    pub(super) fn slots(&self) -> [Vec<SocketAddr>; 2] {
+        self.pools().map(|pool| pool.slots.to_vec())
     }
 
     /// Where clients connect to.

@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 
 use super::elements::{Slot, SlotKey, TableDelta, TableImage};
 use super::layout::{Decision, DedicatedChain, MAX_MEMBERS, MAX_SHARED_SLOTS, MemberId, Plan, PoolId};
+use super::slots::Slots;
 use crate::model::PortKey;
 use crate::model::map::HashMap;
 use crate::policy::Exchange;
@@ -21,7 +22,7 @@ pub(super) struct Pool {
     pub(super) pick: Pick,
     /// Seconds of session affinity.
     pub(super) affinity: Option<u32>,
-    pub(super) slots: Vec<SocketAddr>,
+    pub(super) slots: Slots,
     /// How often there have been more or fewer slots than before.
     pub(super) changes: u64,
     /// Who may stand in the slots, for rings, which are dealt again; empty for all others.
@@ -52,7 +53,7 @@ impl Pool {
             local,
             pick,
             affinity: None,
-            slots: Vec::new(),
+            slots: Slots::default(),
             changes: 0,
             candidates: Vec::new(),
             members,
@@ -65,7 +66,8 @@ impl Pool {
         let direct = |slot| table.endpoints.get(&SlotKey { pool, slot }).map(|slot| slot.endpoint);
         let member =
             |slot| table.members.get(table.member_slots.get(&SlotKey { pool, slot })?).map(|slot| slot.endpoint);
-        self.slots = (0..).map_while(|slot| direct(slot).or_else(|| member(slot))).collect();
+        let slots: Vec<_> = (0..).map_while(|slot| direct(slot).or_else(|| member(slot))).collect();
+        self.slots = Slots::from(&*slots);
         if table.member_slots.contains_key(&SlotKey { pool, slot: 0 }) {
             let indexes = 0..u16::try_from(MAX_MEMBERS).expect("twelve bits");
             let member = |index| Some((table.members.get(&MemberId { pool, index })?.endpoint, index));
@@ -109,22 +111,23 @@ impl Pool {
         let endpoint = self.slots.get(slot).filter(|_| self.affinity.is_none())?;
         // A table has many slots per endpoint; its first one says whose it is.
         let is_labelled = slot == 0 || !matches!(self.pick, Pick::Hash(_));
-        Some(Slot { endpoint: *endpoint, label: if is_labelled { self.label.clone() } else { unlabelled() } })
+        Some(Slot { endpoint, label: if is_labelled { self.label.clone() } else { unlabelled() } })
     }
 
     /// The member of a slot, if there is affinity.
     fn member(&self, slot: usize) -> Option<MemberId> {
         let endpoint = self.slots.get(slot).filter(|_| self.affinity.is_some())?;
-        Some(MemberId { pool: self.id?, index: self.members.index(endpoint)? })
+        Some(MemberId { pool: self.id?, index: self.members.index(&endpoint)? })
     }
 
     /// Takes other endpoints into its slots, of which there are as many as before, and notes those that differ.
-    pub(super) fn deal_again(&mut self, slots: Vec<SocketAddr>, delta: &mut TableDelta) {
+    pub(super) fn deal_again(&mut self, slots: &[SocketAddr], delta: &mut TableDelta) {
         let Some(pool) = self.id else { return };
-        let differs = |(slot, endpoint): (usize, &SocketAddr)| (self.slots.get(slot) != Some(endpoint)).then_some(slot);
+        let differs =
+            |(slot, endpoint): (usize, &SocketAddr)| (self.slots.get(slot) != Some(*endpoint)).then_some(slot);
         let changed: Vec<usize> = slots.iter().enumerate().filter_map(differs).collect();
         let before: Vec<_> = changed.iter().map(|slot| (self.slot(*slot), self.member(*slot))).collect();
-        self.slots = slots;
+        self.slots = slots.into();
         for (slot, (endpoint, member)) in changed.into_iter().zip(before) {
             let key = SlotKey { pool, slot: u32::try_from(slot).expect("a ring is small") };
             if self.affinity.is_some() {
@@ -150,7 +153,7 @@ impl Pool {
         let Some(pool) = self.id.filter(|_| self.affinity.is_none()) else { return false };
         let before = (self.dedicated(key), self.slots.len());
         let swap = Swap { gone: &exchange.gone, came: &exchange.came, seed, changes: self.changes };
-        let Some(changed) = scheduler.exchange(&mut self.slots, swap) else { return false };
+        let Some(changed) = scheduler.exchange(self.slots.spread(), swap) else { return false };
         if before.1 != self.slots.len() {
             self.changes += 1;
         }
@@ -180,7 +183,7 @@ pub(super) fn difference(before: Option<&Pool>, after: Option<&Pool>, delta: &mu
     let alike = before
         .zip(after)
         .is_some_and(|(old, new)| (&old.label, old.pick, old.affinity) == (&new.label, new.pick, new.affinity));
-    let endpoint = |pool: Option<&Pool>, slot: usize| pool.and_then(|pool| pool.slots.get(slot).copied());
+    let endpoint = |pool: Option<&Pool>, slot: usize| pool.and_then(|pool| pool.slots.get(slot));
     for slot in 0..count(before).max(count(after)) {
         if alike && endpoint(before, slot) == endpoint(after, slot) {
             continue;

@@ -116,7 +116,7 @@ impl Engine {
 
     /// The slots of a Service port: see [`Compiler::slots`](crate::compile::Compiler::slots). Of what goes through the forwarder, slots lead to
     /// its listener.
-    pub fn slots(&self, port: &PortKey, family: Family, local: bool) -> &[SocketAddr] {
+    pub fn slots(&self, port: &PortKey, family: Family, local: bool) -> Vec<SocketAddr> {
         self.compiler.slots(port, family, local)
     }
 

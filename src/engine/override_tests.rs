@@ -36,8 +36,8 @@ fn served(engine: &Engine) -> String {
         let key = ServiceKey::new("ns", name);
         let seen = engine.look(&key).expect("served");
         let slots: BTreeSet<_> =
-            engine.slots(&seen.service.port_key(&seen.service.ports[0]), Family::V4, false).iter().collect();
-        let last = |at: &&SocketAddr| at.ip().to_string().rsplit('.').next().map(str::to_owned);
+            engine.slots(&seen.service.port_key(&seen.service.ports[0]), Family::V4, false).into_iter().collect();
+        let last = |at: &SocketAddr| at.ip().to_string().rsplit('.').next().map(str::to_owned);
         format!("{name} {}", slots.iter().filter_map(last).collect::<Vec<_>>().join(" "))
     };
     [of("a"), of("b")].join(", ")

@@ -323,8 +323,8 @@ fn port_view(
     let path = decided.map_or(Path::Kernel, |decided| decided.path);
     let sets = [false, true].map(|local| {
         // What the forwarder carries has slots for the time that it does not: nobody is chosen by them.
-        let slots = if path == Path::Kernel { engine.slots(&key, surveyed.family, local) } else { &[] };
-        Dealt::of(slots, surveyed, local)
+        let slots = if path == Path::Kernel { engine.slots(&key, surveyed.family, local) } else { Vec::new() };
+        Dealt::of(&slots, surveyed, local)
     });
     let leaving: Vec<&Leaving> = seen
         .leaving

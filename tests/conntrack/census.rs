@@ -92,7 +92,8 @@ fn what_opens_is_counted_once_and_nobody_is_counted_unasked() {
         assert_eq!(found.account(&port("silent")).map(|of| of.total.unanswered), Some(1));
         assert_eq!((found.totals.opened, found.totals.unanswered, found.partial), (26, 1, false), "{found:?}");
         drop((standing, stay, again, accepted));
-        census.direct(vec![(ServiceKey::new("shop", "web"), Vec::new())]);
+        let left = vec![(Protocol::Tcp, Destination::Address(FRONTEND))];
+        census.direct(vec![Entrances { service: ServiceKey::new("shop", "web"), entries: Vec::new(), left }]);
         let found = walk();
         assert!(found.account(&port("web")).is_none() && found.totals.opened == 26, "{found:?}");
     });
