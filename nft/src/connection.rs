@@ -48,6 +48,8 @@ pub struct Connection {
     end_ack: bool,
     send_buffer: usize,
     receive: Vec<u8>,
+    /// Whether there may be answers that have not been read.
+    unread: bool,
     /// The last dump, as received.
     pub(crate) dumped: Vec<u8>,
     seq: u32,
@@ -103,8 +105,15 @@ impl Connection {
             let _ = setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER);
         }
         let send_buffer = getsockopt(&socket, sockopt::SndBuf).unwrap_or(0);
-        let mut connection =
-            Self { socket, end_ack: false, send_buffer, receive: vec![0; RECEIVE_LEN], dumped: Vec::new(), seq: 0 };
+        let mut connection = Self {
+            socket,
+            end_ack: false,
+            send_buffer,
+            receive: vec![0; RECEIVE_LEN],
+            unread: false,
+            dumped: Vec::new(),
+            seq: 0,
+        };
         // An empty batch changes nothing, not even the generation, and shows both permission and kind of kernel.
         let answers = connection.exchange(None, &[])?;
         if let Some(answer) = &answers.first {
@@ -215,7 +224,14 @@ impl Connection {
         let mut answers = Answers::default();
         loop {
             match self.receive() {
-                Ok(len) => netlink::messages(&self.receive[..len]).for_each(|message| answers.note(&message)),
+                Ok(len) => {
+                    netlink::messages(&self.receive[..len]).for_each(|message| answers.note(&message));
+                    // The end's acknowledgement comes behind all refusals (`nfnetlink_rcv_batch`).
+                    if answers.ended {
+                        self.unread = false;
+                        return Ok(answers);
+                    }
+                }
                 Err(Errno::EAGAIN) => return Ok(answers),
                 Err(Errno::EINTR) => {}
                 Err(Errno::ENOBUFS) => answers.lost = true,
@@ -224,7 +240,8 @@ impl Connection {
         }
     }
 
-    pub(crate) fn send(&self, parts: &[&[u8]]) -> Result<(), Error> {
+    pub(crate) fn send(&mut self, parts: &[&[u8]]) -> Result<(), Error> {
+        self.unread = true;
         let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
         let fd = self.socket.as_fd().as_raw_fd();
         loop {
@@ -237,7 +254,11 @@ impl Connection {
     }
 
     pub(crate) fn receive(&mut self) -> Result<usize, Errno> {
-        recv(self.socket.as_fd().as_raw_fd(), &mut self.receive, MsgFlags::MSG_DONTWAIT)
+        let received = recv(self.socket.as_fd().as_raw_fd(), &mut self.receive, MsgFlags::MSG_DONTWAIT);
+        if received == Err(Errno::EAGAIN) {
+            self.unread = false;
+        }
+        received
     }
 
     /// The datagram of this length that was received last.
@@ -253,6 +274,9 @@ impl Connection {
 
     /// Throws away what an interrupted exchange may have left.
     pub(crate) fn drain(&mut self) {
+        if !self.unread {
+            return;
+        }
         // What is lost now is what was to be thrown away; any other error would not go away by asking again.
         while matches!(self.receive(), Ok(_) | Err(Errno::EINTR | Errno::ENOBUFS)) {}
     }

@@ -12,8 +12,8 @@ use std::net::SocketAddr;
 
 use super::compiler::CompiledPort;
 use crate::model::{Family, PortKey, plain};
-use crate::policy::{Frontend, NodePort, PortExchange};
-use crate::schedule::Scheduler;
+use crate::policy::{Frontend, NodePort};
+use crate::schedule::{Changed, Scheduler};
 
 /// Ports described per compilation; the others are counted.
 pub const LISTED: usize = 8;
@@ -94,16 +94,11 @@ impl Changes {
         }
     }
 
-    /// Takes in that endpoints of a port went and came. `before` is who stood in its slots, if there [was room](Self::has_room).
-    pub(super) fn note_exchange(
-        &mut self,
-        before: Option<[Vec<SocketAddr>; 2]>,
-        after: &CompiledPort,
-        exchange: &PortExchange,
-    ) {
-        match before {
-            Some([cluster, local]) => self.ports.push(PortChange::exchanged([&cluster, &local], after, exchange)),
-            None => self.more += 1,
+    /// Takes in that endpoints of a port went and came: which slots of its pools changed hands, and who had them.
+    pub(super) fn note_exchange(&mut self, after: &CompiledPort, changed: &[Changed<SocketAddr>; 2]) {
+        match self.has_room() {
+            true => self.ports.push(PortChange::exchanged(after, changed)),
+            false => self.more += 1,
         }
     }
 
@@ -148,29 +143,36 @@ impl PortChange {
         })
     }
 
-    /// The same without looking for whom a change of this kind cannot concern.
-    fn exchanged(old: [&[SocketAddr]; 2], after: &CompiledPort, exchange: &PortExchange) -> Self {
-        let [cluster, local] = &after.slots();
-        let new: [&[SocketAddr]; 2] = [cluster, local];
-        let only_in = |list: [&[SocketAddr]; 2], others: [&[SocketAddr]; 2]| {
-            let is_other = |endpoint: &SocketAddr| others.iter().any(|slots| slots.contains(endpoint));
-            let mut only: Vec<_> = list.concat().into_iter().filter(|endpoint| !is_other(endpoint)).collect();
-            only.sort_unstable();
-            only.dedup();
-            only
-        };
-        let mut added = only_in([&exchange.cluster.came, &exchange.local.came], old);
-        added.retain(|endpoint| new.iter().any(|slots| slots.contains(endpoint)));
-        let removed = only_in([&exchange.cluster.gone, &exchange.local.gone], new);
-        let is_in = |list: &[SocketAddr], endpoint| list.binary_search(&endpoint).is_ok();
-        let moved = moved(old, new, |endpoint| !is_in(&removed, endpoint), |endpoint| !is_in(&added, endpoint));
+    /// The same without a look at slots that are as they were. Each endpoint has one slot of a pool.
+    fn exchanged(after: &CompiledPort, changed: &[Changed<SocketAddr>; 2]) -> Self {
+        // Of each pool, who has lost a slot and who has got one: whoever did both has moved.
+        let lost = changed.each_ref().map(|changed| changed.values().copied().flatten().collect::<BTreeSet<_>>());
+        let got = [false, true].map(|local| {
+            let slots = changed[usize::from(local)].keys();
+            slots.filter_map(|slot| after.slot(local, *slot)).collect::<BTreeSet<_>>()
+        });
+        let (mut added, mut removed) = (BTreeSet::new(), BTreeSet::new());
+        for (pool, other) in [(0, 1), (1, 0)] {
+            let is_in_other = |endpoint: &SocketAddr| after.has_slot(other == 1, *endpoint);
+            let was_in_other =
+                |endpoint: &SocketAddr| match (lost[other].contains(endpoint), got[other].contains(endpoint)) {
+                    (false, false) => is_in_other(endpoint),
+                    (lost, _) => lost,
+                };
+            added.extend(got[pool].difference(&lost[pool]).filter(|one| !was_in_other(one)));
+            removed.extend(lost[pool].difference(&got[pool]).filter(|one| !is_in_other(one)));
+        }
+        let slots = [false, true].into_iter().zip(changed).flat_map(|(local, changed)| {
+            changed.iter().filter_map(move |(slot, before)| Some(((*before)?, after.slot(local, *slot)?)))
+        });
+        let moved = slots.filter(|(old, new)| old != new && !removed.contains(old) && !added.contains(new)).count();
         Self {
             port: after.key.clone(),
             family: after.family,
             appeared: false,
             gone: false,
-            added,
-            removed,
+            added: added.into_iter().collect(),
+            removed: removed.into_iter().collect(),
             moved,
             opened: Vec::new(),
             closed: Vec::new(),

@@ -21,7 +21,7 @@ use crate::model::map::HashMap;
 use crate::model::{AddressRange, Family, PortKey, Protocol, ServiceKey};
 use crate::policy::{Exchange, Frontend, NodePort, Path, PortExchange, ResolvedPort, Role, Verdict};
 use crate::schedule::live::Redeal;
-use crate::schedule::{Candidate, Hand, Pick, Scheduler, TableSizes};
+use crate::schedule::{Candidate, Changed, Hand, Pick, Scheduler, TableSizes};
 
 /// The desired state of the data plane. Owned by the task that owns the model.
 #[derive(Debug)]
@@ -200,11 +200,10 @@ impl Compiler {
             port.is_some_and(|port| {
                 let Exchange { gone, came } = &exchange.local_addresses;
                 hairpins.replace(gone, came, || Hairpin, &mut table.hairpins);
-                let before = changes.has_room().then(|| port.slots());
-                let done = port.exchange(exchange, seed, table);
+                let (done, changed) = port.exchange(exchange, seed, table);
                 // Of two sets one may have been done; the rest is noted by who updates the whole.
-                if done || before.as_ref().is_some_and(|before| *before != port.slots()) {
-                    changes.note_exchange(before, port, exchange);
+                if done || changed.iter().any(|changed| !changed.is_empty()) {
+                    changes.note_exchange(port, &changed);
                 }
                 done
             })
@@ -575,6 +574,16 @@ impl CompiledPort {
         !pool.candidates.is_empty() && pool.dedicated(&self.key).as_ref() == Some(&ring.chain)
     }
 
+    /// Who stands in a slot of the cluster's pool, or of the local one.
+    pub(super) fn slot(&self, local: bool, slot: usize) -> Option<SocketAddr> {
+        self.pools()[usize::from(local)].slots.get(slot)
+    }
+
+    /// Whether somebody stands in a slot of that pool.
+    pub(super) fn has_slot(&self, local: bool, endpoint: SocketAddr) -> bool {
+        self.pools()[usize::from(local)].slots.iter().any(|slot| slot == endpoint)
+    }
+
     /// Who stands in the slots, pool by pool.
     pub(super) fn slots(&self) -> [Vec<SocketAddr>; 2] {
         self.pools().map(|pool| pool.slots.to_vec())
@@ -598,14 +607,23 @@ impl CompiledPort {
             && self.source_ranges == other.source_ranges
     }
 
-    /// Lets endpoints go and come, and notes what differs.
-    fn exchange(&mut self, exchange: &PortExchange, seed: u64, delta: &mut TableDelta) -> bool {
+    /// Lets endpoints go and come, and notes what differs; also says which slots of its pools do. `false`: not all of it could be done.
+    fn exchange(
+        &mut self,
+        exchange: &PortExchange,
+        seed: u64,
+        delta: &mut TableDelta,
+    ) -> (bool, [Changed<SocketAddr>; 2]) {
         let PortExchange { cluster, local, local_addresses: Exchange { gone, came }, .. } = exchange;
         // Who decides depends on how many slots there are, and on nothing else of them.
         let differs = [cluster, local].iter().any(|one| one.gone.len() != one.came.len());
         let before = differs.then(|| (self.services(), self.node_ports(), self.hops()));
-        let done = self.cluster.exchange(&self.key, exchange.scheduler, cluster, seed, delta)
-            && self.local.exchange(&self.key, exchange.scheduler, local, seed, delta);
+        let in_cluster = self.cluster.exchange(&self.key, exchange.scheduler, cluster, seed, delta);
+        let in_local = match in_cluster {
+            Some(_) => self.local.exchange(&self.key, exchange.scheduler, local, seed, delta),
+            None => None,
+        };
+        let done = in_local.is_some();
         if let Some((services, node_ports, hops)) = before {
             delta.services.note_list(&services, &self.services());
             delta.node_ports.note_list(&node_ports, &self.node_ports());
@@ -616,7 +634,7 @@ impl CompiledPort {
             self.local_addresses.extend(came);
             self.local_addresses.sort_unstable();
         }
-        done
+        (done, [in_cluster, in_local].map(Option::unwrap_or_default))
     }
 
     fn pools(&self) -> [&Pool; 2] {

@@ -9,7 +9,7 @@ use super::slots::Slots;
 use crate::model::PortKey;
 use crate::model::map::HashMap;
 use crate::policy::Exchange;
-use crate::schedule::{Buckets, Candidate, Pick, Scheduler, Swap};
+use crate::schedule::{Buckets, Candidate, Changed, Pick, Scheduler, Swap};
 
 /// The endpoints of a Service port in one family, or those of them that are on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +138,7 @@ impl Pool {
         }
     }
 
-    /// Lets endpoints go and come and notes what differs; `false`, with nothing changed, if all have to be dealt to.
+    /// Lets endpoints go and come and notes what differs; returns which slots do. `None`, with nothing changed, if all have to be dealt to.
     pub(super) fn exchange(
         &mut self,
         key: &PortKey,
@@ -146,24 +146,25 @@ impl Pool {
         exchange: &Exchange<SocketAddr>,
         seed: u64,
         delta: &mut TableDelta,
-    ) -> bool {
+    ) -> Option<Changed<SocketAddr>> {
         if exchange.is_empty() {
-            return true;
+            return Some(Changed::new());
         }
-        let Some(pool) = self.id.filter(|_| self.affinity.is_none()) else { return false };
+        let pool = self.id.filter(|_| self.affinity.is_none())?;
         let before = (self.dedicated(key), self.slots.len());
         let swap = Swap { gone: &exchange.gone, came: &exchange.came, seed, changes: self.changes };
-        let Some(changed) = scheduler.exchange(self.slots.spread(), swap) else { return false };
+        let changed = scheduler.exchange(self.slots.spread(), swap)?;
         if before.1 != self.slots.len() {
             self.changes += 1;
         }
         delta.dedicated.note(pool, before.0, self.dedicated(key));
-        for (slot, endpoint) in changed {
-            let key = SlotKey { pool, slot: u32::try_from(slot).expect("a Service has less than 4 billion endpoints") };
+        for (slot, endpoint) in &changed {
+            let key =
+                SlotKey { pool, slot: u32::try_from(*slot).expect("a Service has less than 4 billion endpoints") };
             let before = endpoint.map(|endpoint| Slot { endpoint, label: self.label.clone() });
-            delta.endpoints.note(key, before, self.slot(slot));
+            delta.endpoints.note(key, before, self.slot(*slot));
         }
-        true
+        Some(changed)
     }
 
     fn members(&self) -> impl Iterator<Item = (MemberId, Slot)> + '_ {

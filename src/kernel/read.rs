@@ -147,7 +147,7 @@ fn structure(
     let mut sizes = Vec::new();
     for name in skeleton::growing() {
         let size = found.iter().find(|set| set.name == name).and_then(|set| set.size);
-        sizes.push((name, size.ok_or_else(|| foreign(format!("set {name} has no declared size")))?));
+        sizes.push(size.ok_or_else(|| foreign(format!("set {name} has no declared size")))?);
     }
     Ok(Structure { active, sizes: Sizes::found(sizes.into_iter()), chains })
 }

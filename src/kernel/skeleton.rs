@@ -1,7 +1,5 @@
 //! The table without its elements: its maps and sets. Its chains are in `chains`.
 
-use std::collections::BTreeMap;
-
 use nft::{Field, Set, SetData, SetRef, Table, TableFlags};
 
 use super::encode::{address_field, nft_family};
@@ -41,54 +39,49 @@ const AFFINITY_SIZE: u32 = 1 << 20;
 /// Fields of a decision, a plan, a member.
 pub(super) const NUMBER: [Field; 1] = [Field::Mark];
 
+/// Sets that hold what the cluster has, those first that have a declared size.
+const COUNTED: [&str; 19] = [
+    SERVICES,
+    NODE_PORTS,
+    ADMITTED,
+    INSIDE,
+    OUTSIDE,
+    INSTEAD,
+    ENDPOINTS,
+    DEDICATED,
+    MEMBERS,
+    MEMBER_SLOTS,
+    CLUSTER_IPS,
+    HAIRPINS,
+    MASQUERADED,
+    MASQUERADED_FROM_HOST,
+    MASQUERADED_NODE_PORTS,
+    MASQUERADED_NODE_PORTS_FROM_HOST,
+    SOURCE_RANGES,
+    NODE_PORT_ADDRESSES,
+    SERVICE_NETWORKS,
+];
+
+/// How many of [`COUNTED`] have a declared size: ranges have none.
+const GROWING: usize = 16;
+
 /// Declared sizes of the sets that grow with the cluster. The kernel then uses its fixed hash, whose buckets are allocated once.
+///
+/// By place in [`COUNTED`], as [`Counts`]: both are asked about every set with each transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sizes(BTreeMap<&'static str, u32>);
+pub(super) struct Sizes([u32; GROWING]);
 
-// === impl Sizes ===
-
-impl Sizes {
-    /// Room for twice these numbers of elements.
-    pub(super) fn for_counts(counts: &Counts) -> Self {
-        let room = |set: &'static str| {
-            let wanted = u32::try_from(counts.get(set).saturating_mul(2)).unwrap_or(u32::MAX / 2);
-            (set, wanted.max(smallest(set)).next_power_of_two())
-        };
-        Self(growing().map(room).collect())
-    }
-
-    /// As declared in a kernel.
-    pub(super) fn found(sizes: impl Iterator<Item = (&'static str, u32)>) -> Self {
-        Self(sizes.collect())
-    }
-
-    /// The declared size of a set that has one and grows.
-    pub(super) fn get(&self, set: &str) -> Option<u32> {
-        self.0.get(set).copied()
-    }
-}
+/// Numbers of elements per set.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counts([usize; COUNTED.len()]);
 
 /// Sets whose elements depend on the cluster, and that have a declared size.
 pub(super) fn growing() -> impl Iterator<Item = &'static str> {
-    [
-        SERVICES,
-        NODE_PORTS,
-        ADMITTED,
-        INSIDE,
-        OUTSIDE,
-        INSTEAD,
-        ENDPOINTS,
-        DEDICATED,
-        MEMBERS,
-        MEMBER_SLOTS,
-        CLUSTER_IPS,
-        HAIRPINS,
-        MASQUERADED,
-        MASQUERADED_FROM_HOST,
-        MASQUERADED_NODE_PORTS,
-        MASQUERADED_NODE_PORTS_FROM_HOST,
-    ]
-    .into_iter()
+    COUNTED.into_iter().take(GROWING)
+}
+
+fn place(set: &str) -> Option<usize> {
+    COUNTED.iter().position(|known| *known == set)
 }
 
 /// Buckets are 8 bytes each, so even a node that uses nothing else pays less than 3 MB.
@@ -100,15 +93,44 @@ fn smallest(set: &str) -> u32 {
     }
 }
 
-/// Numbers of elements per set.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Counts(BTreeMap<&'static str, usize>);
+// === impl Sizes ===
+
+impl Sizes {
+    /// Room for twice these numbers of elements.
+    pub(super) fn for_counts(counts: &Counts) -> Self {
+        let mut sizes = [0; GROWING];
+        for ((size, set), count) in sizes.iter_mut().zip(COUNTED).zip(counts.0) {
+            let wanted = u32::try_from(count.saturating_mul(2)).unwrap_or(u32::MAX / 2);
+            *size = wanted.max(smallest(set)).next_power_of_two();
+        }
+        Self(sizes)
+    }
+
+    /// As declared in a kernel, in the order of [`growing`].
+    pub(super) fn found(sizes: impl Iterator<Item = u32>) -> Self {
+        let mut found = [0; GROWING];
+        found.iter_mut().zip(sizes).for_each(|(size, declared)| *size = declared);
+        Self(found)
+    }
+
+    /// The declared size of a set, if it grows.
+    pub(super) fn get(&self, set: &str) -> Option<u32> {
+        self.0.get(place(set)?).copied()
+    }
+
+    /// The first set, in order, for which so many elements are too many, and its size.
+    pub(super) fn exceeded_by(&self, counts: &Counts) -> Option<(&'static str, u32)> {
+        let both = COUNTED.into_iter().zip(self.0).zip(counts.0);
+        both.filter(|((_, size), count)| *count > *size as usize).map(|(set, _)| set).next()
+    }
+}
 
 impl From<&Forecast> for Counts {
     fn from(forecast: &Forecast) -> Self {
         let [masqueraded, from_host] = forecast.masqueraded;
         let [node_ports, node_ports_from_host] = forecast.masqueraded_node_ports;
-        Self(BTreeMap::from([
+        let mut counts = Self::default();
+        let all = [
             (SERVICES, forecast.services),
             (NODE_PORTS, forecast.node_ports),
             (ADMITTED, forecast.admitted),
@@ -125,19 +147,17 @@ impl From<&Forecast> for Counts {
             (MASQUERADED_FROM_HOST, from_host),
             (MASQUERADED_NODE_PORTS, node_ports),
             (MASQUERADED_NODE_PORTS_FROM_HOST, node_ports_from_host),
-        ]))
+        ];
+        all.into_iter().for_each(|(set, number)| counts.add(set, number.cast_signed()));
+        counts
     }
 }
 
 // === impl Counts ===
 
 impl Counts {
-    pub(super) fn get(&self, set: &str) -> usize {
-        self.0.get(set).copied().unwrap_or_default()
-    }
-
     pub(super) fn total(&self) -> usize {
-        self.0.values().sum()
+        self.0.iter().sum()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -145,8 +165,11 @@ impl Counts {
     }
 
     pub(super) fn add(&mut self, set: &'static str, more: isize) {
-        let count = self.0.entry(set).or_default();
-        *count = count.saturating_add_signed(more);
+        if more != 0
+            && let Some(count) = place(set).and_then(|place| self.0.get_mut(place))
+        {
+            *count = count.saturating_add_signed(more);
+        }
     }
 }
 

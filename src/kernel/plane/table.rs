@@ -135,13 +135,10 @@ impl TableState {
         } else {
             count(delta, &mut counts);
         }
-        for map in skeleton::growing() {
-            let size = self.sizes.get(map).unwrap_or(u32::MAX);
-            if counts.get(map) > size as usize {
-                return Err(KernelError::Outgrown { family: self.family, map, size });
-            }
+        match self.sizes.exceeded_by(&counts) {
+            Some((map, size)) => Err(KernelError::Outgrown { family: self.family, map, size }),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     pub(super) fn applied(&mut self, delta: &TableDelta) {
