@@ -9,13 +9,15 @@
 //! acknowledgement is; [`Connection::open`] finds out which kind of kernel this is. Proven by the kernel tests `commit`, `errors`
 //! and `ownership`.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, NetlinkAddr, getsockopt, recv, sendmsg, setsockopt, sockopt};
+use nix::sys::socket::{
+    MsgFlags, MultiHeaders, NetlinkAddr, RecvMsg, getsockopt, recv, recvmmsg, sendmsg, setsockopt, sockopt,
+};
 
 use crate::error::{Error, Object, Operation, Refusal, Retry};
 use crate::netlink::{self, HEADER_LEN, Message, Writer};
@@ -26,6 +28,10 @@ use crate::uapi;
 
 /// Receives any datagram that the kernel sends: dumps come in at most 32 KiB, errors are capped.
 const RECEIVE_LEN: usize = 64 << 10;
+
+/// Answers that are received several at a time are no longer: an element has a key and its end, a value and a comment, below 500 bytes
+/// together, and the names of its table and set.
+const ANSWER_LEN: usize = 2 << 10;
 
 /// Room for answers; each costs the kernel about 800 bytes of it.
 const RECEIVE_BUFFER: usize = 8 << 20;
@@ -261,9 +267,27 @@ impl Connection {
         received
     }
 
-    /// The datagram of this length that was received last.
-    pub(crate) fn received(&self, len: usize) -> &[u8] {
-        &self.receive[..len]
+    /// Receives several datagrams at once, none longer than [`ANSWER_LEN`], at most as many as are expected; returns the length of each, to be
+    /// found by [`Connection::received_at`].
+    pub(crate) fn receive_many(&mut self, expected: usize) -> Result<Vec<usize>, Errno> {
+        let fd = self.socket.as_fd().as_raw_fd();
+        let count = expected.min(RECEIVE_LEN / ANSWER_LEN);
+        // Made anew each time: the kernel leaves the lengths in there that it filled.
+        let mut headers = MultiHeaders::<NetlinkAddr>::preallocate(count, None);
+        let mut slots: Vec<_> =
+            self.receive.chunks_mut(ANSWER_LEN).take(count).map(|slot| [IoSliceMut::new(slot)]).collect();
+        let received = recvmmsg(fd, &mut headers, slots.iter_mut(), MsgFlags::MSG_DONTWAIT, None);
+        let received = received.inspect_err(|errno| self.unread &= *errno != Errno::EAGAIN)?;
+        let whole = |message: RecvMsg<'_, '_, NetlinkAddr>| match message.flags.contains(MsgFlags::MSG_TRUNC) {
+            true => Err(Errno::EMSGSIZE),
+            false => Ok(message.bytes),
+        };
+        received.map(whole).collect()
+    }
+
+    /// One of the datagrams received at once, of this length.
+    pub(crate) fn received_at(&self, place: usize, len: usize) -> &[u8] {
+        &self.receive[place * ANSWER_LEN..][..len]
     }
 
     /// The number of the next question.

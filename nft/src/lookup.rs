@@ -89,14 +89,15 @@ impl Connection {
         self.send(&[request.as_bytes()])?;
         let mut shown = 0;
         while shown < keys.len() {
-            let datagram = match self.receive() {
-                Ok(len) => self.received(len),
+            let lens = match self.receive_many(keys.len() - shown) {
+                Ok(lens) => lens,
                 Err(Errno::EINTR) => continue,
                 // Everything is queued when the send returns: what is not there now will never come.
-                Err(Errno::EAGAIN | Errno::ENOBUFS) => return Err(Error::AnswerLost),
+                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::EMSGSIZE) => return Err(Error::AnswerLost),
                 Err(errno) => return Err(Error::Socket { action: "receive", errno }),
             };
-            for message in netlink::messages(datagram).filter(|message| message.seq == seq) {
+            let datagrams = lens.into_iter().enumerate().map(|(place, len)| self.received_at(place, len));
+            for message in datagrams.flat_map(netlink::messages).filter(|message| message.seq == seq) {
                 if message.kind != uapi::NLMSG_ERROR {
                     list(message.payload).for_each(|element| {
                         shown += 1;
