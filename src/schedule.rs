@@ -129,11 +129,11 @@ pub struct Hand<'a> {
 
 /// Endpoints that go and endpoints that come, among equals; both lists are sorted.
 #[derive(Clone, Copy, Debug)]
-pub struct Swap<'a> {
+pub struct Swap<'a, T = SocketAddr> {
     /// Each of them has a slot.
-    pub gone: &'a [SocketAddr],
+    pub gone: &'a [T],
     /// None of them has one.
-    pub came: &'a [SocketAddr],
+    pub came: &'a [T],
     /// As in [`Hand`].
     pub seed: u64,
     /// As in [`Hand`].
@@ -204,8 +204,8 @@ impl Scheduler {
     }
 
     /// Brings slots that [`Scheduler::deal`] dealt to two or more equals to where it would bring them, without a look at those who stay.
-    /// `None`, with the slots as they were: everybody has to be dealt to.
-    pub fn exchange(self, slots: &mut Vec<SocketAddr>, swap: Swap<'_>) -> Option<Changed<SocketAddr>> {
+    /// `None`, with the slots as they were: everybody has to be dealt to. Endpoints may be kept in any form that has the order of their addresses.
+    pub fn exchange<T: Copy + Ord>(self, slots: &mut Vec<T>, swap: Swap<'_, T>) -> Option<Changed<T>> {
         let Swap { gone, came, seed, changes } = swap;
         if slots.len() < 2 || slots.len() + came.len() < gone.len() + 2 {
             return None;

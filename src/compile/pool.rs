@@ -153,7 +153,7 @@ impl Pool {
         let pool = self.id.filter(|_| self.affinity.is_none())?;
         let before = (self.dedicated(key), self.slots.len());
         let swap = Swap { gone: &exchange.gone, came: &exchange.came, seed, changes: self.changes };
-        let changed = scheduler.exchange(self.slots.spread(), swap)?;
+        let changed = self.slots.exchange(scheduler, swap)?;
         if before.1 != self.slots.len() {
             self.changes += 1;
         }

@@ -6,8 +6,6 @@
 //!
 //! While the number of endpoints stays, the count goes on. With another number it begins at 0, and others stand there then (`slots`).
 
-use std::net::SocketAddr;
-
 use super::slots::{self, Changed, keep_places, place, turn};
 use super::{Deal, Hand, Pick};
 
@@ -21,12 +19,12 @@ pub(super) fn deal(hand: Hand<'_>) -> Deal {
 }
 
 /// As [`slots::exchange`], with the turn that another number of slots brings.
-pub(super) fn exchange(
-    slots: &mut Vec<SocketAddr>,
-    gone: &[SocketAddr],
-    came: &[SocketAddr],
-    turn: impl FnOnce(&mut [SocketAddr]),
-) -> Option<Changed<SocketAddr>> {
+pub(super) fn exchange<T: Copy + Ord>(
+    slots: &mut Vec<T>,
+    gone: &[T],
+    came: &[T],
+    turn: impl FnOnce(&mut [T]),
+) -> Option<Changed<T>> {
     if gone.len() == came.len() {
         return slots::exchange(slots, gone, came);
     }
@@ -41,6 +39,7 @@ pub(super) fn exchange(
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
+    use std::net::SocketAddr;
 
     use super::*;
     use crate::schedule::Candidate;
