@@ -6,7 +6,7 @@ use std::hash::Hash;
 
 use super::elements::{TableDelta, TableImage};
 use crate::model::Family;
-use crate::model::map::HashMap;
+use crate::model::map::NearMap;
 
 /// What one map element was and is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +101,7 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
     }
 
     /// Moves desired elements over: see [`TableDelta::take_differing`].
-    pub(super) fn take_differing(&mut self, part: &mut Self, actual: &mut HashMap<K, V>)
+    pub(super) fn take_differing(&mut self, part: &mut Self, actual: &mut NearMap<K, V>)
     where
         K: Hash,
     {
@@ -114,7 +114,7 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
     }
 
     /// Adds to `differing` what a kernel has not like that: see [`TableDelta::differ_from`].
-    pub(super) fn differ_from(self, actual: &HashMap<K, V>, differing: &mut Self) -> usize
+    pub(super) fn differ_from(self, actual: &NearMap<K, V>, differing: &mut Self) -> usize
     where
         K: Hash,
         V: Clone,
@@ -136,7 +136,7 @@ impl<K: Ord, V: PartialEq> Edits<K, V> {
     }
 
     /// What a kernel has and nobody desires goes.
-    pub(super) fn remove_rest(&mut self, actual: HashMap<K, V>) {
+    pub(super) fn remove_rest(&mut self, actual: NearMap<K, V>) {
         actual.into_iter().for_each(|(key, value)| self.note(key, Some(value), None));
     }
 
@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn what_a_kernel_has_already_is_no_difference() {
         let mut edits = Edits::default();
-        let mut actual = HashMap::from_iter([("same", 1), ("other", 9), ("stale", 4)]);
+        let mut actual = NearMap::from_iter([("same", 1), ("other", 9), ("stale", 4)]);
         for (key, value) in [("same", 1), ("other", 2), ("new", 3)] {
             let mut part = Edits::default();
             part.note(key, None, Some(value));

@@ -3,13 +3,14 @@
 //! One field of [`TableDelta`] and [`TableImage`] per kind of element. `each_map!` goes through all of them, so that whoever
 //! applies, reads or compares tables cannot forget one.
 
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::delta::Edits;
 use super::layout::{Decision, DedicatedChain, MemberId, PoolId};
 use crate::model::AddressRange;
-use crate::model::map::HashMap;
+use crate::model::map::NearMap;
 use crate::policy::{Frontend, NodePort};
 
 /// Where a connection goes next.
@@ -44,12 +45,22 @@ pub enum Stage {
 }
 
 /// Key of maps `endpoints` and `member-slots`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SlotKey {
     /// The pool.
     pub pool: PoolId,
     /// Number of the slot, from 0.
     pub slot: u32,
+}
+
+impl Hash for SlotKey {
+    /// In two parts, so that slots of a pool are neighbours in a [`NearMap`].
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.pool.hash(state);
+        let [_, _, upper, lower] = self.slot.to_be_bytes();
+        state.write_u32(self.slot >> 16);
+        state.write_u16(u16::from_be_bytes([upper, lower]));
+    }
 }
 
 /// Value of maps `endpoints` and `members`.
@@ -110,7 +121,7 @@ macro_rules! maps {
         /// The elements of one table as a kernel has them.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct TableImage {
-            $($(#[$doc])* pub $field: HashMap<$key, $value>,)*
+            $($(#[$doc])* pub $field: NearMap<$key, $value>,)*
         }
 
         impl TableDelta {

@@ -9,13 +9,14 @@ use super::*;
 use crate::compile::layout::{Decision, Plan};
 use crate::compile::{Comparison, Edits, Hop, SlotKey, Stage, TableDelta, TableImage};
 use crate::model::Family;
+use crate::model::map::NearMap;
 use crate::schedule::live::Load;
 use crate::schedule::{Buckets, Pick, TableSizes};
 use crate::source::{Object, ObjectKey};
 
 /// Applies edits as a kernel would, refusing what a kernel would refuse.
 fn apply_edits<K: Ord + std::hash::Hash + Clone + std::fmt::Debug, V: PartialEq + Clone + std::fmt::Debug>(
-    map: &mut HashMap<K, V>,
+    map: &mut NearMap<K, V>,
     edits: &Edits<K, V>,
 ) {
     for (key, before) in edits.removed() {

@@ -17,7 +17,7 @@ use super::skeleton::{SOURCE_RANGES, set_ref};
 use crate::compile::layout::{TABLE, VERSION};
 use crate::compile::{TableImage, each_map};
 use crate::model::Family;
-use crate::model::map::HashMap;
+use crate::model::map::NearMap;
 
 /// An element that the kernel does not have as it is expected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ pub fn compare(family: Family, expected: &TableImage) -> Result<Comparison, Kern
 fn look_up<K: Mapped<V> + Eq + Debug, V: PartialEq + Debug>(
     connection: &mut Connection,
     family: Family,
-    map: &HashMap<K, V>,
+    map: &NearMap<K, V>,
     comparison: &mut Comparison,
 ) -> Result<(), KernelError> {
     let mut labels = Labels::default();

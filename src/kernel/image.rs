@@ -29,7 +29,7 @@ use super::skeleton::{self, ENDPOINTS, MEMBER_SLOTS, MEMBERS, Sizes, set_ref};
 use crate::compile::layout::Plan;
 use crate::compile::{SlotKey, TableImage, each_map};
 use crate::model::Family;
-use crate::model::map::{HashMap, HashSet};
+use crate::model::map::{HashSet, NearMap};
 
 /// From so many elements on, asking for them by key is faster than a listing (`bench read`: the lines cross between 50,000 and
 /// 100,000).
@@ -39,7 +39,7 @@ const BY_KEY_FROM: usize = 1 << 16;
 const READER: &str = "reader";
 
 /// What was found by key: the elements, and how many there were, ours or not.
-type Part<K, V> = (HashMap<K, V>, usize);
+type Part<K, V> = (NearMap<K, V>, usize);
 
 /// How the maps that hold something per endpoint are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,7 +126,7 @@ impl<'a> Reader<'a> {
         set: &'static str,
         keys: impl Iterator<Item = K> + Clone + Sync,
         encode: fn(&K) -> nft::Key,
-        map: &mut HashMap<K, V>,
+        map: &mut NearMap<K, V>,
     ) -> Result<(), KernelError> {
         let told = self.sets.iter().find(|info| info.name == set).and_then(|info| info.count);
         let asked = keys.clone().count();
@@ -142,7 +142,7 @@ impl<'a> Reader<'a> {
         // Two ask for half of them each: the kernel answers both at once.
         let mine = asked.div_ceil(2);
         let look_up = |connection: &mut Connection, labels: &mut Labels, (first, count): (usize, usize)| {
-            let (mut found, mut counted) = (HashMap::default(), 0);
+            let (mut found, mut counted) = (NearMap::default(), 0);
             // The first has room for all.
             found.reserve(if first == 0 { told as usize } else { count });
             let keys = keys.clone().skip(first).take(count);
@@ -173,7 +173,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Lists the sets of one kind of element.
-    fn list_all<K: Mapped<V> + Eq + Hash, V>(&mut self, map: &mut HashMap<K, V>) -> Result<(), KernelError> {
+    fn list_all<K: Mapped<V> + Eq + Hash, V>(&mut self, map: &mut NearMap<K, V>) -> Result<(), KernelError> {
         let (family, labels) = (self.family, &mut self.labels);
         let mut counted = 0;
         for set in K::SETS.iter().copied() {
@@ -193,7 +193,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Whether elements of this kind are as many as endpoints.
-fn is_per_endpoint<K: Mapped<V>, V>(_: &HashMap<K, V>) -> bool {
+fn is_per_endpoint<K: Mapped<V>, V>(_: &NearMap<K, V>) -> bool {
     K::SETS.iter().any(|set| [ENDPOINTS, MEMBER_SLOTS, MEMBERS].contains(set))
 }
 
@@ -228,7 +228,7 @@ fn list_ranges<K: Mapped<V> + Eq + Hash, V>(
     family: Family,
     set: &'static str,
     labels: &mut Labels,
-    map: &mut HashMap<K, V>,
+    map: &mut NearMap<K, V>,
 ) -> Result<usize, KernelError> {
     let mut bounds: Vec<(Vec<u8>, bool)> = Vec::new();
     connection.elements(set_ref(family, set), |element| bounds.push((element.key.to_vec(), !element.interval_end)))?;
