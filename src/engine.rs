@@ -86,6 +86,8 @@ pub struct Engine {
     roster_from: usize,
     /// Services compiled by their rosters.
     exchanges: u64,
+    /// Whether there has been a compilation.
+    compiled: bool,
     /// Node port addresses and service networks have to be looked at again.
     networks_touched: bool,
     /// Problems that no single object has: frontends asked for twice, pools exhausted.
@@ -200,6 +202,7 @@ impl Engine {
             rosters: HashMap::default(),
             roster_from: exchange::ROSTER_FROM,
             exchanges: 0,
+            compiled: false,
             networks_touched: true,
             conflicts: Problems::default(),
             fresh_problems: Vec::new(),
@@ -328,7 +331,7 @@ impl Engine {
 
     /// Whether nothing has been compiled yet, so that whatever is from now on comes of [`Engine::compile_part`].
     pub fn is_blank(&self) -> bool {
-        self.compiler.is_blank()
+        !self.compiled
     }
 
     /// Whether there are Services that [`Engine::compile_part`] left for later.
@@ -375,6 +378,7 @@ impl Engine {
     }
 
     fn compile_with(&mut self, outcome: &mut Outcome, keep_delta: bool, elements: usize) {
+        self.compiled = true;
         let moving = self.settle_claims();
         outcome.problems.append(&mut self.fresh_problems);
         outcome.touched = outcome.touched.union(std::mem::take(&mut self.families));

@@ -358,17 +358,6 @@ impl Compiler {
         delta
     }
 
-    /// Whether nothing is desired.
-    pub fn is_blank(&self) -> bool {
-        let unused = |common: &Common| {
-            common.cluster_ips.iter().next().is_none()
-                && common.hairpins.iter().next().is_none()
-                && common.node_port_addresses.is_empty()
-                && common.service_networks.is_empty()
-        };
-        self.ports.is_empty() && self.common.iter().all(unused)
-    }
-
     /// How many pools are in use.
     pub fn pools(&self) -> usize {
         self.pools.len()

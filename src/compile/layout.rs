@@ -75,8 +75,8 @@
 //! Why chains that are many look into no map themselves, and lead to others (`slot`, `first-slot`, `returning-...`) that do: the kernel checks
 //! each element that is added to a map against every rule that looks into it, and each rule that comes against every element that is there.
 //! With a chain per pool that looked into `members` or `endpoints`, loading Services cost the square of their number. Only pools with
-//! more slots than a number has room for ([`MAX_MEMBERS`]) do it themselves; chains of plans do, which are a few dozen, and those of a first
-//! load come before its elements.
+//! more slots than a number has room for ([`MAX_MEMBERS`]) do it themselves. Chains of plans do, which are a few dozen, and those of a first
+//! load come before its elements; so do the three of each timeout of session affinity, which are there as long as a pool has that timeout.
 //!
 //! Why there are `plans` and `picks`: chains that decide again (source ranges, local policy) must not lead back to themselves, or
 //! the kernel refuses the table as a loop. The common case pays for one lookup in `plans` only.
@@ -196,6 +196,18 @@ pub struct Decision {
     pub pool: Option<PoolId>,
     /// How one of them is picked.
     pub plan: Plan,
+}
+
+/// What happens to a client that is to stay with an endpoint, the pool and its slots aside: the same for all pools in which clients stay for as
+/// long. A pool's own chain leads there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StickyChain {
+    /// Sends a client where it went before, if it did; returns if not.
+    Returning,
+    /// Takes the member of the slot that the priority names.
+    Newcomer,
+    /// Remembers the member that the priority names for the client, and sends it there.
+    Settle,
 }
 
 /// A chain that picks for one pool alone. Its name says all that is in it, so a chain of the right name is the right chain.
@@ -461,6 +473,34 @@ fn picks() -> impl Iterator<Item = (&'static str, Pick)> {
     let hashes = ["sh-port", "mh-port", "sh", "mh", "dh"];
     let hashes = hashes.into_iter().filter_map(|word| Some((word, Pick::Hash(hash_key(word)?))));
     [("random", Pick::Random), ("rr", Pick::Counter), ("ring", Pick::Ring)].into_iter().chain(hashes)
+}
+
+// === impl StickyChain ===
+
+impl StickyChain {
+    /// All of them, in an order in which each leads to earlier ones only.
+    pub const ALL: [Self; 3] = [Self::Settle, Self::Newcomer, Self::Returning];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Returning => "returning",
+            Self::Newcomer => "newcomer",
+            Self::Settle => "settle",
+        }
+    }
+
+    /// Its name, where clients stay for so many seconds.
+    pub fn chain(self, seconds: u32) -> String {
+        format!("{}-{seconds}s", self.word())
+    }
+
+    /// The chain of this name, and for how many seconds clients stay.
+    pub fn from_name(name: &str) -> Option<(Self, u32)> {
+        let (word, time) = name.split_once('-')?;
+        let part = Self::ALL.into_iter().find(|part| part.word() == word)?;
+        let seconds = time.strip_suffix('s')?.parse().ok()?;
+        (part.chain(seconds) == name).then_some((part, seconds))
+    }
 }
 
 // === impl Locality ===

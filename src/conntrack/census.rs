@@ -101,6 +101,9 @@ enum Place {
     NodePort(Family, u16, Protocol),
 }
 
+/// Subjects to whom no place leads.
+type Astray = HashMap<PortKey, u32>;
+
 #[derive(Debug)]
 struct Subject {
     port: PortKey,
@@ -178,7 +181,7 @@ impl Census {
     /// Takes in where clients connect to. What is counted for a port goes on as long as the port is there.
     pub fn direct(&mut self, news: Directory) {
         // Those to whom no place leads at the moment.
-        let mut astray = Vec::new();
+        let mut astray = Astray::default();
         for Entrances { service, entries, left } in news {
             for (destination, port) in &entries {
                 let number = self.subject(port, &entries, &left, &astray);
@@ -196,7 +199,7 @@ impl Census {
                 }
             }
         }
-        for number in astray {
+        for number in astray.into_values() {
             if self.subjects.get(number as usize).is_some_and(|subject| subject.places == 0) {
                 self.subjects.remove(number as usize);
             }
@@ -209,13 +212,13 @@ impl Census {
         port: &PortKey,
         entries: &[(Destination, PortKey)],
         left: &[(Protocol, Destination)],
-        astray: &[u32],
+        astray: &Astray,
     ) -> u32 {
         let entries = entries.iter().filter(|(_, of)| of == port).map(|(destination, _)| *destination);
         let left = left.iter().filter(|(protocol, _)| *protocol == port.protocol).map(|(_, destination)| *destination);
         let places = entries.chain(left).map(|destination| Place::new(port.protocol, destination));
         let led_to = places.filter_map(|place| self.places.get(&place));
-        let mut candidates = led_to.chain(astray).copied();
+        let mut candidates = led_to.chain(astray.get(port)).copied();
         candidates.find(|number| self.subjects[*number as usize].port == *port).unwrap_or_else(|| {
             let number = self.subjects.insert(Box::new(Subject { port: port.clone(), places: 0, account: None }));
             u32::try_from(number).expect("fewer than 4 billion Service ports")
@@ -223,12 +226,12 @@ impl Census {
     }
 
     /// A place leads to this subject no more.
-    fn release(&mut self, subject: Option<u32>, astray: &mut Vec<u32>) {
+    fn release(&mut self, subject: Option<u32>, astray: &mut Astray) {
         let Some(number) = subject else { return };
         let subject = &mut self.subjects[number as usize];
         subject.places -= 1;
         if subject.places == 0 {
-            astray.push(number);
+            astray.insert(subject.port.clone(), number);
         }
     }
 

@@ -452,9 +452,9 @@ impl Controller {
         let first =
             matches!(self.trust, Trust::Unknown { retry_at, .. } if retry_at <= begin) && self.engine.is_blank();
         let part = match self.trust {
-            Trust::Known => SHARE,
+            Trust::Known if !stale => SHARE,
             Trust::Unknown { .. } if first => PART,
-            Trust::Unknown { .. } => usize::MAX,
+            _ => usize::MAX,
         };
         let mut outcome = match self.trust {
             _ if self.engine.is_idle() => Outcome::default(),
@@ -490,6 +490,7 @@ impl Controller {
                 info!(%family, map, size, "the map outgrew its size: replacing the tables by larger ones");
                 let mut rest = self.engine.catch_up();
                 self.compiled(&mut rest, usize::MAX);
+                self.engine.settle();
                 self.plane.replace(&self.engine.everything())
             }
             result => result,
@@ -561,7 +562,7 @@ impl Controller {
         program: impl FnOnce(&mut DataPlane, &mut dyn FnMut(Receive<'_>) -> Result<(), Refused>) -> Result<T, KernelError>,
     ) -> Result<T, KernelError> {
         let Self { plane, engine, forwarding, cleaner, observer, census, .. } = self;
-        program(plane, &mut |take| {
+        let programmed = program(plane, &mut |take| {
             take(std::mem::take(&mut outcome.delta))?;
             while engine.has_more() {
                 // Not all of it at once: of a first load it is as large as what is remembered of it.
@@ -578,7 +579,11 @@ impl Controller {
                 take(delta)?;
             }
             Ok(())
-        })
+        });
+        // What follows from a part may concern a Service of an earlier one.
+        outcome.services.sort_unstable();
+        outcome.services.dedup();
+        programmed
     }
 
     /// What follows from what was compiled, before the kernel has it; `elements` is how many may differ in all.

@@ -14,7 +14,7 @@ use nft::{
 use super::encode::nft_family;
 use super::skeleton::*;
 use crate::compile::layout::{
-    DedicatedChain, HASH_SEED, Locality, MAX_MEMBERS, PLAN_MASK, POOL_MASK, Plan, PoolId, TABLE,
+    DedicatedChain, HASH_SEED, Locality, MAX_MEMBERS, PLAN_MASK, POOL_MASK, Plan, PoolId, StickyChain, TABLE,
 };
 use crate::model::{Family, Protocol};
 use crate::policy::Detector;
@@ -145,9 +145,9 @@ pub(super) fn dedicated_chain(family: Family, dedicated: &DedicatedChain) -> (Ch
         None if fits => vec![[number(), go_to(SLOT)].concat()],
         None => picking_rules(family, pick, slots),
         Some(seconds) => {
-            let returning = vec![Expr::Verdict(Verdict::Jump(Sticky::Returning.chain(seconds)))];
+            let returning = vec![Expr::Verdict(Verdict::Jump(StickyChain::Returning.chain(seconds)))];
             if fits {
-                vec![returning, [number(), go_to(&Sticky::Newcomer.chain(seconds))].concat()]
+                vec![returning, [number(), go_to(&StickyChain::Newcomer.chain(seconds))].concat()]
             } else {
                 [vec![returning], choosing_rules(number_of(family, pick, slots), seconds)].concat()
             }
@@ -158,7 +158,10 @@ pub(super) fn dedicated_chain(family: Family, dedicated: &DedicatedChain) -> (Ch
 
 /// The chains that the chain of a pool needs and others need, too: to be there before it.
 pub(super) fn helpers(family: Family, dedicated: &DedicatedChain) -> Chains {
-    let all = dedicated.affinity.into_iter().flat_map(|seconds| Sticky::ALL.map(|part| part.chain_of(family, seconds)));
+    let all = dedicated
+        .affinity
+        .into_iter()
+        .flat_map(|seconds| StickyChain::ALL.map(|part| sticky_chain(family, part, seconds)));
     all.collect()
 }
 
@@ -167,15 +170,15 @@ pub(super) fn by_name(family: Family, name: &str) -> Option<(Chain, Vec<Rule>)> 
     if let Some(dedicated) = DedicatedChain::from_name(name) {
         return Some(dedicated_chain(family, &dedicated));
     }
-    if let Some((part, seconds)) = Sticky::from_name(name) {
-        return Some(part.chain_of(family, seconds));
+    if let Some((part, seconds)) = StickyChain::from_name(name) {
+        return Some(sticky_chain(family, part, seconds));
     }
     shared_chain(family, Plan::from_chain(name)?)
 }
 
 /// Whether a chain is one of [`helpers`].
 pub(super) fn is_helper(name: &str) -> bool {
-    Sticky::from_name(name).is_some()
+    StickyChain::from_name(name).is_some()
 }
 
 // === deciding ===
@@ -283,86 +286,49 @@ fn slot(family: Family) -> Vec<Vec<Expr>> {
     vec![to_slot(family, vec![load_priority(1), mask(1, PLAN_MASK)]), go_to(FIRST_SLOT)]
 }
 
-/// What happens to a client that is to stay with an endpoint, apart from the pool and its slots: the same for all pools in which clients
-/// stay for as long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sticky {
-    /// Sends a client where it went before, if it did; returns if not.
-    Returning,
-    /// Takes the member of the slot that the priority names.
-    Newcomer,
-    /// Remembers the member that the priority names for the client, and sends it there.
-    Settle,
-}
-
-impl Sticky {
-    const ALL: [Self; 3] = [Self::Settle, Self::Newcomer, Self::Returning];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Returning => "returning",
-            Self::Newcomer => "newcomer",
-            Self::Settle => "settle",
-        }
-    }
-
-    /// Its name, for clients that stay for so many seconds.
-    fn chain(self, seconds: u32) -> String {
-        format!("{}-{seconds}s", self.word())
-    }
-
-    fn from_name(name: &str) -> Option<(Self, u32)> {
-        let (word, time) = name.split_once('-')?;
-        let part = Self::ALL.into_iter().find(|part| part.word() == word)?;
-        let seconds = time.strip_suffix('s')?.parse().ok()?;
-        (part.chain(seconds) == name).then_some((part, seconds))
-    }
-
-    fn chain_of(self, family: Family, seconds: u32) -> (Chain, Vec<Rule>) {
-        let pool = address_slots(family);
-        // The key of map `affinity`: client and pool.
-        let client = || [source(family), load_priority(pool), mask(pool, POOL_MASK)];
-        let remember = |op, timeout| {
-            let mut rule = client().to_vec();
-            rule.push(load_priority(pool + 1));
-            rule.push(Expr::Dynset {
-                op,
-                set: AFFINITY.to_owned(),
-                key: Reg::slot(0),
-                data: Some(Reg::slot(pool + 1)),
-                timeout,
-                stateful: None,
-            });
-            rule
-        };
-        let update = || remember(DynsetOp::Update, Some(Duration::from_secs(seconds.into())));
-        let to_member = || vec![load_priority(0), lookup(MEMBERS, Reg::slot(0)), dnat(family)];
-        let rules = match self {
-            Self::Returning => vec![
-                [client().to_vec(), vec![lookup(AFFINITY, Reg::slot(0)), set_priority()], update(), to_member()]
-                    .concat(),
-                // The member is gone: forget it, because an update keeps the data of an element that is there.
-                remember(DynsetOp::Delete, None),
-            ],
-            Self::Newcomer => choosing_rules(vec![load_priority(1), mask(1, PLAN_MASK)], seconds),
-            Self::Settle => vec![
-                // If the map is full, the choice stands and is not remembered.
-                update(),
-                to_member(),
-                // A commit overtook the packet.
-                [pool_and(first_slot()), vec![lookup(MEMBER_SLOTS, Reg::slot(0)), set_priority()], to_member()]
-                    .concat(),
-            ],
-        };
-        chain(family, self.chain(seconds), rules)
-    }
+/// What happens to a client that is to stay with an endpoint, the pool and its slots aside.
+fn sticky_chain(family: Family, part: StickyChain, seconds: u32) -> (Chain, Vec<Rule>) {
+    let pool = address_slots(family);
+    // The key of map `affinity`: client and pool.
+    let client = || [source(family), load_priority(pool), mask(pool, POOL_MASK)];
+    let remember = |op, timeout| {
+        let mut rule = client().to_vec();
+        rule.push(load_priority(pool + 1));
+        rule.push(Expr::Dynset {
+            op,
+            set: AFFINITY.to_owned(),
+            key: Reg::slot(0),
+            data: Some(Reg::slot(pool + 1)),
+            timeout,
+            stateful: None,
+        });
+        rule
+    };
+    let update = || remember(DynsetOp::Update, Some(Duration::from_secs(seconds.into())));
+    let to_member = || vec![load_priority(0), lookup(MEMBERS, Reg::slot(0)), dnat(family)];
+    let rules = match part {
+        StickyChain::Returning => vec![
+            [client().to_vec(), vec![lookup(AFFINITY, Reg::slot(0)), set_priority()], update(), to_member()].concat(),
+            // The member is gone: forget it, because an update keeps the data of an element that is there.
+            remember(DynsetOp::Delete, None),
+        ],
+        StickyChain::Newcomer => choosing_rules(vec![load_priority(1), mask(1, PLAN_MASK)], seconds),
+        StickyChain::Settle => vec![
+            // If the map is full, the choice stands and is not remembered.
+            update(),
+            to_member(),
+            // A commit overtook the packet.
+            [pool_and(first_slot()), vec![lookup(MEMBER_SLOTS, Reg::slot(0)), set_priority()], to_member()].concat(),
+        ],
+    };
+    chain(family, part.chain(seconds), rules)
 }
 
 /// Takes the member of a slot of the pool that the priority names; slot 0 as everywhere.
 fn choosing_rules(slot: Vec<Expr>, seconds: u32) -> Vec<Vec<Expr>> {
     let choose = |slot| {
         let member = vec![lookup(MEMBER_SLOTS, Reg::slot(0)), set_priority()];
-        [pool_and(slot), member, go_to(&Sticky::Settle.chain(seconds))].concat()
+        [pool_and(slot), member, go_to(&StickyChain::Settle.chain(seconds))].concat()
     };
     vec![choose(slot), choose(first_slot())]
 }

@@ -91,9 +91,17 @@ pub(super) fn affinity(connection: &mut Connection, family: Family) -> Vec<Remem
     let key_len = Field::key_len(key_fields(family, AFFINITY));
     let fits = |one: &Remembered| one.key.len() == key_len && one.member.len() == 4 && !one.left.is_zero();
     match read {
-        Ok(_) if remembered.iter().all(fits) => remembered,
+        Ok(_) if remembered.iter().all(fits) => each_once(remembered),
         _ => Vec::new(),
     }
+}
+
+/// Each client once, by what lasts longest. A packet that comes while a transaction is under way may not see the element that is there, and adds
+/// another; the kernel takes no key twice from us.
+fn each_once(mut remembered: Vec<Remembered>) -> Vec<Remembered> {
+    remembered.sort_by(|one, other| (&one.key, other.left).cmp(&(&other.key, one.left)));
+    remembered.dedup_by(|one, other| one.key == other.key);
+    remembered
 }
 
 /// Whether a picking chain is one that a plan leads to, or a dedicated one or what such a one needs (whether used or left over).
@@ -188,4 +196,22 @@ fn plans(
         }
     })?;
     Ok(plans)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_is_remembered_twice_is_remembered_by_what_lasts_longest() {
+        let one = |key: u8, member: u8, left: u64| Remembered {
+            key: vec![key; 8],
+            member: vec![member; 4],
+            left: Duration::from_secs(left),
+        };
+        let once = each_once(vec![one(2, 1, 5), one(1, 1, 3), one(2, 2, 9), one(2, 3, 7), one(1, 2, 3)]);
+        let told: Vec<_> = once.iter().map(|one| (one.key[0], one.left.as_secs())).collect();
+        assert_eq!(told, [(1, 3), (2, 9)]);
+        assert_eq!(once[1].member, [2; 4]);
+    }
 }

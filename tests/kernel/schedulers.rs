@@ -493,3 +493,40 @@ fn however_many_services_have_chains_of_their_own_few_rules_look_into_maps() {
     assert_eq!(by_few, by_many, "rules that look into a map");
     assert!(by_few.iter().all(|count| (1..40).contains(count)), "{by_few:?}");
 }
+
+/// What clients that stay need is there for each time that they stay, and goes with the last Service that has it.
+#[test]
+fn chains_of_a_timeout_go_with_the_last_service_that_has_it() {
+    let inside = Namespace::anonymous().expect("a namespace, which needs root");
+    let sticky = |number: u8, seconds: u32| {
+        let mut of_one = shop(&format!("s{number}"), number, &pods(1..=2));
+        of_one[0]["spec"]["sessionAffinity"] = json!("ClientIP");
+        of_one[0]["spec"]["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": seconds}});
+        of_one
+    };
+    let shared = || -> Vec<String> {
+        let parts = ["returning-", "newcomer-", "settle-"];
+        let mut all = chains(&inside, "ip6");
+        all.retain(|name| parts.iter().any(|part| name.starts_with(part)));
+        all.sort();
+        all
+    };
+    let of = |seconds: u32| ["newcomer", "returning", "settle"].map(|part| format!("{part}-{seconds}s"));
+    let both = |one: u32, other: u32| {
+        let mut both = [of(one), of(other)].concat();
+        both.sort();
+        both
+    };
+    let mut proxy = serving(&inside, "n1", small(), &[sticky(1, 60), sticky(2, 60), sticky(3, 9)].concat());
+    assert_eq!(shared(), both(60, 9));
+    proxy.put(&sticky(3, 7));
+    assert_eq!(shared(), both(60, 7));
+    proxy.put(&sticky(1, 7));
+    assert_eq!(shared(), both(60, 7), "another has it");
+    proxy.put(&sticky(2, 7));
+    assert_eq!(shared(), of(7));
+    for number in 1..=3 {
+        proxy.delete(&sticky(number, 7));
+    }
+    assert_eq!(shared(), [""; 0]);
+}

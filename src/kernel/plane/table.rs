@@ -4,11 +4,11 @@
 //! chains that are there, and those that nobody leads to any more. Nothing here talks to the kernel: operations are put into a
 //! transaction that somebody else commits.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nft::{Element, TableFlags, Transaction};
 
-use crate::compile::layout::{DedicatedChain, Locality, Plan};
+use crate::compile::layout::{DedicatedChain, Locality, Plan, StickyChain};
 use crate::compile::{Edits, TableDelta, TableImage, each_map};
 use crate::kernel::chains;
 use crate::kernel::encode::Mapped;
@@ -32,8 +32,10 @@ pub(super) struct TableState {
     pub(super) counts: Counts,
     /// Shared and dedicated chains that are there.
     pub(super) chains: BTreeSet<String>,
-    /// Dedicated chains that nobody refers to any more.
+    /// Chains that nobody refers to any more: dedicated ones, and those that such ones led to.
     pub(super) retired: BTreeSet<String>,
+    /// Dedicated chains that are there, by how many seconds their clients stay.
+    pub(super) sticky: BTreeMap<u32, usize>,
 }
 
 // === impl TableState ===
@@ -49,6 +51,7 @@ impl TableState {
             counts: Counts::default(),
             chains: BTreeSet::new(),
             retired: BTreeSet::new(),
+            sticky: BTreeMap::new(),
         }
     }
 
@@ -63,6 +66,28 @@ impl TableState {
         self.retired =
             structure.chains.iter().filter(|name| is_dedicated(name) && !used.contains(*name)).cloned().collect();
         self.chains = structure.chains;
+        self.sticky = BTreeMap::new();
+        for seconds in self.chains.iter().filter_map(|name| DedicatedChain::from_name(name)?.affinity) {
+            *self.sticky.entry(seconds).or_default() += 1;
+        }
+        let unused =
+            |name: &&String| StickyChain::from_name(name).is_some_and(|(_, time)| !self.sticky.contains_key(&time));
+        self.retired.extend(self.chains.iter().filter(unused).cloned());
+    }
+
+    /// A chain has been deleted. The last one of a timeout takes those with it that it led to: they are to be deleted next.
+    pub(super) fn deleted(&mut self, name: &str) {
+        if !self.chains.remove(name) {
+            return;
+        }
+        let Some(seconds) = DedicatedChain::from_name(name).and_then(|chain| chain.affinity) else { return };
+        if let Some(count) = self.sticky.get_mut(&seconds) {
+            *count -= 1;
+            if *count == 0 {
+                self.sticky.remove(&seconds);
+                self.retired.extend(StickyChain::ALL.map(|part| part.chain(seconds)));
+            }
+        }
     }
 
     pub(super) fn add_structure(&mut self, transaction: &mut Transaction, flags: TableFlags, locality: &Locality) {
@@ -100,11 +125,15 @@ impl TableState {
                 continue;
             }
             for (chain, rules) in chains::helpers(self.family, dedicated) {
+                self.retired.remove(&chain.name);
                 if self.chains.insert(chain.name.clone()) {
                     add_chains(transaction, [(chain, rules)]);
                 }
             }
             self.chains.insert(name);
+            if let Some(seconds) = dedicated.affinity {
+                *self.sticky.entry(seconds).or_default() += 1;
+            }
             add_chains(transaction, [chains::dedicated_chain(self.family, dedicated)]);
         }
     }

@@ -189,6 +189,14 @@ impl DataPlane {
     /// Deletes chains that nobody refers to any more, without waiting. A refusal is no failure: kernels before
     /// 6.2 drop references late, and the next call tries again.
     pub(super) fn delete_retired(&mut self, work: &mut Work) {
+        self.delete_all_retired(work);
+        if work.stuck == [0, 0] {
+            // Those that the last ones led to.
+            self.delete_all_retired(work);
+        }
+    }
+
+    fn delete_all_retired(&mut self, work: &mut Work) {
         if self.tables.iter().all(|state| state.retired.is_empty()) {
             return;
         }
@@ -222,7 +230,7 @@ impl DataPlane {
         work.transactions += 1;
         for (family, name) in chains {
             self.tables.iter_mut().filter(|state| state.family == *family).for_each(|state| {
-                state.chains.remove(name);
+                state.deleted(name);
             });
         }
         Ok(())

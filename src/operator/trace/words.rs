@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use nft::{Hook, Trace, TraceAt, TraceVerdict};
 
 use super::path::{Header, Met, StepTold};
-use crate::compile::layout::{Decision, DedicatedChain, Plan, PoolId, TABLE};
+use crate::compile::layout::{Decision, DedicatedChain, Plan, PoolId, StickyChain, TABLE};
 use crate::compile::{Hop, Stage, TableImage};
 use crate::forward::CLIENT_IP_TABLE;
 use crate::kernel::glance;
@@ -19,6 +19,9 @@ use crate::policy::{Frontend, NodePort};
 
 /// What a step begins with that hides the source.
 pub(super) const HIDDEN: &str = "masqueraded";
+
+/// What a step says after which slot 0 is taken.
+const GONE: &str = "the slot has just gone";
 
 /// Slots named of those that lead to one endpoint.
 const NAMED: usize = 4;
@@ -191,7 +194,8 @@ impl Known {
                 self.next(first).map_or_else(|| "picked".to_owned(), |next| format!("decided again: {}", decided(next)))
             }
             ("slot", 0) => slot(),
-            ("slot" | "instead" | "dedicated", _) => format!("the slot has just gone: slot 0 -> {}", slot()),
+            ("first-slot", _) => format!("slot 0 -> {}", slot()),
+            ("slot" | "instead" | "dedicated", _) => GONE.to_owned(),
             ("sources", _) => sources(exprs, first),
             _ => return picking(chain, place, exprs, first, &slot()),
         })
@@ -267,28 +271,34 @@ fn decided(decision: Decision) -> String {
 
 /// A chain that picks.
 fn picking(chain: &str, place: usize, exprs: &[String], first: &Header, slot: &str) -> Option<String> {
+    let client = first.source.ip();
+    if let Some((part, seconds)) = StickyChain::from_name(chain) {
+        return Some(match (part, place) {
+            (StickyChain::Returning, 0) => format!("client {client} is remembered in map affinity and stays: {slot}"),
+            (StickyChain::Returning, _) => {
+                format!("client {client} is not remembered in map affinity, or whom it went to has gone")
+            }
+            (StickyChain::Newcomer, 0) => "the endpoint of that slot is taken".to_owned(),
+            (StickyChain::Newcomer, _) => GONE.to_owned(),
+            (StickyChain::Settle, 0) => format!("chosen now, and remembered for client {client} for {seconds} s"),
+            (StickyChain::Settle, 1) => format!("chosen now: {slot}"),
+            (StickyChain::Settle, _) => format!("the endpoint has just gone: slot 0 -> {slot}"),
+        });
+    }
     if let Some(dedicated) = DedicatedChain::from_name(chain) {
-        let client = first.source.ip();
-        let Some(seconds) = dedicated.affinity else {
-            return Some(match (place, exprs.last().map(String::as_str)) {
-                (0, Some("immediate")) => format!("one of {} slots is picked", dedicated.slots),
-                (0, _) => format!("one of {} slots is picked: {slot}", dedicated.slots),
-                _ => format!("the slot has just gone: slot 0 -> {slot}"),
-            });
-        };
-        return Some(match place {
-            0 => format!("client {client} is remembered in map affinity and stays: {slot}"),
-            1 => format!("what map affinity remembered of client {client} has gone: forgotten"),
-            2 => format!("chosen now, and remembered for client {client} for {seconds} s: {slot}"),
-            3 => format!("chosen now; map affinity is full, so it is not remembered: {slot}"),
-            _ => format!("the slot has just gone: slot 0 -> {slot}"),
+        let picked = format!("one of {} slots is picked", dedicated.slots);
+        return Some(match (dedicated.affinity, place, exprs.last().map(String::as_str)) {
+            (Some(_), 0, _) => format!("has client {client} been here before?"),
+            (Some(_), 1, _) | (None, 0, Some("immediate")) => picked,
+            (None, 0, _) => format!("{picked}: {slot}"),
+            _ => GONE.to_owned(),
         });
     }
     let plan = Plan::from_chain(chain)?;
     Some(match (plan, place) {
         (Plan::Random(slots), 0) => format!("random over {slots}: {slot}"),
         (Plan::Hash(_, _), 0) => format!("by a hash of the packet: {slot}"),
-        _ => format!("the slot has just gone: slot 0 -> {slot}"),
+        _ => GONE.to_owned(),
     })
 }
 
