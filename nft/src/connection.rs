@@ -387,7 +387,8 @@ impl Connection {
     /// Asks for all objects of a kind; the answers are in `dumped`. Starts again if the ruleset changes meanwhile.
     ///
     /// The kernel's own mark for that, NLM_F_DUMP_INTR, is missing from listings of elements (`nf_tables_dump_set`), so the
-    /// generation must be the same before and after.
+    /// generation must be the same before and after. It becomes another one a moment before elements do, or after (Linux 6.18), so no commit
+    /// may be under way when it is asked for.
     pub(crate) fn dump(
         &mut self,
         object: Object,
@@ -395,16 +396,33 @@ impl Connection {
         family: u8,
         write: impl Fn(&mut Writer),
     ) -> Result<(), Error> {
-        let mut before = self.generation()?;
         for _ in 0..DUMP_ATTEMPTS {
+            let before = self.settled_generation()?;
             let consistent = self.question(&object, kind, uapi::NLM_F_DUMP, family, &write)?;
             let dumped = std::mem::take(&mut self.dumped);
-            let after = self.generation()?;
+            let after = self.settled_generation()?;
             self.dumped = dumped;
             if consistent && before == after {
                 return Ok(());
             }
-            before = after;
+        }
+        Err(Error::Interrupted)
+    }
+
+    /// As [`Connection::generation`], of which all is there: an empty batch waits for whoever is committing (`nf_tables_valid_genid`), and is
+    /// refused if that made another generation. Between two calls that return the same nobody has changed anything.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] if others commit without a pause.
+    pub fn settled_generation(&mut self) -> Result<u32, Error> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let generation = self.generation()?;
+            let answers = self.exchange(Some(generation), &[])?;
+            match &answers.first {
+                None => return Ok(generation),
+                Some(answer) if answer.errno == Errno::ERESTART => {}
+                Some(answer) => return Err(self.failed(answer, 0, None, None)),
+            }
         }
         Err(Error::Interrupted)
     }

@@ -54,7 +54,7 @@ pub struct SlotKey {
 }
 
 impl Hash for SlotKey {
-    /// In two parts, so that slots of a pool are neighbours in a [`NearMap`].
+    /// In two parts, so that slots of a pool are neighbours in a `NearMap`.
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.pool.hash(state);
         let [_, _, upper, lower] = self.slot.to_be_bytes();

@@ -137,7 +137,7 @@ impl<'a> Reader<'a> {
             Reading::BySize => (BY_KEY_FROM..=asked).contains(&(*told as usize)),
         });
         let Some(told) = by_key else { return self.list_all(map) };
-        let (before, unknown) = (self.connection.generation()?, self.unknown);
+        let (before, unknown) = (self.connection.settled_generation()?, self.unknown);
         let (family, labels, connection) = (self.family, &mut self.labels, &mut *self.connection);
         // Two ask for half of them each: the kernel answers both at once.
         let mine = asked.div_ceil(2);
@@ -163,7 +163,7 @@ impl<'a> Reader<'a> {
         map.extend(found);
         self.unknown += counted - map.len();
         // Something that nothing leads to, or somebody who wrote meanwhile, which an owner need not fear.
-        if counted != told as usize || self.connection.generation()? != before {
+        if counted != told as usize || self.connection.settled_generation()? != before {
             tracing::debug!(%family, set, told, counted, "reading by key was not enough: listing the set");
             self.unknown = unknown;
             map.clear();

@@ -161,7 +161,7 @@ impl DataPlane {
     pub fn read_by(&mut self, reading: Reading) -> Result<Found, KernelError> {
         let mut found = Found::default();
         self.claim()?;
-        self.generation = Some(self.connection.generation()?);
+        self.generation = Some(self.connection.settled_generation()?);
         let present = self.connection.tables()?;
         for state in &mut self.tables {
             let family = state.family;
@@ -187,7 +187,7 @@ impl DataPlane {
     /// Whether the tables are still as [`DataPlane::read`] found them: nobody else can change what we own, and where tables have no
     /// owners nobody must have changed anything. To be asked before the first change.
     pub fn is_as_read(&mut self) -> Result<bool, KernelError> {
-        if self.generation == Some(self.connection.generation()?) {
+        if self.generation == Some(self.connection.settled_generation()?) {
             return Ok(true);
         }
         let (port, present) = (self.connection.port(), self.connection.tables()?);

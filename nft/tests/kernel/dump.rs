@@ -125,9 +125,7 @@ fn a_listing_is_of_one_moment_while_others_write() {
                 let mut read = 0;
                 match connection.elements(&set, |_| read += 1) {
                     Ok(()) if new_kernel => assert_eq!(read, pairs.len()),
-                    // Before 6.10 a commit bumps the generation number a moment before it switches the elements: a dump that begins in
-                    // between sees some twice (on 6.1) or misses some (on 5.15), and nothing tells it. It is for us not to read
-                    // what somebody else writes.
+                    // Seen with older kernels: some twice (6.1), or some missing (5.15). It is for us not to read what somebody else writes.
                     Ok(()) => {}
                     Err(error) => assert_eq!(error, Error::Interrupted),
                 }
