@@ -40,7 +40,7 @@ pub mod trap;
 pub mod watch;
 mod write;
 
-pub use both::{Receive, Refused, in_turn};
+pub use both::{Receive, Refused, compare_in_turn};
 pub use error::KernelError;
 pub use image::Reading;
 pub use plane::{Applied, DataPlane, Found, Ownership, PART, PickReader, SHARE};

@@ -193,14 +193,25 @@ impl Scheduler {
         }
     }
 
-    /// How many slots [`Scheduler::deal`] deals to so many equals the first time, if there is anybody.
-    pub fn slots_of_equals(self, count: usize, tables: TableSizes) -> usize {
-        match self.buckets(tables) {
-            _ if count < 2 => count,
-            Some(buckets) => usize::try_from(buckets.count()).unwrap_or(usize::MAX),
-            None if self.live().is_some() => live::new_ring_size(count),
-            None => count,
-        }
+    /// How [`Scheduler::deal`] has slots picked that it deals to so many equals the first time, and how many they are.
+    pub fn first_deal_to_equals(self, count: usize, tables: TableSizes) -> (Pick, usize) {
+        let pick = match self {
+            _ if count < 2 => Pick::Random,
+            Scheduler::Random => Pick::Random,
+            Scheduler::RoundRobin | Scheduler::WeightedRoundRobin => Pick::Counter,
+            Scheduler::SourceHash { port } | Scheduler::Maglev { port } => Pick::Hash(HashKey::of_source(port)),
+            Scheduler::DestinationHash => Pick::Hash(HashKey::Destination),
+            Scheduler::LeastConnection
+            | Scheduler::WeightedLeastConnection
+            | Scheduler::ShortestExpectedDelay
+            | Scheduler::NeverQueue => Pick::Ring,
+        };
+        let slots = match pick {
+            Pick::Random | Pick::Counter => count,
+            Pick::Ring => live::new_ring_size(count),
+            Pick::Hash(_) => self.buckets(tables).map_or(count, |buckets| buckets.count() as usize),
+        };
+        (pick, slots)
     }
 
     /// Brings slots that [`Scheduler::deal`] dealt to two or more equals to where it would bring them, without a look at those who stay.
@@ -290,8 +301,7 @@ impl Scheduler {
 // === impl HashKey ===
 
 impl HashKey {
-    /// A client, or a client and its port.
-    pub fn of_source(port: bool) -> Self {
+    fn of_source(port: bool) -> Self {
         if port { HashKey::SourcePort } else { HashKey::Source }
     }
 }
@@ -325,11 +335,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn how_many_slots_equals_get_is_known_beforehand(name in 0..Scheduler::NAMES.len(), count in 1usize..300) {
+        fn what_equals_get_is_known_beforehand(name in 0..Scheduler::NAMES.len(), count in 1usize..300) {
             let scheduler: Scheduler = Scheduler::NAMES[name].parse().expect("known");
             let equals = candidates(&vec![3; count]);
             let hand = Hand { tables: sized(64, 251), ..hand(&equals) };
-            prop_assert_eq!(scheduler.deal(hand).slots.len(), scheduler.slots_of_equals(count, hand.tables), "{}", scheduler);
+            let deal = scheduler.deal(hand);
+            let known = scheduler.first_deal_to_equals(count, hand.tables);
+            prop_assert_eq!((deal.pick, deal.slots.len()), known, "{}", scheduler);
         }
 
         /// Whoever goes and comes: an exchange leads where a deal does.

@@ -120,10 +120,11 @@ impl PortChange {
         };
         let slots = |port: Option<&CompiledPort>| port.map(CompiledPort::slots).unwrap_or_default();
         let (old, new) = (slots(before), slots(after));
-        let ([old_cluster, old_local], [new_cluster, new_local]) = (&old, &new);
-        let (old, new): ([&[SocketAddr]; 2], [&[SocketAddr]; 2]) = ([old_cluster, old_local], [new_cluster, new_local]);
-        let endpoints = |slots: [&[SocketAddr]; 2]| slots.into_iter().flatten().copied().collect::<BTreeSet<_>>();
-        let (had, has) = (endpoints(old), endpoints(new));
+        let endpoints = |slots: &[Vec<SocketAddr>; 2]| slots.iter().flatten().copied().collect::<BTreeSet<_>>();
+        let (had, has) = (endpoints(&old), endpoints(&new));
+        // Slots that went from one endpoint that stays to another that was there.
+        let slots = old.iter().zip(&new).flat_map(|(old, new)| old.iter().zip(new));
+        let moved = slots.filter(|(old, new)| old != new && has.contains(old) && had.contains(new)).count();
         let (was, is) = (entrances(before), entrances(after));
         Some(Self {
             port: known.key.clone(),
@@ -132,7 +133,7 @@ impl PortChange {
             gone: after.is_none(),
             added: has.difference(&had).copied().collect(),
             removed: had.difference(&has).copied().collect(),
-            moved: moved(old, new, |endpoint| has.contains(&endpoint), |endpoint| had.contains(&endpoint)),
+            moved,
             opened: is.difference(&was).copied().collect(),
             closed: was.difference(&is).copied().collect(),
             scheduler: before
@@ -180,17 +181,6 @@ impl PortChange {
             policy: false,
         }
     }
-}
-
-/// Slots that went from one endpoint that stays to another that was there.
-fn moved(
-    old: [&[SocketAddr]; 2],
-    new: [&[SocketAddr]; 2],
-    stays: impl Fn(SocketAddr) -> bool,
-    was_there: impl Fn(SocketAddr) -> bool,
-) -> usize {
-    let slots = old.into_iter().zip(new).flat_map(|(old, new)| old.iter().zip(new));
-    slots.filter(|(old, new)| old != new && stays(**old) && was_there(**new)).count()
 }
 
 impl fmt::Display for PortChange {

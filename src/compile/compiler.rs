@@ -580,9 +580,8 @@ impl CompiledPort {
 
     /// Where clients connect to.
     fn entrances(&self) -> impl Iterator<Item = (Protocol, Destination)> {
-        let addresses = self.frontends.iter().map(|(frontend, _)| SocketAddr::new(frontend.address, frontend.port));
-        let node_port = self.node_port.map(|node_port| Destination::NodePort(self.family, node_port.port));
-        addresses.map(Destination::Address).chain(node_port).map(|destination| (self.key.protocol, destination))
+        let all = Destination::all(&self.frontends, self.family, self.node_port);
+        all.map(|destination| (self.key.protocol, destination))
     }
 
     /// Whether clients connect to the same addresses.

@@ -7,9 +7,10 @@
 
 use std::collections::BTreeSet;
 
-use super::layout::{MAX_SHARED_SLOTS, Plan};
+use super::layout::Plan;
+use super::pool::plan;
 use crate::policy::{Hopefuls, Path, Prospect};
-use crate::schedule::{Hand, HashKey, Scheduler, TableSizes};
+use crate::schedule::{Hand, Scheduler, TableSizes};
 
 /// How many elements a table will have, by the maps and sets that grow with the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,23 +85,17 @@ impl Forecast {
             // That is whom the kernel asks when the forwarder is not there.
             scheduler = Scheduler::Random;
         }
-        let slots = match hopefuls {
-            Hopefuls::Equals(count) => scheduler.slots_of_equals(*count, tables),
+        let (pick, slots) = match hopefuls {
+            Hopefuls::Equals(count) => scheduler.first_deal_to_equals(*count, tables),
             Hopefuls::Weighted(candidates) => {
                 let hand = Hand { candidates, previous: &[], seed: 0, changes: 0, tables };
-                scheduler.deal(hand).slots.len()
+                let deal = scheduler.deal(hand);
+                (deal.pick, deal.slots.len())
             }
         };
-        let shared = match scheduler {
-            // Whatever the scheduler, there is no choice.
-            _ if slots == 1 => true,
-            Scheduler::Random => slots <= MAX_SHARED_SLOTS,
-            scheduler => scheduler.buckets(tables).is_some(),
-        };
-        if shared && !port.affinity {
-            self.plans.extend(shared_plan(scheduler, slots, tables));
-        } else {
-            self.dedicated += 1;
+        match plan(pick, slots, port.affinity) {
+            Some(plan) if plan.is_shared() => drop(self.plans.insert(plan)),
+            _ => self.dedicated += 1,
         }
         if port.affinity {
             self.member_slots += slots;
@@ -108,19 +103,5 @@ impl Forecast {
         } else {
             self.endpoints += slots;
         }
-    }
-}
-
-/// How one of so many slots is picked. A single one is picked as by any other scheduler.
-fn shared_plan(scheduler: Scheduler, slots: usize, tables: TableSizes) -> Option<Plan> {
-    let key = match scheduler {
-        _ if slots == 1 => None,
-        Scheduler::SourceHash { port } | Scheduler::Maglev { port } => Some(HashKey::of_source(port)),
-        Scheduler::DestinationHash => Some(HashKey::Destination),
-        _ => None,
-    };
-    match key {
-        Some(key) => Some(Plan::Hash(key, scheduler.buckets(tables)?)),
-        None => u16::try_from(slots).ok().map(Plan::Random),
     }
 }

@@ -78,16 +78,7 @@ impl Pool {
     /// The decision that leads here; `None` without endpoints.
     pub(super) fn decision(&self) -> Option<Decision> {
         let pool = Some(self.id.filter(|_| !self.slots.is_empty())?);
-        if self.is_dedicated() {
-            return Some(Decision { pool, plan: Plan::Dedicated });
-        }
-        let plan = match self.pick {
-            Pick::Hash(key) => Plan::Hash(key, Buckets::new(self.slots.len())?),
-            Pick::Random | Pick::Counter | Pick::Ring => {
-                Plan::Random(u16::try_from(self.slots.len()).expect("not dedicated, so at most MAX_SHARED_SLOTS"))
-            }
-        };
-        Some(Decision { pool, plan })
+        Some(Decision { pool, plan: plan(self.pick, self.slots.len(), self.affinity.is_some())? })
     }
 
     pub(super) fn dedicated(&self, key: &PortKey) -> Option<DedicatedChain> {
@@ -98,12 +89,7 @@ impl Pool {
     }
 
     fn is_dedicated(&self) -> bool {
-        let needs_its_own = match self.pick {
-            Pick::Random => self.slots.len() > MAX_SHARED_SLOTS,
-            Pick::Counter | Pick::Ring => true,
-            Pick::Hash(_) => false,
-        };
-        needs_its_own || self.affinity.is_some()
+        is_dedicated(self.pick, self.slots.len(), self.affinity.is_some())
     }
 
     /// The endpoint of a slot, if slots lead to endpoints directly.
@@ -173,6 +159,28 @@ impl Pool {
             Some((MemberId { pool: pool?, index: *index }, Slot { endpoint: *endpoint, label: self.label.clone() }))
         })
     }
+}
+
+/// How one of so many slots is picked; `None` of tables that nobody can have.
+pub(super) fn plan(pick: Pick, slots: usize, affinity: bool) -> Option<Plan> {
+    if is_dedicated(pick, slots, affinity) {
+        return Some(Plan::Dedicated);
+    }
+    Some(match pick {
+        Pick::Hash(key) => Plan::Hash(key, Buckets::new(slots)?),
+        Pick::Random | Pick::Counter | Pick::Ring => {
+            Plan::Random(u16::try_from(slots).expect("not dedicated, so at most MAX_SHARED_SLOTS"))
+        }
+    })
+}
+
+fn is_dedicated(pick: Pick, slots: usize, affinity: bool) -> bool {
+    let needs_its_own = match pick {
+        Pick::Random => slots > MAX_SHARED_SLOTS,
+        Pick::Counter | Pick::Ring => true,
+        Pick::Hash(_) => false,
+    };
+    needs_its_own || affinity
 }
 
 /// Notes what differs between who is in two states of a pool. It keeps its number for life, so both are under the same.

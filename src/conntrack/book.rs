@@ -96,9 +96,8 @@ fn contains(those: &[SocketAddr], these: &[SocketAddr]) -> bool {
 
 fn entries(port: &ResolvedPort) -> impl Iterator<Item = Entry> {
     let serving: Arc<[SocketAddr]> = port.serving.as_slice().into();
-    let addresses = port.frontends.iter().map(|(frontend, _)| SocketAddr::new(frontend.address, frontend.port));
-    let node_port = port.node_port.map(|node_port| Destination::NodePort(port.family, node_port.port));
-    addresses.map(Destination::Address).chain(node_port).map(move |destination| (destination, serving.clone()))
+    let all = Destination::all(&port.frontends, port.family, port.node_port);
+    all.map(move |destination| (destination, serving.clone()))
 }
 
 #[cfg(test)]

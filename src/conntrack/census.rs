@@ -140,14 +140,8 @@ pub(super) struct Age {
 /// Where a Service's clients connect to.
 pub fn entries(resolved: &[ResolvedPort]) -> Vec<(Destination, PortKey)> {
     let entries = |port: &ResolvedPort| {
-        let addresses: Vec<_> = port
-            .frontends
-            .iter()
-            .map(|(frontend, _)| Destination::Address(SocketAddr::new(frontend.address, frontend.port)))
-            .collect();
-        let node_port = port.node_port.map(|node_port| Destination::NodePort(port.family, node_port.port));
-        let key = port.key.clone();
-        addresses.into_iter().chain(node_port).map(move |destination| (destination, key.clone()))
+        let all = Destination::all(&port.frontends, port.family, port.node_port);
+        all.map(|destination| (destination, port.key.clone())).collect::<Vec<_>>()
     };
     resolved.iter().flat_map(entries).collect()
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::model::{AddressRange, Family, Protocol};
+use crate::policy::{Frontend, NodePort, Role};
 
 /// One direction of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,6 +43,19 @@ pub enum Destination {
     Address(SocketAddr),
     /// A port on every address of the node; see [`View::set_node_port_ranges`].
     NodePort(Family, u16),
+}
+
+impl Destination {
+    /// Everywhere that clients of a Service port send to, in one family.
+    pub fn all(
+        frontends: &[(Frontend, Role)],
+        family: Family,
+        node_port: Option<NodePort>,
+    ) -> impl Iterator<Item = Self> + Clone {
+        let addresses = frontends.iter().map(|(frontend, _)| SocketAddr::new(frontend.address, frontend.port));
+        let node_port = node_port.map(|node_port| Self::NodePort(family, node_port.port));
+        addresses.map(Self::Address).chain(node_port)
+    }
 }
 
 /// What is expected of the flows to a destination.

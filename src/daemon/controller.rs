@@ -12,12 +12,12 @@ use super::dealer::Dealer;
 use super::forwarding::Forwarding;
 use super::guard::Guard;
 use super::node_wait::{ADDRESSES, News, NodeWait, POD_NETWORKS, Step};
-use crate::compile::{Comparison, Delta, Image, LISTED};
+use crate::compile::{Delta, Image, LISTED};
 use crate::conntrack::ledger::Report;
 use crate::engine::{Engine, Outcome};
 use crate::forward::Register;
 use crate::kernel::conntrack::{CensusTaker, Cleaner, Pass};
-use crate::kernel::{Applied, DataPlane, Found, KernelError, PART, Receive, Refused, SHARE, in_turn};
+use crate::kernel::{Applied, DataPlane, Found, KernelError, PART, Receive, Refused, SHARE, compare_in_turn};
 use crate::model::{AddressRange, Families, Family, Problem, plain};
 use crate::observe::desk::{Asked, Glance, KernelSide, Question, Questions};
 use crate::observe::metrics::{self, SyncKind};
@@ -39,9 +39,6 @@ const SETTLE_ROUNDS: usize = 20;
 /// Pause after a refusal, doubled with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// What the thread is called that compares what is desired with what is there, so that one sees in `top` who is busy.
-const COMPARER: &str = "comparer";
 
 /// Done once, when everything known is programmed for the first time; must not take long.
 pub(super) type AfterFirstLoad = fn();
@@ -456,10 +453,11 @@ impl Controller {
             Trust::Unknown { .. } if first => PART,
             _ => usize::MAX,
         };
-        let mut outcome = match self.trust {
+        let mut outcome = match part {
             _ if self.engine.is_idle() => Outcome::default(),
-            Trust::Unknown { .. } if !first => self.engine.catch_up(),
-            _ => self.engine.compile_part(part),
+            // Nobody asks what differs: everything is compared, or replaced.
+            usize::MAX => self.engine.catch_up(),
+            part => self.engine.compile_part(part),
         };
         self.compiled(&mut outcome, part);
         self.triggers.extend(&outcome.triggers);
@@ -527,14 +525,9 @@ impl Controller {
             self.engine.settle();
             return Ok(applied);
         }
-        let mut comparison = Comparison::new(self.engine.adopted());
-        self.in_parts(outcome, PART, |_, parts| {
-            in_turn(COMPARER, parts, |part| {
-                comparison.take(part);
-                Ok::<_, KernelError>(())
-            })
-        })?;
-        let (adopted, difference) = (self.engine.settle(), comparison.end());
+        let adopted = self.engine.adopted();
+        let difference = self.in_parts(outcome, PART, |_, parts| compare_in_turn(adopted, parts));
+        let adopted = self.engine.settle();
         if !self.plane.is_as_read()? {
             let found = self.read_again()?;
             return self.correct(found.into());
@@ -559,8 +552,8 @@ impl Controller {
         &mut self,
         outcome: &mut Outcome,
         elements: usize,
-        program: impl FnOnce(&mut DataPlane, &mut dyn FnMut(Receive<'_>) -> Result<(), Refused>) -> Result<T, KernelError>,
-    ) -> Result<T, KernelError> {
+        program: impl FnOnce(&mut DataPlane, &mut dyn FnMut(Receive<'_>) -> Result<(), Refused>) -> T,
+    ) -> T {
         let Self { plane, engine, forwarding, cleaner, observer, census, .. } = self;
         let programmed = program(plane, &mut |take| {
             take(std::mem::take(&mut outcome.delta))?;
@@ -580,9 +573,11 @@ impl Controller {
             }
             Ok(())
         });
-        // What follows from a part may concern a Service of an earlier one.
-        outcome.services.sort_unstable();
-        outcome.services.dedup();
+        if forwarding.is_in_use() {
+            // What follows from a part may concern a Service of an earlier one.
+            outcome.services.sort_unstable();
+            outcome.services.dedup();
+        }
         programmed
     }
 

@@ -174,9 +174,7 @@ fn is_behind((name, protocol, endpoint): &Identity, port: &Port) -> bool {
 
 /// Where connections to a Service port come from.
 pub(super) fn destinations(port: &ResolvedPort) -> Vec<Destination> {
-    let addresses = port.frontends.iter().map(|(frontend, _)| SocketAddr::new(frontend.address, frontend.port));
-    let node_port = port.node_port.map(|node_port| Destination::NodePort(port.family, node_port.port));
-    addresses.map(Destination::Address).chain(node_port).collect()
+    Destination::all(&port.frontends, port.family, port.node_port).collect()
 }
 
 // === impl Watched ===

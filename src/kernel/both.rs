@@ -5,14 +5,19 @@
 //!
 //! Proven by who does so: `tests/kernel/large.rs` and `tests/kernel/reading.rs`.
 
+use std::convert::Infallible;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
-use crate::compile::Delta;
+use crate::compile::{Comparison, Delta, Image};
 
 /// Parts that may wait while one is being taken; each takes about a megabyte.
 const AHEAD: usize = 2;
+
+/// What the thread is called that compares.
+const COMPARER: &str = "comparer";
 
 /// No part is taken any more: why is what the call ends with that they were made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,12 +36,22 @@ pub(super) fn both<A: Send, B>(name: &str, mut there: impl FnMut() -> A + Send, 
     (of_thread.unwrap_or_else(there), of_here)
 }
 
+/// Compares everything desired with what was found, part by part, while `parts` makes the next ones: see [`Comparison::end`].
+pub fn compare_in_turn(found: Arc<Image>, parts: impl FnMut(Receive<'_>) -> Result<(), Refused>) -> Option<Delta> {
+    let mut comparison = Comparison::new(found);
+    let Ok(()) = in_turn(COMPARER, parts, |part| {
+        comparison.take(part);
+        Ok::<_, Infallible>(())
+    });
+    comparison.end()
+}
+
 /// Takes one part after the other on a thread of this name, in their order, while `parts` makes the next ones here. After an error no part is
 /// taken any more. A panic of either is the caller's.
 ///
 /// # Errors
 /// What `take` ended with.
-pub fn in_turn<E: Send>(
+pub(super) fn in_turn<E: Send>(
     name: &str,
     mut parts: impl FnMut(Receive<'_>) -> Result<(), Refused>,
     mut take: impl FnMut(Delta) -> Result<(), E> + Send,

@@ -136,7 +136,7 @@ pub(super) fn shared_chain(family: Family, plan: Plan) -> Option<(Chain, Vec<Rul
     }
 }
 
-/// The chain of one pool. What it leads to besides fixed chains is in [`helpers`].
+/// The chain of one pool. What it leads to besides fixed chains is in [`sticky_chains`].
 pub(super) fn dedicated_chain(family: Family, dedicated: &DedicatedChain) -> (Chain, Vec<Rule>) {
     let (pick, slots) = (dedicated.pick, dedicated.slots);
     let fits = slots as usize <= MAX_MEMBERS;
@@ -156,13 +156,9 @@ pub(super) fn dedicated_chain(family: Family, dedicated: &DedicatedChain) -> (Ch
     chain(family, dedicated.name(), rules)
 }
 
-/// The chains that the chain of a pool needs and others need, too: to be there before it.
-pub(super) fn helpers(family: Family, dedicated: &DedicatedChain) -> Chains {
-    let all = dedicated
-        .affinity
-        .into_iter()
-        .flat_map(|seconds| StickyChain::ALL.map(|part| sticky_chain(family, part, seconds)));
-    all.collect()
+/// The chains that those of pools lead to in which clients stay for so many seconds; each leads to earlier ones only.
+pub(super) fn sticky_chains(family: Family, seconds: u32) -> [(Chain, Vec<Rule>); 3] {
+    StickyChain::ALL.map(|part| sticky_chain(family, part, seconds))
 }
 
 /// The picking chain of this name, or one that leads there: its name says all that is in it.
@@ -174,11 +170,6 @@ pub(super) fn by_name(family: Family, name: &str) -> Option<(Chain, Vec<Rule>)> 
         return Some(sticky_chain(family, part, seconds));
     }
     shared_chain(family, Plan::from_chain(name)?)
-}
-
-/// Whether a chain is one of [`helpers`].
-pub(super) fn is_helper(name: &str) -> bool {
-    StickyChain::from_name(name).is_some()
 }
 
 // === deciding ===

@@ -16,7 +16,7 @@ use super::image::{Reader, Reading};
 use super::skeleton::{self, AFFINITY, PICKS, PLANS, Sizes, set_ref};
 use super::write::key_fields;
 use crate::compile::TableImage;
-use crate::compile::layout::{DedicatedChain, Locality, Plan, TABLE};
+use crate::compile::layout::{DedicatedChain, Locality, Plan, StickyChain, TABLE};
 use crate::model::Family;
 
 /// `NFT_DATA_VERDICT` (linux/netfilter/nf_tables.h).
@@ -106,7 +106,9 @@ fn each_once(mut remembered: Vec<Remembered>) -> Vec<Remembered> {
 
 /// Whether a picking chain is one that a plan leads to, or a dedicated one or what such a one needs (whether used or left over).
 fn is_known(chain: &str, plans: &BTreeMap<Plan, String>) -> bool {
-    plans.values().any(|name| name == chain) || DedicatedChain::from_name(chain).is_some() || chains::is_helper(chain)
+    plans.values().any(|name| name == chain)
+        || DedicatedChain::from_name(chain).is_some()
+        || StickyChain::from_name(chain).is_some()
 }
 
 fn structure(

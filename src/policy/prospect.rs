@@ -1,15 +1,15 @@
 //! What decisions will come to, before they are taken: how many frontends, and endpoints at most.
 //!
 //! Maps of the kernel have a size that is declared when they are made, and elements go into them while the rest is still being decided. A
-//! [`Prospect`] costs a fraction of a decision: nobody is sorted, and hints are not looked at; weights are, because they make more slots than
+//! [`Prospect`] costs a fraction of a decision: nobody is sorted, and hints count for nothing; weights do, because they make more slots than
 //! there are endpoints.
 //!
 //! Invariant: no decision on the same Service has more of anything, unless somebody says otherwise by hand or starts slowly; proven by
 //! `engine/forecast.rs`.
 
-use super::select::{gather, is_local, leaves};
+use super::select::{Tally, gather, is_local};
 use super::{Assessment, Context, Path, Role, Warming, frontends, is_external, node_port, uses, weigh};
-use crate::model::{Endpoint, Family, Service, ServicePort, Slice};
+use crate::model::{Family, Service, ServicePort, Slice};
 use crate::schedule::{Candidate, Scheduler};
 
 /// What a decision for a Service port in one family will come to.
@@ -31,7 +31,7 @@ pub struct Prospect {
     pub cluster: Hopefuls,
     /// Endpoints that may be in the local set.
     pub local: Hopefuls,
-    /// Endpoints on this node.
+    /// Endpoints on this node that may be in either.
     pub here: usize,
     /// Who shall answer next.
     pub scheduler: Scheduler,
@@ -97,21 +97,12 @@ fn prospect<'a>(
     let external = is_external(service, port, family);
     let uses = uses(service, external);
     let node = &*context.settings.node;
-    // The same for each of the ports that a slice has under this name.
-    let behind = slices.clone().flat_map(|slice| {
-        let ports = slice.ports.iter().filter(|one| one.name == port.name && one.protocol == port.protocol).count();
-        slice.endpoints.iter().flat_map(move |endpoint| std::iter::repeat_n(endpoint, ports))
-    });
-    let is_here = |endpoint: &&Endpoint| is_local(endpoint, node);
-    let here = behind.clone().filter(is_here).count();
-    // Those who leave are asked only if nobody is ready.
-    let usable = |local: bool| {
-        let all = behind.clone().filter(|endpoint| !local || is_here(endpoint));
-        match all.clone().filter(|endpoint| endpoint.ready).count() {
-            0 => all.filter(|endpoint| leaves(endpoint)).count(),
-            ready => ready,
-        }
-    };
+    let mut tally = Tally::default();
+    for slice in slices.clone() {
+        // The same for each of the ports that a slice has under this name.
+        let ports = slice.ports.iter().filter(|one| one.name == port.name && one.protocol == port.protocol);
+        ports.for_each(|_| slice.endpoints.iter().for_each(|endpoint| tally.add(endpoint, context.place())));
+    }
     let scheduler = weigh::scheduler(service, context.scheduler, assessment.asks_for_weights());
     let hopefuls = |used: bool, local: bool| match used {
         false => Hopefuls::Equals(0),
@@ -120,7 +111,7 @@ fn prospect<'a>(
             let known: Vec<_> = known.into_iter().filter(|(_, endpoint)| !local || is_local(endpoint, node)).collect();
             Hopefuls::Weighted(weigh::weigh(assessment, &known, &Warming::default(), scheduler.deals_weights()))
         }
-        true => Hopefuls::Equals(usable(local)),
+        true => Hopefuls::Equals(tally.usable(local)),
     };
     Some(Prospect {
         family,
@@ -131,7 +122,7 @@ fn prospect<'a>(
         has_ranges: !service.source_ranges.is_empty() && of_role(Role::LoadBalancer) > 0,
         cluster: hopefuls(uses.cluster, false),
         local: hopefuls(uses.local, true),
-        here,
+        here: tally.here(),
         scheduler,
         affinity: service.affinity.is_some(),
         path: Path::of(service, port.protocol, context.settings),

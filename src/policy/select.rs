@@ -165,6 +165,17 @@ impl Tally {
         }
     }
 
+    /// How many would be in the cluster set, or in the local one, if no hint led elsewhere.
+    pub(super) fn usable(&self, local: bool) -> usize {
+        let (ready, leaving) = if local { (self.ready_here, self.leaving_here) } else { (self.ready, self.leaving) };
+        if ready > 0 { ready } else { leaving }
+    }
+
+    /// How many on this node may be in a set.
+    pub(super) fn here(&self) -> usize {
+        self.ready_here + self.leaving_here
+    }
+
     /// What follows for the sets. Of one that is of no use there is nobody.
     pub(super) fn modes(&self, uses: Uses) -> Modes {
         let class = |used, ready, leaving| match (used, ready, leaving) {
@@ -251,8 +262,7 @@ fn unready(endpoint: &Endpoint, leaving_serve: bool) -> Option<Unfit> {
     Some(if endpoint.terminating { Unfit::Stopped } else { Unfit::NotReady })
 }
 
-/// Whether an endpoint still serves while it terminates.
-pub(super) fn leaves(endpoint: &Endpoint) -> bool {
+fn leaves(endpoint: &Endpoint) -> bool {
     !endpoint.ready && endpoint.serving && endpoint.terminating
 }
 

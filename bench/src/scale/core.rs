@@ -5,13 +5,11 @@
 //! with nothing changed. All of it as the daemon does it: the first load in parts, a storm in transactions of bounded size, a restart
 //! that reads the kernel while objects are taken in.
 
-use std::convert::Infallible;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pointsman::compile::Comparison;
 use pointsman::engine::Engine;
-use pointsman::kernel::{Applied, DataPlane, PART, SHARE, in_turn};
+use pointsman::kernel::{Applied, DataPlane, PART, SHARE, compare_in_turn};
 use pointsman::lab::Namespace;
 use pointsman::source::Change;
 
@@ -166,17 +164,9 @@ fn restart(size: Size, options: &Options) -> anyhow::Result<(Duration, usize)> {
         reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
     engine.adopt(found.image);
-    let mut comparison = Comparison::new(engine.adopted());
-    in_turn(
-        "comparer",
-        |take| engine.compile_in_parts(PART, take),
-        |part| {
-            comparison.take(part);
-            Ok::<_, Infallible>(())
-        },
-    )?;
+    let difference = compare_in_turn(engine.adopted(), |take| engine.compile_in_parts(PART, take));
     let found = engine.settle();
-    let applied = plane.apply(&comparison.end().unwrap_or_else(|| engine.difference(found)))?;
+    let applied = plane.apply(&difference.unwrap_or_else(|| engine.difference(found)))?;
     let time = begin.elapsed();
     plane.remove()?;
     Ok((time, applied.elements))

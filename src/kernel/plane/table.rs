@@ -124,17 +124,27 @@ impl TableState {
             if self.chains.contains(&name) {
                 continue;
             }
-            for (chain, rules) in chains::helpers(self.family, dedicated) {
-                self.retired.remove(&chain.name);
-                if self.chains.insert(chain.name.clone()) {
-                    add_chains(transaction, [(chain, rules)]);
-                }
+            if let Some(seconds) = dedicated.affinity {
+                self.add_sticky(transaction, seconds);
             }
             self.chains.insert(name);
-            if let Some(seconds) = dedicated.affinity {
-                *self.sticky.entry(seconds).or_default() += 1;
-            }
             add_chains(transaction, [chains::dedicated_chain(self.family, dedicated)]);
+        }
+    }
+
+    /// One more dedicated chain leads to those of this timeout. The first one needs them.
+    fn add_sticky(&mut self, transaction: &mut Transaction, seconds: u32) {
+        let count = self.sticky.entry(seconds).or_default();
+        *count += 1;
+        if *count > 1 {
+            return;
+        }
+        for (chain, rules) in chains::sticky_chains(self.family, seconds) {
+            // One that could not be deleted is there.
+            self.retired.remove(&chain.name);
+            if self.chains.insert(chain.name.clone()) {
+                add_chains(transaction, [(chain, rules)]);
+            }
         }
     }
 
